@@ -1,0 +1,1 @@
+//! The device SDK of unisono: transport, retries, durable state, the Trainer trait.

@@ -1,0 +1,1 @@
+//! The coordinator of unisono: rounds, storage, limits, metrics.

@@ -1,0 +1,1 @@
+//! unisono's primitives: mask PRG, ring vectors, Shamir, hybrid KEM and signatures, Merkle trees, KDF.

@@ -1,0 +1,1 @@
+//! The aggregation protocol of unisono: parameters, graph, encoding, both sides' state machines, sans-IO.

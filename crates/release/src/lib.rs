@@ -1,0 +1,1 @@
+//! The released model of unisono: seal, sign, grant, open.

@@ -1,0 +1,1 @@
+//! Secure aggregation for federated learning.

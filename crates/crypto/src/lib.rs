@@ -1,1 +1,18 @@
-//! unisono's primitives: mask PRG, ring vectors, Shamir, hybrid KEM and signatures, Merkle trees, KDF.
+//! The primitives of unisono: mask PRG, ring vectors, Shamir sharing, hybrid KEM and signatures, single-use AEAD, Merkle trees, KDF and MAC.
+//!
+//! This crate knows no network, no file, no clock and no async runtime. Randomness is an argument, so that the
+//! callers decide between the operating system and, in tests and simulation, a seeded generator.
+//! Each module names the section of `docs/protocol.md` and the standard that it implements.
+
+pub mod aead;
+mod error;
+pub mod kdf;
+pub mod kem;
+pub mod merkle;
+pub mod prg;
+pub mod ring;
+pub mod secret;
+pub mod shamir;
+pub mod sign;
+
+pub use error::CryptoError;

@@ -1,1 +1,22 @@
-//! The aggregation protocol of unisono: parameters, graph, encoding, both sides' state machines, sans-IO.
+//! The aggregation protocol of unisono: parameters, graph, encoding and both sides' state machines.
+//!
+//! Sans-IO: bytes come in, bytes go out; time and randomness are arguments. No network, no file, no async runtime, so the
+//! same code serves a device, the coordinator, a simulator and a test. The specification is `docs/protocol.md`.
+//!
+//! - [`client`] holds the states of a device: `Joining -> Advertised -> Shared -> Masked -> Confirmed -> Done`;
+//! - [`server`] holds the states of the coordinator, one type a phase;
+//! - [`roster`] is what the registrar publishes, [`policy`] what a client refuses;
+//! - [`params`], [`degree`], [`graph`] and [`encoding`] are what both sides compute alike.
+
+pub mod bitmap;
+pub mod degree;
+pub mod encoding;
+pub mod graph;
+pub mod ids;
+pub mod params;
+pub mod policy;
+pub mod proto;
+pub mod roster;
+pub mod signed;
+
+pub use ids::{ClientId, CohortId, RoundId};

@@ -1,0 +1,131 @@
+//! Merkle trees on BLAKE3 (`docs/protocol.md` section 1), in the shape of RFC 9162: split at the largest power of two.
+//!
+//! Leaves and nodes are hashed under the tree's label with different prefixes, so that a node can't pass for a leaf or a
+//! leaf of one kind of tree for one of another.
+
+use crate::CryptoError;
+use crate::kdf::{Hasher, Label};
+
+fn leaf_hash(label: Label, leaf: &[u8]) -> [u8; 32] {
+    Hasher::new(label).update(&[0]).update(leaf).finalize()
+}
+
+fn node_hash(label: Label, left: &[u8; 32], right: &[u8; 32]) -> [u8; 32] {
+    Hasher::new(label).update(&[1]).update(left).update(right).finalize()
+}
+
+/// A tree over leaves in a fixed order, with all its levels.
+pub struct Tree {
+    label: Label,
+    /// From the leaves' hashes up to the root; a node without a sibling is promoted unchanged.
+    levels: Vec<Vec<[u8; 32]>>,
+}
+
+impl Tree {
+    /// Hashes `leaves` under `label`.
+    pub fn new<L: AsRef<[u8]>>(label: Label, leaves: impl IntoIterator<Item = L>) -> Self {
+        let mut levels: Vec<Vec<[u8; 32]>> =
+            vec![leaves.into_iter().map(|leaf| leaf_hash(label, leaf.as_ref())).collect()];
+        while let Some(last) = levels.last().filter(|last| last.len() > 1) {
+            let next = last
+                .chunks(2)
+                .map(|pair| match pair {
+                    [left, right] => node_hash(label, left, right),
+                    _ => pair[0],
+                })
+                .collect();
+            levels.push(next);
+        }
+        Self { label, levels }
+    }
+
+    /// The root, 32 bytes; for no leaves, the labelled hash of the prefix 2.
+    pub fn root(&self) -> [u8; 32] {
+        let top = self.levels.last().and_then(|level| level.first());
+        top.copied().unwrap_or_else(|| Hasher::new(self.label).update(&[2]).finalize())
+    }
+
+    /// Number of leaves.
+    pub fn len(&self) -> usize {
+        self.levels[0].len()
+    }
+
+    /// Whether there are no leaves.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Sibling hashes from leaf `index` upwards; `None` beyond the end.
+    pub fn path(&self, index: usize) -> Option<Vec<[u8; 32]>> {
+        if index >= self.len() {
+            return None;
+        }
+        Some(self.levels.iter().enumerate().filter_map(|(up, level)| level.get((index >> up) ^ 1).copied()).collect())
+    }
+}
+
+/// Checks that `leaf` is the leaf number `index` of the tree of `size` leaves with this `root`.
+///
+/// # Errors
+/// [`CryptoError::MerklePath`].
+pub fn verify(
+    label: Label,
+    root: &[u8; 32],
+    size: u64,
+    index: u64,
+    leaf: &[u8],
+    path: &[[u8; 32]],
+) -> Result<(), CryptoError> {
+    if index >= size {
+        return Err(CryptoError::MerklePath);
+    }
+    let mut hash = leaf_hash(label, leaf);
+    let mut path = path.iter();
+    let (mut at, mut last) = (index, size - 1);
+    while last > 0 {
+        // The last node of a level with an odd number of nodes is promoted.
+        if at % 2 == 1 || at != last {
+            let sibling = path.next().ok_or(CryptoError::MerklePath)?;
+            hash = if at % 2 == 1 { node_hash(label, sibling, &hash) } else { node_hash(label, &hash, sibling) };
+        }
+        (at, last) = (at / 2, last / 2);
+    }
+    if path.next().is_none() && hash == *root { Ok(()) } else { Err(CryptoError::MerklePath) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kdf::label::{TREE_ADVERTS, TREE_ROSTER};
+
+    #[test]
+    fn every_leaf_of_every_small_tree_verifies_and_nothing_else_does() {
+        for size in 1..70u64 {
+            let leaves: Vec<Vec<u8>> = (0..size).map(|i| vec![i as u8; 3]).collect();
+            let tree = Tree::new(TREE_ROSTER, &leaves);
+            let root = tree.root();
+            for index in 0..size {
+                let leaf = &leaves[index as usize];
+                let path = tree.path(index as usize).unwrap();
+                assert_eq!(verify(TREE_ROSTER, &root, size, index, leaf, &path), Ok(()), "{index} of {size}");
+                assert!(verify(TREE_ADVERTS, &root, size, index, leaf, &path).is_err());
+                assert!(verify(TREE_ROSTER, &root, size, index, b"other", &path).is_err());
+                assert!(verify(TREE_ROSTER, &root, size, (index + 1) % size, leaf, &path).is_err() || size == 1);
+                assert!(verify(TREE_ROSTER, &root, size, size, leaf, &path).is_err());
+                let longer = [path.as_slice(), &[[0; 32]]].concat();
+                assert!(verify(TREE_ROSTER, &root, size, index, leaf, &longer).is_err());
+                if let Some((_, shorter)) = path.split_last() {
+                    assert!(verify(TREE_ROSTER, &root, size, index, leaf, shorter).is_err());
+                }
+            }
+            assert_eq!(tree.path(size as usize), None);
+        }
+    }
+
+    #[test]
+    fn the_empty_tree_has_a_root_of_its_own() {
+        let none: [&[u8]; 0] = [];
+        assert_ne!(Tree::new(TREE_ROSTER, none).root(), Tree::new(TREE_ROSTER, [b""]).root());
+        assert_eq!(Tree::new(TREE_ROSTER, none).path(0), None);
+    }
+}

@@ -1,0 +1,358 @@
+//! Vectors modulo 2^b (`docs/protocol.md` sections 5 and 7), b from 1 to 64, and their packing to b bits an element.
+//!
+//! A vector is held in the narrowest of 16, 32 and 64 bits that fits, which is also the element width of the PRG. Masks are
+//! applied modulo that width, and the result is reduced modulo 2^b by masking: 2^b divides the width's modulus.
+
+use zeroize::Zeroize;
+
+use crate::CryptoError;
+use crate::prg::{self, Seed, Sign};
+
+/// Elements that are masked at a time, so that they stay in cache while every mask passes over them.
+const CHUNK: usize = 8192;
+
+/// The modulus 2^b.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Modulus(u32);
+
+impl Modulus {
+    /// Modulus 2^`bits`.
+    ///
+    /// # Errors
+    /// [`CryptoError::Range`] unless `bits` is 1 to 64.
+    pub fn new(bits: u32) -> Result<Self, CryptoError> {
+        if (1..=64).contains(&bits) {
+            Ok(Self(bits))
+        } else {
+            Err(CryptoError::Range { what: "modulus bits", got: bits.into(), min: 1, max: 64 })
+        }
+    }
+
+    /// The exponent b, 1 to 64.
+    pub fn bits(self) -> u32 {
+        self.0
+    }
+
+    /// 2^b - 1.
+    pub fn mask(self) -> u64 {
+        u64::MAX >> (64 - self.0)
+    }
+
+    /// Bytes of `len` packed elements: `ceil(b len / 8)`.
+    pub fn packed_len(self, len: u64) -> u128 {
+        (u128::from(self.0) * u128::from(len)).div_ceil(8)
+    }
+}
+
+#[derive(Clone, PartialEq, Eq)]
+enum Elements {
+    W16(Vec<u16>),
+    W32(Vec<u32>),
+    W64(Vec<u64>),
+}
+
+/// Runs `$body` for the width at hand; `$v` is its slice or vector and `$t`, when asked for, its element type.
+macro_rules! each_width {
+    ($elements:expr, $v:ident: $t:ident => $body:expr) => {
+        match $elements {
+            Elements::W16($v) => {
+                type $t = u16;
+                $body
+            }
+            Elements::W32($v) => {
+                type $t = u32;
+                $body
+            }
+            Elements::W64($v) => {
+                type $t = u64;
+                $body
+            }
+        }
+    };
+    ($elements:expr, $v:ident => $body:expr) => {
+        match $elements {
+            Elements::W16($v) => $body,
+            Elements::W32($v) => $body,
+            Elements::W64($v) => $body,
+        }
+    };
+}
+
+/// A vector of elements modulo 2^b. Zeroized when dropped: it may hold an update.
+#[derive(Clone, PartialEq, Eq)]
+pub struct RingVector {
+    modulus: Modulus,
+    elements: Elements,
+}
+
+impl Drop for RingVector {
+    fn drop(&mut self) {
+        each_width!(&mut self.elements, v => v.zeroize());
+    }
+}
+
+impl RingVector {
+    /// `len` zeros.
+    pub fn zeros(modulus: Modulus, len: usize) -> Self {
+        let elements = match modulus.bits() {
+            ..=16 => Elements::W16(vec![0; len]),
+            17..=32 => Elements::W32(vec![0; len]),
+            _ => Elements::W64(vec![0; len]),
+        };
+        Self { modulus, elements }
+    }
+
+    /// A vector of the given values, each below 2^b.
+    ///
+    /// # Errors
+    /// [`CryptoError::Range`] for the first value that is not.
+    pub fn from_u64(modulus: Modulus, values: &[u64]) -> Result<Self, CryptoError> {
+        if let Some(&got) = values.iter().find(|&&value| value > modulus.mask()) {
+            return Err(CryptoError::Range { what: "ring element", got, min: 0, max: modulus.mask() });
+        }
+        let mut vector = Self::zeros(modulus, values.len());
+        each_width!(&mut vector.elements, v: T => v.iter_mut().zip(values).for_each(|(x, &value)| *x = value as T));
+        Ok(vector)
+    }
+
+    /// The elements, each below 2^b.
+    pub fn to_u64(&self) -> Vec<u64> {
+        #[allow(clippy::unnecessary_cast)] // one arm of three is u64 already
+        let values = each_width!(&self.elements, v => v.iter().map(|&x| x as u64).collect());
+        values
+    }
+
+    /// Element `i`; `None` beyond the end.
+    pub fn get(&self, i: usize) -> Option<u64> {
+        #[allow(clippy::unnecessary_cast)]
+        let value = each_width!(&self.elements, v => v.get(i).map(|&x| x as u64));
+        value
+    }
+
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        each_width!(&self.elements, v => v.len())
+    }
+
+    /// Whether there are no elements.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The modulus.
+    pub fn modulus(&self) -> Modulus {
+        self.modulus
+    }
+
+    /// Adds or subtracts the streams of all seeds, chunk by chunk, then reduces.
+    ///
+    /// # Errors
+    /// [`CryptoError::StreamExhausted`] when the vector is longer than one seed may serve; it is unchanged then.
+    pub fn apply_masks(&mut self, masks: &[(Seed, Sign)]) -> Result<(), CryptoError> {
+        let mask = self.modulus.mask();
+        each_width!(&mut self.elements, v: T => {
+            // Refuse before the first element changes.
+            if let (Some((seed, sign)), Some(last)) = (masks.first(), v.len().checked_sub(1)) {
+                let mut probe = [v[last]];
+                prg::apply(seed, last as u64, *sign, &mut probe)?;
+            }
+            for (i, chunk) in v.chunks_mut(CHUNK).enumerate() {
+                for (seed, sign) in masks {
+                    prg::apply(seed, (i * CHUNK) as u64, *sign, chunk)?;
+                }
+                chunk.iter_mut().for_each(|x| *x &= mask as T);
+            }
+        });
+        Ok(())
+    }
+
+    /// Adds `other`, modulo 2^b.
+    ///
+    /// # Errors
+    /// [`CryptoError::Length`] or [`CryptoError::Range`] when lengths or moduli differ.
+    pub fn add_assign(&mut self, other: &Self) -> Result<(), CryptoError> {
+        if other.modulus != self.modulus {
+            let bits = u64::from(self.modulus.bits());
+            return Err(CryptoError::Range {
+                what: "modulus bits",
+                got: other.modulus.bits().into(),
+                min: bits,
+                max: bits,
+            });
+        }
+        if other.len() != self.len() {
+            return Err(CryptoError::Length { what: "ring vector", expected: self.len(), got: other.len() });
+        }
+        let mask = self.modulus.mask();
+        macro_rules! add {
+            ($a:expr, $b:expr, $t:ty) => {
+                $a.iter_mut().zip($b).for_each(|(x, y)| *x = x.wrapping_add(*y) & mask as $t)
+            };
+        }
+        match (&mut self.elements, &other.elements) {
+            (Elements::W16(a), Elements::W16(b)) => add!(a, b, u16),
+            (Elements::W32(a), Elements::W32(b)) => add!(a, b, u32),
+            (Elements::W64(a), Elements::W64(b)) => add!(a, b, u64),
+            _ => unreachable!("equal moduli have equal widths"),
+        }
+        Ok(())
+    }
+
+    /// The whole vector, `b` bits an element, least significant bit first.
+    pub fn pack(&self) -> Vec<u8> {
+        self.pack_bits(0, self.len())
+    }
+
+    /// Elements `start..start + len` packed. `start` is a multiple of 8, so that they begin at a byte of the whole.
+    ///
+    /// # Errors
+    /// [`CryptoError::Range`] when the range is not within the vector or `start` is not a multiple of 8.
+    pub fn pack_range(&self, start: usize, len: usize) -> Result<Vec<u8>, CryptoError> {
+        let end = start.saturating_add(len);
+        if end > self.len() || !start.is_multiple_of(8) {
+            let what = "end of the packed range (its start a multiple of 8)";
+            return Err(CryptoError::Range { what, got: end as u64, min: 0, max: self.len() as u64 });
+        }
+        Ok(self.pack_bits(start, len))
+    }
+
+    fn pack_bits(&self, start: usize, len: usize) -> Vec<u8> {
+        let bits = self.modulus.bits();
+        let mut out = Vec::with_capacity((len * bits as usize).div_ceil(8));
+        let (mut buffer, mut held) = (0u128, 0);
+        each_width!(&self.elements, v => for &x in &v[start..start + len] {
+            buffer |= (x as u128) << held;
+            held += bits;
+            while held >= 8 {
+                out.push(buffer as u8);
+                buffer >>= 8;
+                held -= 8;
+            }
+        });
+        if held > 0 {
+            out.push(buffer as u8);
+        }
+        out
+    }
+
+    /// Reads `len` packed elements.
+    ///
+    /// # Errors
+    /// [`CryptoError::Length`] unless `bytes` has exactly the packed length, [`CryptoError::Encoding`] when a padding bit is set.
+    pub fn unpack(modulus: Modulus, len: usize, bytes: &[u8]) -> Result<Self, CryptoError> {
+        let mut vector = Self::zeros(modulus, 0);
+        check_packed(modulus, len, bytes)?;
+        each_width!(&mut vector.elements, v: T => v.extend(unpacked(modulus, len, bytes).map(|x| x as T)));
+        Ok(vector)
+    }
+
+    /// Adds a packed vector of the same length, modulo 2^b, without unpacking it first.
+    ///
+    /// # Errors
+    /// As [`Self::unpack`]; the vector is unchanged then.
+    pub fn add_packed(&mut self, bytes: &[u8]) -> Result<(), CryptoError> {
+        check_packed(self.modulus, self.len(), bytes)?;
+        let (modulus, mask) = (self.modulus, self.modulus.mask());
+        each_width!(&mut self.elements, v: T => {
+            let len = v.len();
+            v.iter_mut().zip(unpacked(modulus, len, bytes)).for_each(|(x, y)| *x = x.wrapping_add(y as T) & mask as T);
+        });
+        Ok(())
+    }
+}
+
+fn check_packed(modulus: Modulus, len: usize, bytes: &[u8]) -> Result<(), CryptoError> {
+    let expected = modulus.packed_len(len as u64);
+    if bytes.len() as u128 != expected {
+        let expected = usize::try_from(expected).unwrap_or(usize::MAX);
+        return Err(CryptoError::Length { what: "packed vector", expected, got: bytes.len() });
+    }
+    let used = (len as u128 * u128::from(modulus.bits()) % 8) as u32;
+    match bytes.last() {
+        Some(last) if used != 0 && last >> used != 0 => Err(CryptoError::Encoding("padding of a packed vector")),
+        _ => Ok(()),
+    }
+}
+
+/// The elements of packed bytes whose length was checked.
+fn unpacked(modulus: Modulus, len: usize, bytes: &[u8]) -> impl Iterator<Item = u64> {
+    let (bits, mask) = (modulus.bits(), modulus.mask());
+    let mut bytes = bytes.iter();
+    let (mut buffer, mut held) = (0u128, 0);
+    (0..len).map(move |_| {
+        while held < bits {
+            buffer |= u128::from(bytes.next().copied().unwrap_or(0)) << held;
+            held += 8;
+        }
+        let value = buffer as u64 & mask;
+        buffer >>= bits;
+        held -= bits;
+        value
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::secret::Secret32;
+
+    fn vector(max_len: usize) -> impl Strategy<Value = (Modulus, Vec<u64>)> {
+        (1u32..=64, proptest::collection::vec(any::<u64>(), 0..max_len)).prop_map(|(bits, mut values)| {
+            let modulus = Modulus::new(bits).unwrap();
+            values.iter_mut().for_each(|value| *value &= modulus.mask());
+            (modulus, values)
+        })
+    }
+
+    #[test]
+    fn every_width_from_1_to_64_survives_packing() {
+        for bits in 1..=64 {
+            let modulus = Modulus::new(bits).unwrap();
+            let values: Vec<u64> = (0..77u64).map(|i| i.wrapping_mul(0x9e37_79b9_7f4a_7c15) & modulus.mask()).collect();
+            let vector = RingVector::from_u64(modulus, &values).unwrap();
+            let packed = vector.pack();
+            assert_eq!(packed.len(), (77 * bits as usize).div_ceil(8));
+            assert_eq!(RingVector::unpack(modulus, 77, &packed).unwrap().to_u64(), values, "b = {bits}");
+            let cut = [vector.pack_range(0, 40).unwrap(), vector.pack_range(40, 37).unwrap()].concat();
+            assert_eq!(cut, packed, "b = {bits}");
+        }
+        assert!(Modulus::new(0).is_err() && Modulus::new(65).is_err());
+    }
+
+    #[test]
+    fn packed_bytes_of_a_wrong_length_or_with_padding_are_refused() {
+        let modulus = Modulus::new(3).unwrap();
+        assert!(matches!(RingVector::unpack(modulus, 3, &[0]), Err(CryptoError::Length { expected: 2, got: 1, .. })));
+        assert!(matches!(RingVector::unpack(modulus, 3, &[0, 2]), Err(CryptoError::Encoding(_))));
+        assert!(RingVector::unpack(modulus, usize::MAX, &[]).is_err());
+        assert!(RingVector::from_u64(modulus, &[8]).is_err());
+        assert!(RingVector::zeros(modulus, 9).pack_range(4, 2).is_err());
+        assert!(RingVector::zeros(modulus, 9).pack_range(8, usize::MAX).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn unmasking_a_masked_vector_restores_it((modulus, values) in vector(300), byte: u8) {
+            let seed = |b| Seed::from_secret(&Secret32::from_bytes([b; 32]));
+            let mut x = RingVector::from_u64(modulus, &values).unwrap();
+            x.apply_masks(&[(seed(byte), Sign::Add), (seed(byte ^ 1), Sign::Subtract)]).unwrap();
+            prop_assert!(x.to_u64().iter().all(|&v| v <= modulus.mask()));
+            x.apply_masks(&[(seed(byte), Sign::Subtract)]).unwrap();
+            x.apply_masks(&[(seed(byte ^ 1), Sign::Add)]).unwrap();
+            prop_assert_eq!(x.to_u64(), values);
+        }
+
+        #[test]
+        fn adding_packed_is_adding((modulus, values) in vector(100)) {
+            let x = RingVector::from_u64(modulus, &values).unwrap();
+            let (mut packed, mut plain) = (x.clone(), x.clone());
+            packed.add_packed(&x.pack()).unwrap();
+            plain.add_assign(&x).unwrap();
+            prop_assert_eq!(packed.to_u64(), plain.to_u64());
+            let expected: Vec<u64> = values.iter().map(|v| v.wrapping_add(*v) & modulus.mask()).collect();
+            prop_assert_eq!(plain.to_u64(), expected);
+        }
+    }
+}

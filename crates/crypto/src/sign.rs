@@ -1,0 +1,229 @@
+//! Hybrid signatures: Ed25519 (RFC 8032) and ML-DSA (FIPS 204), both of which must verify (`docs/protocol.md` section 1).
+//!
+//! Both sign `label | 0 | message`; ML-DSA has the label as its context too. Signing is deterministic, so a repeated
+//! request is answered with the same bytes.
+
+use std::fmt;
+
+use ed25519_dalek::Signer;
+use ml_dsa::{EncodedVerifyingKey, MlDsa44, MlDsa65, MlDsaParams};
+use rand_core::CryptoRng;
+
+use crate::CryptoError;
+use crate::kdf::{Label, derive_secret, label};
+use crate::secret::Secret32;
+
+const ED_KEY_LEN: usize = 32;
+const ED_SIG_LEN: usize = 64;
+
+/// The ML-DSA parameter set beside Ed25519.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Level {
+    /// ML-DSA-44, for the identity keys of clients.
+    L44,
+    /// ML-DSA-65, for registrar, coordinator and publisher.
+    L65,
+}
+
+impl Level {
+    /// Bytes of a verifying key: Ed25519 (32) then ML-DSA (1312 or 1952).
+    pub fn verifying_key_len(self) -> usize {
+        ED_KEY_LEN + if self == Self::L44 { 1312 } else { 1952 }
+    }
+
+    /// Bytes of a signature: Ed25519 (64) then ML-DSA (2420 or 3309).
+    pub fn signature_len(self) -> usize {
+        ED_SIG_LEN + if self == Self::L44 { 2420 } else { 3309 }
+    }
+}
+
+#[derive(Clone)]
+enum MlDsaKey {
+    L44(Box<ml_dsa::SigningKey<MlDsa44>>),
+    L65(Box<ml_dsa::SigningKey<MlDsa65>>),
+}
+
+/// A signing key: one seed for both halves. Erased when dropped; neither printed nor compared.
+#[derive(Clone)]
+pub struct SigningKey {
+    seed: Secret32,
+    ed: ed25519_dalek::SigningKey,
+    ml: MlDsaKey,
+    verifying: VerifyingKey,
+}
+
+fn message_bytes(label: Label, message: &[u8]) -> Vec<u8> {
+    [label.as_str().as_bytes(), &[0], message].concat()
+}
+
+impl SigningKey {
+    /// A fresh key.
+    pub fn generate<R: CryptoRng + ?Sized>(level: Level, rng: &mut R) -> Self {
+        Self::from_seed(level, &Secret32::random(rng))
+    }
+
+    /// The key of a 32-byte seed; each half has its own seed, derived from this one.
+    pub fn from_seed(level: Level, seed: &Secret32) -> Self {
+        let ed = ed25519_dalek::SigningKey::from_bytes(derive_secret(label::SIGN_ED25519, seed.expose(), &[]).expose());
+        let ml_seed = derive_secret(label::SIGN_ML_DSA, seed.expose(), &[]);
+        let mut bytes = ed.verifying_key().to_bytes().to_vec();
+        let ml = match level {
+            Level::L44 => {
+                let key = ml_dsa::SigningKey::<MlDsa44>::from_seed(ml_seed.expose().into());
+                bytes.extend_from_slice(&key.expanded_key().verifying_key().encode());
+                MlDsaKey::L44(Box::new(key))
+            }
+            Level::L65 => {
+                let key = ml_dsa::SigningKey::<MlDsa65>::from_seed(ml_seed.expose().into());
+                bytes.extend_from_slice(&key.expanded_key().verifying_key().encode());
+                MlDsaKey::L65(Box::new(key))
+            }
+        };
+        let verifying = VerifyingKey { level, ed: ed.verifying_key(), bytes };
+        Self { seed: seed.clone(), ed, ml, verifying }
+    }
+
+    /// The seed, for storage.
+    pub fn seed(&self) -> &Secret32 {
+        &self.seed
+    }
+
+    /// The ML-DSA level.
+    pub fn level(&self) -> Level {
+        self.verifying.level
+    }
+
+    /// The public half.
+    pub fn verifying_key(&self) -> VerifyingKey {
+        self.verifying.clone()
+    }
+
+    /// Signs `message` for one purpose: [`Level::signature_len`] bytes, the same for the same message.
+    pub fn sign(&self, label: Label, message: &[u8]) -> Vec<u8> {
+        let bytes = message_bytes(label, message);
+        let mut signature = self.ed.sign(&bytes).to_bytes().to_vec();
+        let context = label.as_str().as_bytes();
+        const SHORT: &str = "a label is shorter than the 255 bytes that a context may have";
+        match &self.ml {
+            MlDsaKey::L44(key) => {
+                signature
+                    .extend_from_slice(&key.expanded_key().sign_deterministic(&bytes, context).expect(SHORT).encode());
+            }
+            MlDsaKey::L65(key) => {
+                signature
+                    .extend_from_slice(&key.expanded_key().sign_deterministic(&bytes, context).expect(SHORT).encode());
+            }
+        }
+        signature
+    }
+}
+
+/// A verifying key: Ed25519 then ML-DSA, the level told by the length.
+#[derive(Clone, PartialEq, Eq)]
+pub struct VerifyingKey {
+    level: Level,
+    ed: ed25519_dalek::VerifyingKey,
+    bytes: Vec<u8>,
+}
+
+impl VerifyingKey {
+    /// Reads a key of [`Level::verifying_key_len`] bytes.
+    ///
+    /// # Errors
+    /// [`CryptoError::Length`] for another length, [`CryptoError::Encoding`] when the Ed25519 half is no point or of small order.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, CryptoError> {
+        let level = [Level::L44, Level::L65].into_iter().find(|level| level.verifying_key_len() == bytes.len());
+        let expected = Level::L65.verifying_key_len();
+        let level = level.ok_or(CryptoError::Length { what: "verifying key", expected, got: bytes.len() })?;
+        let bad = CryptoError::Encoding("Ed25519 verifying key");
+        let ed = bytes[..ED_KEY_LEN].try_into().ok().and_then(|b| ed25519_dalek::VerifyingKey::from_bytes(b).ok());
+        let ed = ed.filter(|ed| !ed.is_weak()).ok_or(bad)?;
+        Ok(Self { level, ed, bytes: bytes.to_vec() })
+    }
+
+    /// The key's bytes.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// The ML-DSA level.
+    pub fn level(&self) -> Level {
+        self.level
+    }
+
+    /// Verifies both halves of a signature for one purpose.
+    ///
+    /// # Errors
+    /// [`CryptoError::Signature`] names the label.
+    pub fn verify(&self, label: Label, message: &[u8], signature: &[u8]) -> Result<(), CryptoError> {
+        let error = || CryptoError::Signature(label.as_str());
+        if signature.len() != self.level.signature_len() {
+            return Err(error());
+        }
+        let bytes = message_bytes(label, message);
+        let (ed, ml) = signature.split_at(ED_SIG_LEN);
+        let ed = ed25519_dalek::Signature::from_slice(ed).map_err(|_| error())?;
+        self.ed.verify_strict(&bytes, &ed).map_err(|_| error())?;
+        let key = &self.bytes[ED_KEY_LEN..];
+        let verified = match self.level {
+            Level::L44 => ml_verify::<MlDsa44>(key, label, &bytes, ml),
+            Level::L65 => ml_verify::<MlDsa65>(key, label, &bytes, ml),
+        };
+        if verified { Ok(()) } else { Err(error()) }
+    }
+}
+
+fn ml_verify<P: MlDsaParams>(key: &[u8], label: Label, message: &[u8], signature: &[u8]) -> bool {
+    let (Ok(key), Ok(signature)) =
+        (<&EncodedVerifyingKey<P>>::try_from(key), ml_dsa::Signature::<P>::try_from(signature))
+    else {
+        return false;
+    };
+    ml_dsa::VerifyingKey::<P>::decode(key).verify_with_context(message, label.as_str().as_bytes(), &signature)
+}
+
+impl fmt::Debug for VerifyingKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let id = self.bytes.iter().take(4).fold(String::new(), |id, byte| id + &format!("{byte:02x}"));
+        write!(f, "VerifyingKey({:?}, {id}..)", self.level)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_signature_verifies_only_with_both_halves_its_label_and_its_message() {
+        for level in [Level::L44, Level::L65] {
+            let key = SigningKey::from_seed(level, &Secret32::from_bytes([3; 32]));
+            let public = VerifyingKey::from_bytes(key.verifying_key().as_bytes()).unwrap();
+            assert_eq!((public.level(), public.as_bytes().len()), (level, level.verifying_key_len()));
+            let signature = key.sign(label::SIG_ADVERT, b"m");
+            assert_eq!(signature.len(), level.signature_len());
+            assert_eq!(signature, key.sign(label::SIG_ADVERT, b"m"));
+            assert_eq!(public.verify(label::SIG_ADVERT, b"m", &signature), Ok(()));
+            assert!(public.verify(label::SIG_COHORT, b"m", &signature).is_err());
+            assert!(public.verify(label::SIG_ADVERT, b"n", &signature).is_err());
+            assert!(public.verify(label::SIG_ADVERT, b"m", &signature[1..]).is_err());
+            for at in [0, 63, 64, signature.len() - 1] {
+                let mut bad = signature.clone();
+                bad[at] ^= 1;
+                assert!(public.verify(label::SIG_ADVERT, b"m", &bad).is_err(), "byte {at}");
+            }
+            // Halves of two keys make no signature of either.
+            let other = SigningKey::from_seed(level, &Secret32::from_bytes([4; 32]));
+            let mixed = [&signature[..64], &other.sign(label::SIG_ADVERT, b"m")[64..]].concat();
+            assert!(public.verify(label::SIG_ADVERT, b"m", &mixed).is_err());
+            assert!(other.verifying_key().verify(label::SIG_ADVERT, b"m", &mixed).is_err());
+        }
+    }
+
+    #[test]
+    fn keys_of_a_wrong_length_or_of_small_order_are_refused() {
+        assert!(matches!(VerifyingKey::from_bytes(&[0; 32]), Err(CryptoError::Length { .. })));
+        let mut identity = vec![0; Level::L44.verifying_key_len()];
+        identity[0] = 1;
+        assert!(matches!(VerifyingKey::from_bytes(&identity), Err(CryptoError::Encoding(_))));
+    }
+}

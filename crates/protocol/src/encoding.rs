@@ -1,0 +1,380 @@
+//! Updates as ring vectors (section 7): clip, weigh, scale, round; and the weighted mean back from the sum.
+//!
+//! A masked vector has `d` elements of the update, then one for each metric, then the weight.
+
+use rand_core::CryptoRng;
+use unisono_crypto::ring::{Modulus, RingVector};
+use zeroize::Zeroizing;
+
+/// How a scaled value becomes an integer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rounding {
+    /// Up with the probability of the fractional part: unbiased.
+    Stochastic,
+    /// To the nearest integer.
+    Deterministic,
+}
+
+/// The encoder's settings.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Quantiser {
+    /// Bits q of one quantised element, 1 to 32.
+    pub bits: u32,
+    /// L-infinity bound of an update's elements, above 0.
+    pub clip: f32,
+    /// L2 bound of an update, applied first, above 0.
+    pub l2_clip: Option<f32>,
+    /// Largest weight of one client, above 0.
+    pub max_weight: f32,
+    /// How scaled values are rounded.
+    pub rounding: Rounding,
+    /// Interval to which each metric is clamped.
+    pub metric_bounds: Vec<(f32, f32)>,
+}
+
+/// Why an update can't be encoded, or a sum not decoded.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum EncodingError {
+    /// A setting is outside its range.
+    #[error("quantiser setting `{setting}` is {got}; allowed is {allowed}")]
+    Setting {
+        /// Name of the setting.
+        setting: &'static str,
+        /// Value found.
+        got: String,
+        /// What would be accepted.
+        allowed: &'static str,
+    },
+    /// The modulus is too small for the number of clients.
+    #[error(
+        "sums of {clients} clients at {bits} bits need a modulus of {needed} bits; it has {modulus_bits}: they could overflow"
+    )]
+    Overflow {
+        /// Clients in the sum.
+        clients: u32,
+        /// Bits of one element.
+        bits: u32,
+        /// Smallest sufficient modulus, bits.
+        needed: u32,
+        /// Modulus found, bits.
+        modulus_bits: u32,
+    },
+    /// A value is NaN or infinite.
+    #[error("element {index} of the {what} is {value}: only finite numbers can be sent")]
+    NonFinite {
+        /// Update or metrics.
+        what: &'static str,
+        /// Place of the first such value.
+        index: usize,
+        /// The value.
+        value: f32,
+    },
+    /// The weight is not in its range.
+    #[error("the weight is {got}; allowed is above 0 up to max_weight = {max}")]
+    Weight {
+        /// Value found.
+        got: f32,
+        /// Largest weight.
+        max: f32,
+    },
+    /// A vector has another length than the round's.
+    #[error("the {what} has {got} elements; the round asks for {expected}")]
+    Length {
+        /// Update, metrics or sum.
+        what: &'static str,
+        /// Length required.
+        expected: usize,
+        /// Length found.
+        got: usize,
+    },
+    /// All weights were rounded to zero.
+    #[error(
+        "the weights of {clients} clients sum to zero after rounding: lower max_weight or raise the quantiser's bits"
+    )]
+    ZeroWeight {
+        /// Clients in the sum.
+        clients: u32,
+    },
+}
+
+/// The smallest b with `clients (2^bits - 1) < 2^b`.
+///
+/// # Errors
+/// [`EncodingError::Setting`] unless `bits` is 1 to 32 and there is a client.
+pub fn modulus_bits(bits: u32, clients: u32) -> Result<u32, EncodingError> {
+    if !(1..=32).contains(&bits) {
+        return Err(EncodingError::Setting { setting: "bits", got: bits.to_string(), allowed: "1 to 32" });
+    }
+    if clients == 0 {
+        return Err(EncodingError::Setting { setting: "clients", got: "0".into(), allowed: "at least 1" });
+    }
+    let largest = u64::from(clients) * ((1u64 << bits) - 1);
+    Ok(64 - largest.leading_zeros())
+}
+
+/// What a client contributes.
+#[derive(Debug, Clone, Copy)]
+pub struct Contribution<'a> {
+    /// The update, `d` elements.
+    pub update: &'a [f32],
+    /// The trainer's metrics, one for each interval of the quantiser.
+    pub metrics: &'a [f32],
+    /// Weight, above 0 up to `max_weight`.
+    pub weight: f32,
+}
+
+/// The decoded sum of a round.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Aggregate {
+    /// Weighted mean of the updates, `d` elements.
+    pub mean: Vec<f32>,
+    /// Weighted means of the metrics.
+    pub metrics: Vec<f32>,
+    /// Sum of the weights.
+    pub total_weight: f64,
+    /// Bound on the error that quantisation adds to an element of `mean`; clipping is not counted.
+    pub error_bound: f64,
+}
+
+impl Quantiser {
+    /// Checks every setting's range.
+    ///
+    /// # Errors
+    /// [`EncodingError::Setting`].
+    pub fn validate(&self) -> Result<(), EncodingError> {
+        let setting = |setting, got: String, allowed| Err(EncodingError::Setting { setting, got, allowed });
+        let positive = |x: f32| x.is_finite() && x > 0.0;
+        modulus_bits(self.bits, 1)?;
+        if !positive(self.clip) {
+            return setting("clip", self.clip.to_string(), "a finite number above 0");
+        }
+        if let Some(clip) = self.l2_clip.filter(|&clip| !positive(clip)) {
+            return setting("l2_clip", clip.to_string(), "a finite number above 0");
+        }
+        if !positive(self.max_weight) {
+            return setting("max_weight", self.max_weight.to_string(), "a finite number above 0");
+        }
+        let bad = |&&(lower, upper): &&(f32, f32)| !(lower.is_finite() && upper.is_finite() && lower < upper);
+        if let Some((lower, upper)) = self.metric_bounds.iter().find(bad) {
+            return setting("metrics", format!("{lower}..{upper}"), "finite intervals with lower < upper");
+        }
+        if self.metric_bounds.len() > 64 {
+            return setting("metrics", format!("{} intervals", self.metric_bounds.len()), "at most 64");
+        }
+        Ok(())
+    }
+
+    fn scale(&self) -> f64 {
+        ((1u64 << self.bits) - 1) as f64
+    }
+
+    /// Encodes a contribution of `dimension` elements as a vector mod 2^b.
+    ///
+    /// # Errors
+    /// [`EncodingError::Length`], [`EncodingError::NonFinite`] or [`EncodingError::Weight`]; nothing leaves the device then.
+    pub fn encode<R: CryptoRng + ?Sized>(
+        &self,
+        contribution: Contribution<'_>,
+        dimension: usize,
+        modulus: Modulus,
+        rng: &mut R,
+    ) -> Result<RingVector, EncodingError> {
+        let Contribution { update, metrics, weight } = contribution;
+        for (what, values, expected) in
+            [("update", update, dimension), ("list of metrics", metrics, self.metric_bounds.len())]
+        {
+            if values.len() != expected {
+                return Err(EncodingError::Length { what, expected, got: values.len() });
+            }
+            if let Some(index) = values.iter().position(|x| !x.is_finite()) {
+                return Err(EncodingError::NonFinite { what, index, value: values[index] });
+            }
+        }
+        if !(weight > 0.0 && weight <= self.max_weight) {
+            return Err(EncodingError::Weight { got: weight, max: self.max_weight });
+        }
+        let share = f64::from(weight) / f64::from(self.max_weight);
+        let clip = f64::from(self.clip);
+        let norm = update.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();
+        let shrink = self.l2_clip.map_or(1.0, |l2| if norm > f64::from(l2) { f64::from(l2) / norm } else { 1.0 });
+
+        let updates = update.iter().map(|&x| {
+            let clipped = (f64::from(x) * shrink).clamp(-clip, clip);
+            (clipped * share + clip) / (2.0 * clip)
+        });
+        let metrics = metrics.iter().zip(&self.metric_bounds).map(|(&x, &(lower, upper))| {
+            let unit = (f64::from(x.clamp(lower, upper)) - f64::from(lower)) / (f64::from(upper) - f64::from(lower));
+            unit * share
+        });
+        let mut rounder = Rounder { rounding: self.rounding, scale: self.scale(), rng };
+        let units = updates.chain(metrics).chain([share]);
+        let values: Zeroizing<Vec<u64>> = Zeroizing::new(units.map(|unit| rounder.round(unit)).collect());
+        RingVector::from_u64(modulus, &values).map_err(|_| self.overflow(1, modulus))
+    }
+
+    fn overflow(&self, clients: u32, modulus: Modulus) -> EncodingError {
+        let needed = modulus_bits(self.bits, clients).unwrap_or(u32::MAX);
+        EncodingError::Overflow { clients, bits: self.bits, needed, modulus_bits: modulus.bits() }
+    }
+
+    /// Decodes the sum over `clients` contributions.
+    ///
+    /// # Errors
+    /// [`EncodingError::Length`], [`EncodingError::Overflow`] or [`EncodingError::ZeroWeight`].
+    pub fn decode(&self, sum: &RingVector, dimension: usize, clients: u32) -> Result<Aggregate, EncodingError> {
+        let expected = dimension + self.metric_bounds.len() + 1;
+        if sum.len() != expected {
+            return Err(EncodingError::Length { what: "sum", expected, got: sum.len() });
+        }
+        if modulus_bits(self.bits, clients)? > sum.modulus().bits() {
+            return Err(self.overflow(clients, sum.modulus()));
+        }
+        let scale = self.scale();
+        let units: Vec<f64> = sum.to_u64().into_iter().map(|x| x as f64 / scale).collect();
+        let weight = units[expected - 1];
+        if weight == 0.0 {
+            return Err(EncodingError::ZeroWeight { clients });
+        }
+        let (clip, clients) = (f64::from(self.clip), f64::from(clients));
+        let mean = units[..dimension].iter().map(|unit| ((unit * 2.0 - clients) * clip / weight) as f32).collect();
+        let metric = |(unit, &(lower, upper)): (&f64, &(f32, f32))| {
+            (f64::from(lower) + unit / weight * (f64::from(upper) - f64::from(lower))) as f32
+        };
+        let metrics = units[dimension..expected - 1].iter().zip(&self.metric_bounds).map(metric).collect();
+        // |s'/W' - s/W| <= (|s' - s| + |s/W| |W' - W|) / W', each client off by less than one step (half, when deterministic).
+        let step = if self.rounding == Rounding::Stochastic { 1.0 } else { 0.5 } / scale;
+        let error_bound = clients * step * (2.0 * clip + clip) / weight;
+        Ok(Aggregate { mean, metrics, total_weight: weight * f64::from(self.max_weight), error_bound })
+    }
+}
+
+struct Rounder<'a, R: ?Sized> {
+    rounding: Rounding,
+    scale: f64,
+    rng: &'a mut R,
+}
+
+impl<R: CryptoRng + ?Sized> Rounder<'_, R> {
+    /// Scales a value of 0 to 1 and rounds it.
+    fn round(&mut self, unit: f64) -> u64 {
+        let scaled = unit.clamp(0.0, 1.0) * self.scale;
+        let rounded = match self.rounding {
+            Rounding::Deterministic => scaled.round(),
+            Rounding::Stochastic => {
+                let coin = f64::from(self.rng.next_u32()) / (u32::MAX as f64 + 1.0);
+                scaled.floor() + f64::from(u8::from(coin < scaled.fract()))
+            }
+        };
+        rounded as u64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use rand_chacha::ChaCha20Rng;
+    use rand_chacha::rand_core::SeedableRng;
+
+    use super::*;
+
+    fn quantiser(bits: u32, rounding: Rounding) -> Quantiser {
+        Quantiser { bits, clip: 2.0, l2_clip: None, max_weight: 100.0, rounding, metric_bounds: vec![(0.0, 10.0)] }
+    }
+
+    #[test]
+    fn the_modulus_is_the_smallest_that_holds_the_sum() {
+        for (q, n, b) in
+            [(1, 1, 1), (1, 2, 2), (16, 1, 16), (16, 20, 21), (16, 1 << 16, 32), (32, u32::MAX, 64), (8, 257, 16)]
+        {
+            assert_eq!(modulus_bits(q, n), Ok(b), "q = {q}, n = {n}");
+            let largest = u128::from(n) * ((1u128 << q) - 1);
+            assert!(largest < 1 << b && largest >= 1 << (b - 1));
+        }
+        assert!(modulus_bits(0, 1).is_err() && modulus_bits(33, 1).is_err() && modulus_bits(8, 0).is_err());
+    }
+
+    #[test]
+    fn what_is_not_finite_or_out_of_range_is_named() {
+        let mut rng = ChaCha20Rng::seed_from_u64(0);
+        let modulus = Modulus::new(20).unwrap();
+        let q = quantiser(16, Rounding::Stochastic);
+        let mut encode = |update: &[f32], metrics: &[f32], weight| {
+            q.encode(Contribution { update, metrics, weight }, 2, modulus, &mut rng).map(|_| ())
+        };
+        assert!(matches!(
+            encode(&[0.0, f32::NAN], &[1.0], 1.0),
+            Err(EncodingError::NonFinite { what: "update", index: 1, .. })
+        ));
+        assert!(matches!(encode(&[0.0, 0.0], &[f32::INFINITY], 1.0), Err(EncodingError::NonFinite { index: 0, .. })));
+        assert!(matches!(encode(&[0.0], &[1.0], 1.0), Err(EncodingError::Length { expected: 2, got: 1, .. })));
+        assert!(matches!(encode(&[0.0; 2], &[], 1.0), Err(EncodingError::Length { expected: 1, got: 0, .. })));
+        for weight in [0.0, -1.0, 100.5, f32::NAN] {
+            assert!(matches!(encode(&[0.0; 2], &[1.0], weight), Err(EncodingError::Weight { .. })));
+        }
+        let mut bad = q.clone();
+        bad.clip = f32::NAN;
+        assert!(matches!(bad.validate(), Err(EncodingError::Setting { setting: "clip", .. })));
+        assert!(q.decode(&RingVector::zeros(modulus, 4), 2, 1000).is_err(), "1000 clients overflow 20 bits");
+        assert_eq!(q.decode(&RingVector::zeros(modulus, 4), 2, 3), Err(EncodingError::ZeroWeight { clients: 3 }));
+        assert!(
+            q.encode(
+                Contribution { update: &[2.0], metrics: &[1.0], weight: 100.0 },
+                1,
+                Modulus::new(8).unwrap(),
+                &mut rng
+            )
+            .is_err()
+        );
+    }
+
+    #[test]
+    fn stochastic_rounding_is_unbiased() {
+        let mut rng = ChaCha20Rng::seed_from_u64(4);
+        let mut rounder = Rounder { rounding: Rounding::Stochastic, scale: 10.0, rng: &mut rng };
+        let sum: u64 = (0..20_000).map(|_| rounder.round(0.125)).sum();
+        // Mean 1.25, standard deviation of the sum 61: six of them.
+        assert!((25_000 - 370..25_000 + 370).contains(&sum), "{sum}");
+    }
+
+    #[test]
+    fn an_l2_bound_shrinks_the_whole_update() {
+        let mut rng = ChaCha20Rng::seed_from_u64(0);
+        let modulus = Modulus::new(32).unwrap();
+        let q = Quantiser { l2_clip: Some(1.0), ..quantiser(24, Rounding::Deterministic) };
+        let x = q
+            .encode(Contribution { update: &[3.0, 4.0], metrics: &[5.0], weight: 50.0 }, 2, modulus, &mut rng)
+            .unwrap();
+        let mean = q.decode(&x, 2, 1).unwrap().mean;
+        assert!((mean[0] - 0.6).abs() < 1e-5 && (mean[1] - 0.8).abs() < 1e-5, "{mean:?}");
+    }
+
+    proptest! {
+        #[test]
+        fn the_decoded_mean_is_the_weighted_mean_within_the_reported_bound(
+            clients in proptest::collection::vec((proptest::collection::vec(-2f32..2.0, 3), 0f32..10.0, 1f32..100.0), 1..12),
+            seed: u64, bits in 8u32..=32, deterministic: bool,
+        ) {
+            let rounding = if deterministic { Rounding::Deterministic } else { Rounding::Stochastic };
+            let q = quantiser(bits, rounding);
+            let modulus = Modulus::new(modulus_bits(bits, clients.len() as u32).unwrap()).unwrap();
+            let mut rng = ChaCha20Rng::seed_from_u64(seed);
+            let mut sum = RingVector::zeros(modulus, 5);
+            for (update, metric, weight) in &clients {
+                let x = q.encode(Contribution { update, metrics: &[*metric], weight: *weight }, 3, modulus, &mut rng).unwrap();
+                sum.add_assign(&x).unwrap();
+            }
+            let total: f64 = clients.iter().map(|c| f64::from(c.2)).sum();
+            let step = 1.0 / q.scale();
+            prop_assume!(total / 100.0 > step * clients.len() as f64 * 4.0);
+            let decoded = q.decode(&sum, 3, clients.len() as u32).unwrap();
+            for i in 0..3 {
+                let mean = clients.iter().map(|c| f64::from(c.0[i]) * f64::from(c.2)).sum::<f64>() / total;
+                prop_assert!((f64::from(decoded.mean[i]) - mean).abs() <= decoded.error_bound + 1e-5);
+            }
+            let metric = clients.iter().map(|c| f64::from(c.1) * f64::from(c.2)).sum::<f64>() / total;
+            let metric_bound = decoded.error_bound / 6.0 * 20.0;
+            prop_assert!((f64::from(decoded.metrics[0]) - metric).abs() <= metric_bound + 1e-4);
+            prop_assert!((decoded.total_weight - total).abs() <= clients.len() as f64 * step * 100.0 + 1e-3);
+        }
+    }
+}

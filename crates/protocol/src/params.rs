@@ -1,0 +1,203 @@
+//! The parameters of a round (section 3): validated once, then used by both sides.
+
+use prost::Message;
+use unisono_crypto::kdf::{hash, label};
+use unisono_crypto::ring::Modulus;
+
+use crate::degree::{self, Assumptions, DegreeError, SecurityMode, Topology};
+use crate::encoding::{EncodingError, Quantiser, Rounding, modulus_bits};
+use crate::ids::RoundId;
+use crate::proto;
+
+/// The only suite of version 1: X-Wing, ChaCha20, BLAKE3, Ristretto, Ed25519 + ML-DSA.
+pub const SUITE_V1: u32 = 1;
+/// Longest name of a task, in bytes.
+pub const MAX_TASK_LEN: usize = 64;
+/// Largest cohort that version 1 allows.
+pub const MAX_COHORT: u32 = 1 << 20;
+/// Longest update that version 1 allows, in elements.
+pub const MAX_DIMENSION: u64 = 1 << 32;
+
+/// Round parameters that were checked for consistency and feasibility.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RoundParams {
+    /// The message as proposed.
+    pub wire: proto::RoundParams,
+    /// Hash of the encoded message.
+    pub round_id: RoundId,
+    /// Modulus of the ring, from `modulus_bits`.
+    pub modulus: Modulus,
+    /// The encoder's settings.
+    pub quantiser: Quantiser,
+    /// Assumed fractions and the security mode.
+    pub assumptions: Assumptions,
+}
+
+/// A proposal that no round can run with.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum ParamsError {
+    /// The bytes are not a `RoundParams`.
+    #[error("the round parameters can't be decoded: {0}")]
+    Malformed(String),
+    /// A field is outside its range.
+    #[error("round parameter `{field}` is {got}; allowed is {allowed}")]
+    Field {
+        /// Name of the field.
+        field: &'static str,
+        /// Value found.
+        got: String,
+        /// What would be accepted.
+        allowed: String,
+    },
+    /// The quantiser's settings are inconsistent, or sums could overflow.
+    #[error(transparent)]
+    Encoding(#[from] EncodingError),
+    /// No graph satisfies section 9.
+    #[error("no secure graph for {n} clients: {source}")]
+    Infeasible {
+        /// Size of the cohort.
+        n: u32,
+        /// Which condition fails and what would make it feasible.
+        source: DegreeError,
+    },
+}
+
+fn field(field: &'static str, got: impl ToString, allowed: impl ToString) -> ParamsError {
+    ParamsError::Field { field, got: got.to_string(), allowed: allowed.to_string() }
+}
+
+impl RoundParams {
+    /// Decodes and checks a `RoundParams` payload; the round id is the hash of exactly these bytes.
+    ///
+    /// # Errors
+    /// [`ParamsError`] names the field, its value and the range; a modulus too small for `n_max` sums, and a smallest or
+    /// largest cohort for which section 9 finds no graph, are errors too.
+    pub fn from_payload(payload: &[u8]) -> Result<Self, ParamsError> {
+        let wire = proto::RoundParams::decode(payload).map_err(|e| ParamsError::Malformed(e.to_string()))?;
+        let task_ok = (1..=MAX_TASK_LEN).contains(&wire.task.len());
+        if !task_ok || wire.task.chars().any(char::is_control) {
+            return Err(field("task", format!("{:?}", wire.task), "1 to 64 bytes without control characters"));
+        }
+        if wire.suite != SUITE_V1 {
+            return Err(field("suite", wire.suite, SUITE_V1));
+        }
+        if wire.dimension == 0 || wire.dimension > MAX_DIMENSION {
+            return Err(field("dimension", wire.dimension, format!("1 to {MAX_DIMENSION}")));
+        }
+        if wire.n_min < 3 || wire.n_min > wire.n_max || wire.n_max > MAX_COHORT {
+            let got = format!("{} (n_max {})", wire.n_min, wire.n_max);
+            return Err(field("n_min", got, format!("3 to n_max, and n_max at most {MAX_COHORT}")));
+        }
+        if wire.chunk_elements == 0 || wire.chunk_elements % 8 != 0 || wire.chunk_elements > 1 << 20 {
+            return Err(field("chunk_elements", wire.chunk_elements, "multiples of 8 up to 1048576"));
+        }
+        if wire.model_hash.len() != 32 {
+            return Err(field("model_hash", format!("{} bytes", wire.model_hash.len()), "32 bytes"));
+        }
+        let mode = match wire.mode() {
+            proto::SecurityMode::Malicious => SecurityMode::Malicious,
+            proto::SecurityMode::SemiHonest => SecurityMode::SemiHonest,
+            proto::SecurityMode::Unspecified => {
+                return Err(field("mode", wire.mode, "malicious (1) or semi-honest (2)"));
+            }
+        };
+        let roster_len = if mode == SecurityMode::Malicious { 32 } else { 0 };
+        if wire.roster_root.len() != roster_len {
+            return Err(field(
+                "roster_root",
+                format!("{} bytes", wire.roster_root.len()),
+                format!("{roster_len} bytes"),
+            ));
+        }
+        let quantiser = quantiser_from_wire(wire.quantiser.as_ref())?;
+        quantiser.validate()?;
+        let needed = modulus_bits(quantiser.bits, wire.n_max)?;
+        if wire.modulus_bits < needed || wire.modulus_bits > 64 {
+            return Err(field(
+                "modulus_bits",
+                wire.modulus_bits,
+                format!(
+                    "{needed} to 64, so that the sum of {} clients at {} bits can't overflow",
+                    wire.n_max, quantiser.bits
+                ),
+            ));
+        }
+        let modulus =
+            Modulus::new(wire.modulus_bits).map_err(|_| field("modulus_bits", wire.modulus_bits, "1 to 64"))?;
+        let assumptions = Assumptions { gamma: wire.gamma, delta: wire.delta, mode };
+        let params =
+            Self { round_id: RoundId(hash(label::ROUND_ID, &[payload])), modulus, quantiser, assumptions, wire };
+        params.topology(params.wire.n_min)?;
+        params.topology(params.wire.n_max)?;
+        Ok(params)
+    }
+
+    /// Degree, threshold and window bound for a cohort of `n` (section 9).
+    ///
+    /// # Errors
+    /// [`ParamsError::Infeasible`] says which condition fails and what would help.
+    pub fn topology(&self, n: u32) -> Result<Topology, ParamsError> {
+        degree::find(n, &self.assumptions).map_err(|source| ParamsError::Infeasible { n, source })
+    }
+
+    /// Whether signatures, roster and consistency check are in force.
+    pub fn malicious(&self) -> bool {
+        self.assumptions.mode == SecurityMode::Malicious
+    }
+
+    /// Elements of a masked vector: update, metrics and weight.
+    pub fn vector_len(&self) -> usize {
+        self.wire.dimension as usize + self.quantiser.metric_bounds.len() + 1
+    }
+
+    /// Length of a packed masked vector in bytes.
+    pub fn packed_len(&self) -> u64 {
+        (self.vector_len() as u64 * u64::from(self.wire.modulus_bits)).div_ceil(8)
+    }
+
+    /// Length in bytes of every upload chunk but the last.
+    pub fn chunk_len(&self) -> usize {
+        self.wire.chunk_elements as usize / 8 * self.wire.modulus_bits as usize
+    }
+
+    /// Number of chunks of an upload.
+    pub fn chunks(&self) -> u64 {
+        self.packed_len().div_ceil(self.chunk_len() as u64)
+    }
+}
+
+/// Reads the encoder's settings from the wire; their ranges are for [`Quantiser::validate`].
+fn quantiser_from_wire(wire: Option<&proto::Quantiser>) -> Result<Quantiser, ParamsError> {
+    let wire = wire.ok_or_else(|| field("quantiser", "absent", "a quantiser"))?;
+    let rounding = match wire.rounding() {
+        proto::Rounding::Stochastic => Rounding::Stochastic,
+        proto::Rounding::Deterministic => Rounding::Deterministic,
+        proto::Rounding::Unspecified => {
+            return Err(field("quantiser.rounding", wire.rounding, "stochastic (1) or deterministic (2)"));
+        }
+    };
+    Ok(Quantiser {
+        bits: wire.bits,
+        clip: wire.clip,
+        l2_clip: wire.l2_clip,
+        max_weight: wire.max_weight,
+        rounding,
+        metric_bounds: wire.metrics.iter().map(|m| (m.lower, m.upper)).collect(),
+    })
+}
+
+/// Writes the encoder's settings for the wire.
+pub fn quantiser_to_wire(quantiser: &Quantiser) -> proto::Quantiser {
+    let rounding = match quantiser.rounding {
+        Rounding::Stochastic => proto::Rounding::Stochastic,
+        Rounding::Deterministic => proto::Rounding::Deterministic,
+    };
+    proto::Quantiser {
+        bits: quantiser.bits,
+        clip: quantiser.clip,
+        l2_clip: quantiser.l2_clip,
+        max_weight: quantiser.max_weight,
+        rounding: rounding as i32,
+        metrics: quantiser.metric_bounds.iter().map(|&(lower, upper)| proto::MetricBound { lower, upper }).collect(),
+    }
+}

@@ -1,0 +1,180 @@
+//! A client's own policy (section 8): the coordinator proposes, the policy decides.
+
+use crate::degree::SecurityMode;
+use crate::params::{RoundParams, SUITE_V1};
+
+/// What this device accepts. Every limit is inclusive.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Policy {
+    /// Smallest `n_min`: the sum that includes this device's update covers at least so many.
+    pub n_min: u32,
+    /// Smallest adversarial fraction that a round must withstand.
+    pub min_gamma: f64,
+    /// Largest drop-out fraction that a round may be made for: more drop-outs mean fewer survivors in the sum.
+    pub max_delta: f64,
+    /// Longest update, in elements.
+    pub max_dimension: u64,
+    /// Accepted suites.
+    pub suites: Vec<u32>,
+    /// Whether a round without signatures, roster and consistency check is acceptable.
+    pub allow_semi_honest: bool,
+    /// Oldest roster epoch.
+    pub min_roster_epoch: u64,
+    /// Oldest base model.
+    pub min_model_version: u64,
+    /// Shortest time between two rounds of one task, in seconds.
+    pub min_interval_s: u64,
+}
+
+impl Default for Policy {
+    /// Malicious mode, cohorts from 10, gamma from 0.01, delta up to 0.4, updates up to 2^28 elements.
+    fn default() -> Self {
+        Self {
+            n_min: 10,
+            min_gamma: 0.01,
+            max_delta: 0.4,
+            max_dimension: 1 << 28,
+            suites: vec![SUITE_V1],
+            allow_semi_honest: false,
+            min_roster_epoch: 0,
+            min_model_version: 0,
+            min_interval_s: 0,
+        }
+    }
+}
+
+/// A proposal that this device's policy refuses.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[error("this device's policy refuses the round: {what} is {value}, the limit is {limit} (set by `{setting}`)")]
+pub struct PolicyRefusal {
+    /// What was proposed.
+    pub what: &'static str,
+    /// The coordinator's value.
+    pub value: String,
+    /// The device's limit.
+    pub limit: String,
+    /// Which setting of the policy holds the limit.
+    pub setting: &'static str,
+}
+
+impl Policy {
+    /// Compares a proposal with every limit. `last_at` is when this device last took part in the task, `now` the time; both
+    /// Unix seconds.
+    ///
+    /// # Errors
+    /// [`PolicyRefusal`] for the first limit that is crossed.
+    pub fn check(&self, params: &RoundParams, last_at: Option<u64>, now: u64) -> Result<(), PolicyRefusal> {
+        let wire = &params.wire;
+        let refuse = |what, value: &dyn ToString, limit: &dyn ToString, setting| {
+            Err(PolicyRefusal { what, value: value.to_string(), limit: limit.to_string(), setting })
+        };
+        if params.assumptions.mode == SecurityMode::SemiHonest && !self.allow_semi_honest {
+            return refuse("the security mode", &"semi-honest", &"malicious", "allow_semi_honest");
+        }
+        if wire.n_min < self.n_min {
+            return refuse("the smallest cohort n_min", &wire.n_min, &self.n_min, "n_min");
+        }
+        if params.assumptions.gamma < self.min_gamma {
+            return refuse("the adversarial fraction gamma", &params.assumptions.gamma, &self.min_gamma, "min_gamma");
+        }
+        if params.assumptions.delta > self.max_delta {
+            return refuse("the drop-out fraction delta", &params.assumptions.delta, &self.max_delta, "max_delta");
+        }
+        if wire.dimension > self.max_dimension {
+            return refuse("the update's dimension", &wire.dimension, &self.max_dimension, "max_dimension");
+        }
+        if !self.suites.contains(&wire.suite) {
+            return refuse("the suite", &wire.suite, &format!("one of {:?}", self.suites), "suites");
+        }
+        if params.malicious() && wire.roster_epoch < self.min_roster_epoch {
+            return refuse("the roster epoch", &wire.roster_epoch, &self.min_roster_epoch, "min_roster_epoch");
+        }
+        if wire.model_version < self.min_model_version {
+            return refuse(
+                "the base model's version",
+                &wire.model_version,
+                &self.min_model_version,
+                "min_model_version",
+            );
+        }
+        match last_at {
+            Some(at) if now < at.saturating_add(self.min_interval_s) => refuse(
+                "the time since this device's last round",
+                &now.saturating_sub(at),
+                &self.min_interval_s,
+                "min_interval_s",
+            ),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// When and where a device last took part in a task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Participation {
+    /// Number of the round.
+    pub round: u64,
+    /// Unix time in seconds.
+    pub at: u64,
+}
+
+/// The record could not be read or written.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the participation record failed: {0}")]
+pub struct RecordError(pub String);
+
+/// The durable record that keeps a device from masking two inputs for one round (section 5), and from an older roster (section 1).
+///
+/// An implementation must have the change on stable storage when a method returns.
+pub trait ParticipationRecord {
+    /// The last participation in `task`.
+    ///
+    /// # Errors
+    /// [`RecordError`] when the record can't be read.
+    fn last(&self, task: &str) -> Result<Option<Participation>, RecordError>;
+
+    /// Marks `(task, round)` as spent.
+    ///
+    /// # Errors
+    /// [`RecordError`] when the record can't be written; then nothing may be uploaded.
+    fn spend(&mut self, task: &str, participation: Participation) -> Result<(), RecordError>;
+
+    /// The highest roster epoch seen so far; 0 before the first.
+    ///
+    /// # Errors
+    /// [`RecordError`] when the record can't be read.
+    fn roster_epoch(&self) -> Result<u64, RecordError>;
+
+    /// Notes a roster epoch.
+    ///
+    /// # Errors
+    /// [`RecordError`] when the record can't be written.
+    fn see_roster_epoch(&mut self, epoch: u64) -> Result<(), RecordError>;
+}
+
+/// A record in memory, for tests and simulation: forgotten with the process.
+#[derive(Debug, Clone, Default)]
+pub struct MemoryRecord {
+    last: std::collections::BTreeMap<String, Participation>,
+    epoch: u64,
+}
+
+impl ParticipationRecord for MemoryRecord {
+    fn last(&self, task: &str) -> Result<Option<Participation>, RecordError> {
+        Ok(self.last.get(task).copied())
+    }
+
+    fn spend(&mut self, task: &str, participation: Participation) -> Result<(), RecordError> {
+        self.last.insert(task.to_owned(), participation);
+        Ok(())
+    }
+
+    fn roster_epoch(&self) -> Result<u64, RecordError> {
+        Ok(self.epoch)
+    }
+
+    fn see_roster_epoch(&mut self, epoch: u64) -> Result<(), RecordError> {
+        self.epoch = self.epoch.max(epoch);
+        Ok(())
+    }
+}

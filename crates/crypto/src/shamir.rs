@@ -173,6 +173,110 @@ impl Interpolator {
     }
 }
 
+/// What [`decode`] finds.
+#[derive(Debug, Clone)]
+pub struct Decoded {
+    /// The secret.
+    pub secret: SecretScalar,
+    /// Abscissas of the shares that do not lie on the polynomial.
+    pub wrong: Vec<u32>,
+}
+
+/// Rebuilds the secret from shares of which up to `(shares.len() - threshold) / 2` are wrong, and says which
+/// (Reed-Solomon decoding after Gao, 2003). `None` when no polynomial is that close to the shares.
+///
+/// # Errors
+/// [`CryptoError::Abscissa`] for a zero or repeated abscissa, [`CryptoError::Range`] when there are fewer shares than the
+/// threshold or it is 0.
+pub fn decode(shares: &[Share], threshold: usize) -> Result<Option<Decoded>, CryptoError> {
+    if threshold == 0 || shares.len() < threshold {
+        let min = threshold.max(1) as u64;
+        return Err(CryptoError::Range {
+            what: "number of shares",
+            got: shares.len() as u64,
+            min,
+            max: u32::MAX.into(),
+        });
+    }
+    check_abscissas(&shares.iter().map(Share::abscissa).collect::<Vec<_>>())?;
+    let points: Vec<(Scalar, Scalar)> = shares.iter().map(|s| (Scalar::from(s.abscissa), s.value)).collect();
+
+    // Extended Euclid on the product of (x - x_i) and the interpolation, down to the degree that splits them.
+    let mut vanishing = Polynomial(vec![Scalar::ONE]);
+    let mut interpolation = Polynomial::zero();
+    for &(x, y) in &points {
+        let factor = (y - interpolation.at(x)) * vanishing.at(x).invert();
+        interpolation = interpolation.plus_scaled(&vanishing, factor, 0);
+        vanishing = Polynomial(std::iter::once(Scalar::ZERO).chain(vanishing.0.iter().copied()).collect())
+            .plus_scaled(&vanishing, -x, 0);
+    }
+    let (mut high, mut low) = (vanishing, interpolation);
+    let (mut v_high, mut v_low) = (Polynomial::zero(), Polynomial(vec![Scalar::ONE]));
+    while 2 * low.len() > shares.len() + threshold {
+        let (quotient, rest) = high.divide(&low);
+        let v_next = quotient.0.iter().enumerate().fold(v_high, |v, (power, &q)| v.plus_scaled(&v_low, -q, power));
+        (high, low) = (low, rest);
+        (v_high, v_low) = (v_low, v_next);
+    }
+    let (message, rest) = low.divide(&v_low);
+    if rest.len() != 0 || message.len() > threshold {
+        return Ok(None);
+    }
+    let wrong =
+        shares.iter().zip(&points).filter(|(_, (x, y))| message.at(*x) != *y).map(|(s, _)| s.abscissa).collect();
+    Ok(Some(Decoded { secret: SecretScalar(message.at(Scalar::ZERO)), wrong }))
+}
+
+/// Coefficients from the constant upwards, erased when dropped; the leading one is not zero.
+#[derive(Clone, Zeroize, ZeroizeOnDrop)]
+struct Polynomial(Vec<Scalar>);
+
+impl Polynomial {
+    fn zero() -> Self {
+        Self(Vec::new())
+    }
+
+    /// Degree + 1; 0 for the zero polynomial.
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    fn at(&self, x: Scalar) -> Scalar {
+        self.0.iter().rev().fold(Scalar::ZERO, |acc, c| acc * x + c)
+    }
+
+    /// `self + factor x^power other`.
+    fn plus_scaled(&self, other: &Self, factor: Scalar, power: usize) -> Self {
+        let mut out = self.clone();
+        out.0.resize(self.len().max(other.len() + power), Scalar::ZERO);
+        out.0[power..].iter_mut().zip(&other.0).for_each(|(a, b)| *a += factor * b);
+        out.trim();
+        out
+    }
+
+    fn trim(&mut self) {
+        while self.0.last() == Some(&Scalar::ZERO) {
+            self.0.pop();
+        }
+    }
+
+    /// Quotient and remainder; `by` is not zero.
+    fn divide(&self, by: &Self) -> (Self, Self) {
+        let mut rest = self.clone();
+        let mut quotient = Self(vec![Scalar::ZERO; (self.len() + 1).saturating_sub(by.len())]);
+        let lead = by.0[by.len() - 1].invert();
+        while rest.len() >= by.len() {
+            let power = rest.len() - by.len();
+            let factor = rest.0[rest.len() - 1] * lead;
+            quotient.0[power] = factor;
+            rest.0[power..].iter_mut().zip(&by.0).for_each(|(a, b)| *a -= factor * b);
+            rest.trim();
+        }
+        quotient.trim();
+        (quotient, rest)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -188,6 +292,24 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn wrong_shares_up_to_half_the_surplus_are_found(
+            seed: u64, threshold in 1usize..9, surplus in 0usize..9, wrong in subsequence((0usize..9).collect::<Vec<_>>(), 0..=4),
+        ) {
+            let n = threshold + surplus;
+            let wrong: Vec<usize> = wrong.into_iter().filter(|&i| i < n).take(surplus / 2).collect();
+            let mut rng = ChaCha20Rng::seed_from_u64(seed);
+            let secret = SecretScalar::random(&mut rng);
+            let abscissas: Vec<u32> = (0..n as u32).map(|i| 3 * i + 1).collect();
+            let mut shares = split(&secret, threshold, &abscissas, &mut rng).unwrap();
+            for &i in &wrong {
+                shares[i].value += Scalar::from(1 + i as u64);
+            }
+            let decoded = decode(&shares, threshold).unwrap().unwrap();
+            prop_assert!(decoded.secret.to_secret().ct_eq(&secret.to_secret()));
+            prop_assert_eq!(decoded.wrong, wrong.iter().map(|&i| abscissas[i]).collect::<Vec<_>>());
+        }
+
         #[test]
         fn any_t_shares_rebuild_the_secret(seed: u64, chosen in subsequence((1u32..=12).collect::<Vec<_>>(), 7)) {
             let mut rng = ChaCha20Rng::seed_from_u64(seed);

@@ -9,10 +9,13 @@
 //! - [`params`], [`degree`], [`graph`] and [`encoding`] are what both sides compute alike.
 
 pub mod bitmap;
+pub mod client;
+pub mod cohort;
 pub mod degree;
 pub mod encoding;
 pub mod graph;
 pub mod ids;
+mod pairwise;
 pub mod params;
 pub mod policy;
 pub mod proto;

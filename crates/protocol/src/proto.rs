@@ -2,3 +2,15 @@
 #![allow(missing_docs, clippy::doc_markdown)]
 
 include!(concat!(env!("OUT_DIR"), "/unisono.v1.rs"));
+
+impl std::fmt::Debug for SharePair {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "SharePair {{ from: {}, to: {}, .. }}", self.from, self.to)
+    }
+}
+
+impl std::fmt::Debug for ReleasedShare {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "ReleasedShare {{ of: {}, kind: {}, .. }}", self.of, self.kind)
+    }
+}

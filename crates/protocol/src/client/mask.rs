@@ -1,0 +1,225 @@
+//! Phase 2: the input is masked (section 5).
+
+use prost::Message;
+use unisono_crypto::kdf::{Hasher, label};
+use unisono_crypto::prg::{Seed, Sign};
+use unisono_crypto::ring::RingVector;
+use unisono_crypto::secret::Secret32;
+use unisono_crypto::shamir::Share;
+use unisono_crypto::{CryptoError, aead, merkle};
+
+use super::error::NeighbourFault;
+use super::share::{Neighbour, Shared};
+use super::{ClientError, Rejected, Round, refuse_spent};
+use crate::bitmap;
+use crate::cohort::Cohort;
+use crate::pairwise::{self, End};
+use crate::policy::{Participation, ParticipationRecord};
+use crate::proto::{self, ClientMessage, client_message::Step};
+use crate::signed;
+
+/// Both shares that a neighbour gave this device. One of them is released, never both.
+#[derive(Clone)]
+pub(super) struct Shares {
+    pub self_mask: Share,
+    pub mask: Share,
+}
+
+/// A neighbour that shared its keys.
+#[derive(Clone)]
+pub(super) struct Peer {
+    pub index: u32,
+    pub channel: Secret32,
+    /// `None` when they could not be opened.
+    pub shares: Option<Shares>,
+}
+
+/// What stays of the round after the input was masked: the own secrets are gone.
+#[derive(Clone)]
+pub(super) struct Member {
+    pub round: Round,
+    pub cohort: Cohort,
+    pub index: u32,
+    /// The clients that shared their keys, U1.
+    pub shared: Vec<bool>,
+    /// The neighbours among them, ascending.
+    pub peers: Vec<Peer>,
+}
+
+/// The input is masked; the set of survivors is awaited.
+pub struct Masked {
+    pub(super) member: Member,
+    vector: RingVector,
+    message: ClientMessage,
+}
+
+impl Shared {
+    /// Opens the neighbours' shares, marks the round as spent, and masks `input` (as [`crate::encoding::Quantiser::encode`]
+    /// gave it). `now` is Unix time in seconds.
+    ///
+    /// # Errors
+    /// [`Rejected`] with this state: a check of section 5 failed, the input is not of this round's shape, or the record could
+    /// not be written. Nothing was masked then.
+    pub fn mask(
+        self,
+        view: &proto::MaskingView,
+        mut input: RingVector,
+        record: &mut dyn ParticipationRecord,
+        now: u64,
+    ) -> Result<Masked, Rejected<Self>> {
+        match self.try_mask(view, &mut input, record, now) {
+            Ok((member, message)) => Ok(Masked { member, vector: input, message }),
+            Err(error) => Err(Rejected { state: Box::new(self), error }),
+        }
+    }
+
+    fn try_mask(
+        &self,
+        view: &proto::MaskingView,
+        input: &mut RingVector,
+        record: &mut dyn ParticipationRecord,
+        now: u64,
+    ) -> Result<(Member, ClientMessage), ClientError> {
+        let (round, cohort) = (&self.secrets.round, &self.cohort);
+        if view.cohort_id != cohort.id.0 {
+            return Err(ClientError::OtherCohort);
+        }
+        let params = &round.params;
+        if input.len() != params.vector_len() {
+            let (expected, got) = (params.vector_len(), input.len());
+            return Err(CryptoError::Length { what: "input", expected, got }.into());
+        }
+        if input.modulus() != params.modulus {
+            let (got, bits) = (input.modulus().bits().into(), params.modulus.bits().into());
+            return Err(CryptoError::Range { what: "the input's modulus bits", got, min: bits, max: bits }.into());
+        }
+        let shared = bitmap::from_bytes(&view.shared, cohort.graph.n() as usize)?;
+        if !shared[self.index as usize] {
+            return Err(ClientError::LeftOut("shared keys"));
+        }
+        let need = params.wire.n_min as usize;
+        let have = bitmap::count(&shared);
+        if have < need {
+            return Err(ClientError::TooFew { what: "shared keys", have, need });
+        }
+        let present: Vec<&Neighbour> = self.neighbours.iter().filter(|v| shared[v.index as usize]).collect();
+        let (have, need) = (present.len(), cohort.threshold());
+        if have < need {
+            return Err(ClientError::TooFew { what: "of this device's neighbours shared keys", have, need });
+        }
+        if view.deliveries.len() != present.len() {
+            return Err(ClientError::TooFew { what: "were delivered", have: view.deliveries.len(), need: have });
+        }
+
+        let mask_key = pairwise::mask_key(&self.secrets.mask_secret, params.round_id);
+        let mut masks = vec![(pairwise::self_mask(&self.secrets.self_secret, cohort.id), Sign::Add)];
+        let mut peers = Vec::with_capacity(present.len());
+        for (neighbour, delivery) in present.into_iter().zip(&view.deliveries) {
+            let (peer, mask) =
+                self.receive(neighbour, delivery, &mask_key).map_err(|fault| fault.of(neighbour.index))?;
+            masks.push(mask);
+            peers.push(peer);
+        }
+
+        refuse_spent(params, record)?;
+        record.spend(&params.wire.task, Participation { round: params.wire.round, at: now })?;
+        input.apply_masks(&masks)?;
+
+        let mut hasher = Hasher::new(label::UPLOAD);
+        for chunk in 0..params.chunks() {
+            hasher.update(&chunk_of(input, params.wire.chunk_elements as usize, chunk)?);
+        }
+        let header = proto::UploadHeader {
+            cohort_id: cohort.id.to_vec(),
+            from: self.index,
+            length: params.packed_len(),
+            hash: hasher.finalize().to_vec(),
+        };
+        let header = signed::sign(&header, label::SIG_UPLOAD, round.signing_key());
+        let message = round.message(Step::Upload(header));
+        let member = Member { round: round.clone(), cohort: cohort.clone(), index: self.index, shared, peers };
+        Ok((member, message))
+    }
+
+    /// Checks one neighbour's message and takes the pair's mask and the shares out of it.
+    fn receive(
+        &self,
+        neighbour: &Neighbour,
+        delivery: &proto::DeliveredShares,
+        mask_key: &unisono_crypto::kem::DecapsulationKey,
+    ) -> Result<(Peer, (Seed, Sign)), NeighbourFault> {
+        const WHAT: &str = "neighbour's shares";
+        let cohort = &self.cohort;
+        let malformed = |why: &dyn ToString| signed::SignedError::malformed(WHAT, why.to_string());
+        let root = delivery.root.as_ref().ok_or_else(|| malformed(&"no root"))?;
+        let root: proto::SharesRoot = signed::verify(root, label::SIG_SHARES, neighbour.identity.as_ref(), WHAT)?;
+        if root.cohort_id != cohort.id.0 || root.from != neighbour.index {
+            return Err(NeighbourFault::Addressee);
+        }
+        let (count, position) = (root.count.into(), delivery.position.into());
+        let root = signed::fixed(&root.root, WHAT)?;
+        let path = signed::path(&delivery.path)?;
+        merkle::verify(label::TREE_SHARES, &root, count, position, &delivery.message, &path)
+            .map_err(|_| NeighbourFault::Path)?;
+        let message = proto::NeighbourShares::decode(delivery.message.as_slice()).map_err(|e| malformed(&e))?;
+        if message.from != neighbour.index || message.to != self.index {
+            return Err(NeighbourFault::Addressee);
+        }
+
+        let own = End { index: self.index, advert: &self.secrets.advert };
+        let other = End { index: neighbour.index, advert: &neighbour.advert };
+        let received = self.secrets.channel.decapsulate(&message.channel_ct)?;
+        let channel = pairwise::channel_key(cohort.id, own.index, other.index, &neighbour.sent, &received);
+        let key = pairwise::share_key(&received, cohort.id, other, own);
+        let shares = open_shares(&key, cohort, other.index, own.index, &message.sealed);
+        let mask = match &neighbour.mask {
+            Some(mask) => (mask.clone(), Sign::Add),
+            None => {
+                let secret = mask_key.decapsulate(&message.mask_ct)?;
+                (pairwise::pair_mask(&secret, cohort.id, other, own, &message.mask_ct), Sign::Subtract)
+            }
+        };
+        Ok((Peer { index: neighbour.index, channel, shares }, mask))
+    }
+}
+
+/// The shares inside a sealed message; `None` when they can't be had, which the sender will be reported for.
+fn open_shares(key: &Secret32, cohort: &Cohort, from: u32, to: u32, sealed: &[u8]) -> Option<Shares> {
+    let plaintext = aead::open(key, &cohort.id.0, sealed).ok()?;
+    let pair = proto::SharePair::decode(plaintext.as_slice()).ok()?;
+    let share = |bytes: &[u8]| Share::from_bytes(to + 1, bytes.try_into().ok()?).ok();
+    let shares = share(&pair.self_mask_share).zip(share(&pair.mask_share));
+    let addressed = pair.from == from && pair.to == to;
+    let proto::SharePair { mut self_mask_share, mut mask_share, .. } = pair;
+    zeroize::Zeroize::zeroize(&mut self_mask_share);
+    zeroize::Zeroize::zeroize(&mut mask_share);
+    shares.filter(|_| addressed).map(|(self_mask, mask)| Shares { self_mask, mask })
+}
+
+fn chunk_of(vector: &RingVector, chunk_elements: usize, index: u64) -> Result<Vec<u8>, CryptoError> {
+    let start = index as usize * chunk_elements;
+    vector.pack_range(start, chunk_elements.min(vector.len().saturating_sub(start)))
+}
+
+impl Masked {
+    /// The signed header that opens the upload, to be sent until it is acknowledged.
+    pub fn message(&self) -> &ClientMessage {
+        &self.message
+    }
+
+    /// Number of chunks of the upload.
+    pub fn chunks(&self) -> u64 {
+        self.member.round.params.chunks()
+    }
+
+    /// Length in bytes of every chunk but the last.
+    pub fn chunk_len(&self) -> usize {
+        self.member.round.params.chunk_len()
+    }
+
+    /// Chunk `index` of the packed masked vector; `None` beyond the last.
+    pub fn chunk(&self, index: u64) -> Option<Vec<u8>> {
+        let elements = self.member.round.params.wire.chunk_elements as usize;
+        if index < self.chunks() { chunk_of(&self.vector, elements, index).ok() } else { None }
+    }
+}

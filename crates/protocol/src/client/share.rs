@@ -1,0 +1,193 @@
+//! Phase 1: the cohort is checked, both secrets are split among the neighbours (section 4).
+
+use std::collections::BTreeSet;
+
+use prost::Message;
+use rand_core::CryptoRng;
+use unisono_crypto::kdf::label;
+use unisono_crypto::prg::Seed;
+use unisono_crypto::secret::Secret32;
+use unisono_crypto::sign::VerifyingKey;
+use unisono_crypto::{aead, merkle, shamir};
+use zeroize::{Zeroize, Zeroizing};
+
+use super::error::NeighbourFault;
+use super::{Advertised, ClientError, Rejected, Round, Secrets, advance};
+use crate::cohort::{Advert, Cohort};
+use crate::pairwise::{self, End};
+use crate::proto::{self, ClientMessage, client_message::Step};
+use crate::signed;
+
+/// What a device knows about a neighbour from phase 1 on.
+#[derive(Clone)]
+pub(super) struct Neighbour {
+    pub index: u32,
+    pub advert: Advert,
+    /// Verifies what it signs, in malicious mode.
+    pub identity: Option<VerifyingKey>,
+    /// The secret encapsulated to its channel key.
+    pub sent: Secret32,
+    /// The pair's mask, where this device is the encapsulator.
+    pub mask: Option<Seed>,
+}
+
+/// Shares are made; the set of clients that shared theirs is awaited.
+pub struct Shared {
+    pub(super) secrets: Secrets,
+    pub(super) cohort: Cohort,
+    pub(super) index: u32,
+    pub(super) neighbours: Vec<Neighbour>,
+    message: ClientMessage,
+}
+
+impl Advertised {
+    /// Checks the cohort as this device is shown it, and splits both secrets. `now` is Unix time in seconds.
+    ///
+    /// # Errors
+    /// [`Rejected`] with this state, and which check of section 3 failed for whom.
+    pub fn share<R: CryptoRng + ?Sized>(
+        self,
+        view: &proto::CohortView,
+        now: u64,
+        rng: &mut R,
+    ) -> Result<Shared, Rejected<Self>> {
+        advance(self, |state| state.try_share(view, now, rng))
+    }
+
+    fn try_share<R: CryptoRng + ?Sized>(
+        &self,
+        view: &proto::CohortView,
+        now: u64,
+        rng: &mut R,
+    ) -> Result<Shared, ClientError> {
+        let round = &self.secrets.round;
+        let signed_cohort = view.cohort.as_ref().ok_or(ClientError::Missing("cohort in the view"))?;
+        signed::verify::<proto::Cohort>(signed_cohort, label::SIG_COHORT, round.coordinator_key(), "cohort")?;
+        let cohort = Cohort::from_payload(&signed_cohort.payload, &round.params)?;
+        let n = cohort.graph.n();
+        let own = view.index;
+        let verify = |index: u32, payload: &[u8], path: &[[u8; 32]]| {
+            merkle::verify(label::TREE_ADVERTS, &cohort.adverts_root, n.into(), index.into(), payload, path)
+        };
+        if own >= n || verify(own, &self.payload, &signed::path(&view.own_path)?).is_err() {
+            return Err(ClientError::OwnAdvert(own));
+        }
+        let expected = cohort.graph.neighbours(own);
+        let got: Vec<u32> = view.neighbours.iter().map(|neighbour| neighbour.index).collect();
+        if got != expected {
+            return Err(ClientError::Neighbours { expected, got });
+        }
+
+        let mut seen = BTreeSet::new();
+        self.secrets.advert.insert_keys(&mut seen);
+        let mut last_id = None;
+        let mut checked = Vec::with_capacity(expected.len());
+        for neighbour in &view.neighbours {
+            let index = neighbour.index;
+            let fault = |why: NeighbourFault| why.of(index);
+            let (advert, identity) = check_advert(round, neighbour, now, &verify).map_err(fault)?;
+            if !advert.insert_keys(&mut seen) {
+                return Err(fault(NeighbourFault::KeysRepeat));
+            }
+            let own_id = round.identity.client_id;
+            let in_order = (index < own) == (advert.client_id < own_id) && advert.client_id != own_id;
+            if !in_order || last_id.is_some_and(|last| last >= advert.client_id) {
+                return Err(fault(NeighbourFault::ClientId));
+            }
+            last_id = Some(advert.client_id);
+            checked.push((index, advert, identity));
+        }
+        self.split(cohort, own, checked, rng)
+    }
+
+    fn split<R: CryptoRng + ?Sized>(
+        &self,
+        cohort: Cohort,
+        own: u32,
+        checked: Vec<(u32, Advert, Option<VerifyingKey>)>,
+        rng: &mut R,
+    ) -> Result<Shared, ClientError> {
+        let Secrets { round, mask_secret, self_secret, advert: own_advert, .. } = &self.secrets;
+        let from = End { index: own, advert: own_advert };
+        let abscissas: Vec<u32> = checked.iter().map(|(index, ..)| index + 1).collect();
+        let self_shares = shamir::split(self_secret, cohort.threshold(), &abscissas, rng)?;
+        let mask_shares = shamir::split(mask_secret, cohort.threshold(), &abscissas, rng)?;
+        let mut neighbours = Vec::with_capacity(checked.len());
+        let mut messages = Vec::with_capacity(checked.len());
+        for ((index, advert, identity), (self_share, mask_share)) in
+            checked.into_iter().zip(self_shares.iter().zip(&mask_shares))
+        {
+            let to = End { index, advert: &advert };
+            let (channel_ct, sent) = advert.channel_ek.encapsulate(rng);
+            let mut pair = proto::SharePair {
+                from: own,
+                to: index,
+                self_mask_share: self_share.value_bytes().to_vec(),
+                mask_share: mask_share.value_bytes().to_vec(),
+            };
+            let plaintext = Zeroizing::new(pair.encode_to_vec());
+            pair.self_mask_share.zeroize();
+            pair.mask_share.zeroize();
+            let key = pairwise::share_key(&sent, cohort.id, from, to);
+            let sealed = aead::seal(&key, &cohort.id.0, &plaintext)?;
+            let mut mask_ct = Vec::new();
+            let mut mask = None;
+            if cohort.graph.encapsulates(own, index) {
+                let coins = pairwise::mask_coins(mask_secret, cohort.id, index, &advert.mask_ek);
+                let (ct, secret) = advert.mask_ek.encapsulate_with_coins(&coins);
+                mask = Some(pairwise::pair_mask(&secret, cohort.id, from, to, &ct));
+                mask_ct = ct;
+            }
+            messages.push(proto::NeighbourShares { from: own, to: index, channel_ct, sealed, mask_ct }.encode_to_vec());
+            neighbours.push(Neighbour { index, advert, identity, sent, mask });
+        }
+        let root = proto::SharesRoot {
+            cohort_id: cohort.id.to_vec(),
+            from: own,
+            count: messages.len() as u32,
+            root: merkle::Tree::new(label::TREE_SHARES, &messages).root().to_vec(),
+        };
+        let root = signed::sign(&root, label::SIG_SHARES, round.signing_key());
+        let message = round.message(Step::ShareKeys(proto::ShareKeys { root: Some(root), messages }));
+        Ok(Shared { secrets: self.secrets.clone(), cohort, index: own, neighbours, message })
+    }
+}
+
+/// Path, roster leaf and signature of one neighbour's advert.
+fn check_advert<E>(
+    round: &Round,
+    neighbour: &proto::NeighbourAdvert,
+    now: u64,
+    verify: &impl Fn(u32, &[u8], &[[u8; 32]]) -> Result<(), E>,
+) -> Result<(Advert, Option<VerifyingKey>), NeighbourFault> {
+    let absent = |what| signed::SignedError::malformed("neighbour's advert", what);
+    let signed = neighbour.advert.as_ref().ok_or_else(|| absent("it is missing"))?;
+    let path = signed::path(&neighbour.advert_path)?;
+    verify(neighbour.index, &signed.payload, &path).map_err(|_| NeighbourFault::Path)?;
+    let leaf = match &round.authority {
+        Some((head, _)) => {
+            let proof = neighbour.roster.as_ref().ok_or_else(|| absent("its roster leaf is missing"))?;
+            Some(head.check_leaf(proof, now)?)
+        }
+        None => None,
+    };
+    let identity = leaf.as_ref().map(|leaf| &leaf.identity_key);
+    signed::verify::<proto::Advert>(signed, label::SIG_ADVERT, identity, "neighbour's advert")?;
+    let advert = Advert::from_payload(&signed.payload, round.params.round_id)?;
+    if leaf.as_ref().is_some_and(|leaf| leaf.client_id != advert.client_id) {
+        return Err(NeighbourFault::ClientId);
+    }
+    Ok((advert, leaf.map(|leaf| leaf.identity_key)))
+}
+
+impl Shared {
+    /// The shares, to be sent until they are acknowledged.
+    pub fn message(&self) -> &ClientMessage {
+        &self.message
+    }
+
+    /// This device's index in the cohort.
+    pub fn index(&self) -> u32 {
+        self.index
+    }
+}

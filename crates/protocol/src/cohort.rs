@@ -1,0 +1,145 @@
+//! The closed cohort and its adverts (section 3), as both sides read them.
+
+use std::collections::BTreeSet;
+
+use prost::Message;
+use unisono_crypto::kdf::{hash, label};
+use unisono_crypto::kem::EncapsulationKey;
+
+use crate::graph::Graph;
+use crate::ids::{ClientId, CohortId, RoundId};
+use crate::params::{ParamsError, RoundParams};
+use crate::proto;
+use crate::signed::{SignedError, fixed};
+
+/// Why a cohort was not accepted.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum CohortError {
+    /// The bytes are not a `Cohort`, or a signature is wrong.
+    #[error(transparent)]
+    Signed(#[from] SignedError),
+    /// It belongs to another round.
+    #[error("the cohort is of another round")]
+    OtherRound,
+    /// Its size is outside what the round's parameters say.
+    #[error("the cohort has {n} clients; the round allows {min} to {max}")]
+    Size {
+        /// Clients in it.
+        n: u32,
+        /// The round's `n_min`.
+        min: u32,
+        /// The round's `n_max`.
+        max: u32,
+    },
+    /// There is no graph for it.
+    #[error(transparent)]
+    Params(#[from] ParamsError),
+    /// Degree, threshold or window bound are not those of section 9.
+    #[error("the cohort's degree, threshold and window bound are {got}; section 9 gives {expected}")]
+    Topology {
+        /// As proposed.
+        got: String,
+        /// As computed.
+        expected: String,
+    },
+}
+
+/// A cohort that fits its round's parameters.
+#[derive(Debug, Clone)]
+pub struct Cohort {
+    /// Hash of the encoded `Cohort`.
+    pub id: CohortId,
+    /// Its graph.
+    pub graph: Graph,
+    /// Merkle root of the adverts' payloads.
+    pub adverts_root: [u8; 32],
+}
+
+impl Cohort {
+    /// The message for a cohort of `n` adverts with the given root.
+    ///
+    /// # Errors
+    /// [`ParamsError::Infeasible`] when section 9 finds no graph for `n`.
+    pub fn propose(params: &RoundParams, n: u32, adverts_root: [u8; 32]) -> Result<proto::Cohort, ParamsError> {
+        let topology = params.topology(n)?;
+        Ok(proto::Cohort {
+            round_id: params.round_id.to_vec(),
+            n,
+            degree: topology.degree,
+            threshold: topology.threshold,
+            window_bound: topology.window_bound,
+            adverts_root: adverts_root.to_vec(),
+        })
+    }
+
+    /// Reads a `Cohort` payload and recomputes what it says about the graph.
+    ///
+    /// # Errors
+    /// Any [`CohortError`].
+    pub fn from_payload(payload: &[u8], params: &RoundParams) -> Result<Self, CohortError> {
+        let wire = proto::Cohort::decode(payload).map_err(|e| SignedError::malformed("cohort", e))?;
+        if wire.round_id != params.round_id.0 {
+            return Err(CohortError::OtherRound);
+        }
+        let (n, min, max) = (wire.n, params.wire.n_min, params.wire.n_max);
+        if !(min..=max).contains(&n) {
+            return Err(CohortError::Size { n, min, max });
+        }
+        let topology = params.topology(n)?;
+        let text = |degree, threshold, window: Option<u32>| format!("{degree}/{threshold}/{window:?}");
+        let got = text(wire.degree, wire.threshold, wire.window_bound);
+        let expected = text(topology.degree, topology.threshold, topology.window_bound);
+        if got != expected {
+            return Err(CohortError::Topology { got, expected });
+        }
+        let id = CohortId(hash(label::COHORT_ID, &[payload]));
+        Ok(Self { id, graph: Graph::new(id, n, topology), adverts_root: fixed(&wire.adverts_root, "cohort")? })
+    }
+
+    /// Shares that rebuild a secret.
+    pub fn threshold(&self) -> usize {
+        self.graph.topology().threshold as usize
+    }
+}
+
+/// A parsed advert. Its keys were checked to be well-formed.
+#[derive(Debug, Clone)]
+pub struct Advert {
+    /// The sender.
+    pub client_id: ClientId,
+    /// The mask key.
+    pub mask_ek: EncapsulationKey,
+    /// The channel key.
+    pub channel_ek: EncapsulationKey,
+    /// Commitment to the self-mask secret.
+    pub commitment: [u8; 32],
+}
+
+impl Advert {
+    /// Reads an `Advert` payload of the given round.
+    ///
+    /// # Errors
+    /// [`SignedError::Malformed`] for a wrong length, a key that is none, or another round.
+    pub fn from_payload(payload: &[u8], round: RoundId) -> Result<Self, SignedError> {
+        const WHAT: &str = "advert";
+        let wire = proto::Advert::decode(payload).map_err(|e| SignedError::malformed(WHAT, e))?;
+        if wire.round_id != round.0 {
+            return Err(SignedError::malformed(WHAT, "it is of another round"));
+        }
+        let key = |bytes: &[u8]| EncapsulationKey::from_bytes(bytes).map_err(|e| SignedError::malformed(WHAT, e));
+        Ok(Self {
+            client_id: ClientId(fixed(&wire.client_id, WHAT)?),
+            mask_ek: key(&wire.mask_ek)?,
+            channel_ek: key(&wire.channel_ek)?,
+            commitment: fixed(&wire.self_mask_commitment, WHAT)?,
+        })
+    }
+
+    /// Adds both keys to `seen`; whether neither was there before.
+    pub(crate) fn insert_keys(&self, seen: &mut BTreeSet<Vec<u8>>) -> bool {
+        // Both are inserted whatever the first says, so that no short circuit hides one.
+        let mask = seen.insert(self.mask_ek.as_bytes().to_vec());
+        let channel = seen.insert(self.channel_ek.as_bytes().to_vec());
+        mask && channel
+    }
+}

@@ -60,6 +60,8 @@ pub mod label {
         CONSISTENCY_TAG = "consistency-tag";
         /// Hash of the set of survivors.
         SURVIVORS = "survivors";
+        /// Hash of an accepted step, for the coordinator to tell a retry from a conflict.
+        LEDGER = "ledger";
         /// Hash of an upload.
         UPLOAD = "upload";
         /// Hash of a release key in a roster leaf.

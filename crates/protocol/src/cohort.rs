@@ -6,6 +6,7 @@ use prost::Message;
 use unisono_crypto::kdf::{hash, label};
 use unisono_crypto::kem::EncapsulationKey;
 
+use crate::degree::Topology;
 use crate::graph::Graph;
 use crate::ids::{ClientId, CohortId, RoundId};
 use crate::params::{ParamsError, RoundParams};
@@ -92,8 +93,13 @@ impl Cohort {
         if got != expected {
             return Err(CohortError::Topology { got, expected });
         }
+        Ok(Self::of_payload(payload, n, topology, fixed(&wire.adverts_root, "cohort")?))
+    }
+
+    /// The cohort of a payload whose content is known to be `n`, `topology` and `adverts_root`.
+    pub(crate) fn of_payload(payload: &[u8], n: u32, topology: Topology, adverts_root: [u8; 32]) -> Self {
         let id = CohortId(hash(label::COHORT_ID, &[payload]));
-        Ok(Self { id, graph: Graph::new(id, n, topology), adverts_root: fixed(&wire.adverts_root, "cohort")? })
+        Self { id, graph: Graph::new(id, n, topology), adverts_root }
     }
 
     /// Shares that rebuild a secret.

@@ -20,6 +20,7 @@ pub mod params;
 pub mod policy;
 pub mod proto;
 pub mod roster;
+pub mod server;
 pub mod signed;
 
 pub use ids::{ClientId, CohortId, RoundId};

@@ -1,0 +1,96 @@
+//! Phase 0: adverts are collected, then the cohort is closed (section 3).
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use unisono_crypto::kdf::label;
+use unisono_crypto::merkle;
+use unisono_crypto::sign::VerifyingKey;
+
+use super::share::Sharing;
+use super::{Abort, Context, Members, Phase, Progress, Reason};
+use crate::cohort::{Advert, Cohort};
+use crate::ids::ClientId;
+use crate::proto::{self, Signed, server_message::View};
+use crate::signed::{self, SignedError};
+
+/// A client that advertised its keys.
+pub(super) struct Member {
+    pub advert: Advert,
+    pub signed: Signed,
+    /// Its roster leaf, in malicious mode.
+    pub roster: Option<proto::RosterProof>,
+    /// Verifies what it signs, in malicious mode.
+    pub identity: Option<VerifyingKey>,
+}
+
+pub(super) struct Advertising {
+    context: Context,
+    members: BTreeMap<ClientId, Member>,
+    /// Every advertised key: one that occurs twice is refused, as every client would.
+    keys: BTreeSet<Vec<u8>>,
+}
+
+impl Advertising {
+    pub fn new(context: Context) -> Self {
+        Self { context, members: BTreeMap::new(), keys: BTreeSet::new() }
+    }
+
+    pub fn absorb(&mut self, client: ClientId, signed: &Signed, now: u64) -> Result<(), Reason> {
+        let params = &self.context.params;
+        let (roster, identity) = match &self.context.authority {
+            Some(authority) => {
+                let unknown = Reason::Unknown { epoch: authority.roster.head().epoch };
+                let leaf = authority.roster.leaf(client).ok_or_else(|| unknown.clone())?;
+                leaf.check_validity(now)?;
+                (Some(authority.roster.proof(client).ok_or(unknown)?), Some(leaf.identity_key.clone()))
+            }
+            None => (None, None),
+        };
+        signed::verify::<proto::Advert>(signed, label::SIG_ADVERT, identity.as_ref(), "advert")?;
+        let advert = Advert::from_payload(&signed.payload, params.round_id)?;
+        if advert.client_id != client {
+            return Err(SignedError::malformed("advert", "it names another client than its envelope").into());
+        }
+        if self.members.len() >= params.wire.n_max as usize {
+            return Err(Reason::Full { n_max: params.wire.n_max });
+        }
+        let (mask, channel) = (advert.mask_ek.as_bytes(), advert.channel_ek.as_bytes());
+        if mask == channel || self.keys.contains(mask) || self.keys.contains(channel) {
+            return Err(Reason::KeysRepeat);
+        }
+        advert.insert_keys(&mut self.keys);
+        self.members.insert(client, Member { advert, signed: signed.clone(), roster, identity });
+        Ok(())
+    }
+
+    pub fn view(&self, _: ClientId) -> Option<View> {
+        None
+    }
+
+    pub fn progress(&self) -> Progress {
+        Progress { answered: self.members.len(), expected: self.context.params.wire.n_max as usize }
+    }
+
+    pub fn missing(&self) -> Vec<ClientId> {
+        Vec::new()
+    }
+
+    /// Closes the cohort. Where section 9 finds no graph for the number of clients at hand, the last ones are left out.
+    pub fn close(self) -> Result<Sharing, Abort> {
+        let params = &self.context.params;
+        let (have, need) = (self.members.len(), params.wire.n_min as usize);
+        if have < need {
+            return Err(Abort::TooFew { phase: Phase::Advertise, have, need });
+        }
+        let feasible = (need..=have).rev().find(|&n| params.topology(n as u32).is_ok());
+        let n = feasible.unwrap_or(have);
+        let members: Vec<Member> = self.members.into_values().take(n).collect();
+        let tree = merkle::Tree::new(label::TREE_ADVERTS, members.iter().map(|member| &member.signed.payload));
+        let proposal = Cohort::propose(params, n as u32, tree.root())?;
+        let signed_cohort = signed::sign(&proposal, label::SIG_COHORT, self.context.signing_key());
+        let topology = params.topology(n as u32)?;
+        let cohort = Cohort::of_payload(&signed_cohort.payload, n as u32, topology, tree.root());
+        let members = Members { context: self.context.clone(), cohort, signed_cohort, members };
+        Ok(Sharing::new(members, tree))
+    }
+}

@@ -1,0 +1,426 @@
+//! The coordinator's side of a round, one type a phase: each absorbs messages, says what a client gets to see, and closes
+//! into the next.
+//!
+//! ```text
+//! Advertising -> Sharing -> Masking -> Confirming -> Unmasking -> Outcome
+//!                                  \----(semi-honest)---/
+//! ```
+//!
+//! [`Server`] holds the phase at hand. Steps are idempotent: the same message again is [`Accepted::Repeat`], in any later
+//! phase too. Everything is deterministic (signatures as well), so that absorbing the same messages again after a restart
+//! gives the same cohort and the same bytes.
+
+mod advertise;
+mod confirm;
+mod error;
+mod mask;
+mod share;
+mod unmask;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use prost::Message;
+use unisono_crypto::kdf::{hash, label};
+use unisono_crypto::ring::RingVector;
+use unisono_crypto::sign::{SigningKey, VerifyingKey};
+
+use crate::ids::ClientId;
+use crate::params::RoundParams;
+use crate::proto::{self, ClientMessage, ServerMessage, Signed, client_message::Step};
+use crate::roster::Roster;
+use crate::signed;
+
+use advertise::Advertising;
+use confirm::Confirming;
+use mask::Masking;
+use share::Sharing;
+use unmask::Unmasking;
+
+pub use error::{Abort, OpenError, Reason, Refusal};
+
+/// The phases of a round, in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Phase {
+    /// Phase 0: adverts are collected.
+    Advertise,
+    /// Phase 1: shares are collected.
+    Share,
+    /// Phase 2: masked vectors are collected.
+    Mask,
+    /// Phase 3: consistency tags are collected (malicious mode).
+    Confirm,
+    /// Phase 4: released shares are collected.
+    Unmask,
+}
+
+impl Phase {
+    /// All phases in order.
+    pub const ALL: [Self; 5] = [Self::Advertise, Self::Share, Self::Mask, Self::Confirm, Self::Unmask];
+
+    /// Lower-case name, as in logs, metrics and the API.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Advertise => "advertise",
+            Self::Share => "share",
+            Self::Mask => "mask",
+            Self::Confirm => "confirm",
+            Self::Unmask => "unmask",
+        }
+    }
+
+    /// The phase's longest duration in milliseconds.
+    pub fn deadline_ms(self, deadlines: &proto::PhaseDeadlines) -> u64 {
+        match self {
+            Self::Advertise => deadlines.advertise_ms,
+            Self::Share => deadlines.share_ms,
+            Self::Mask => deadlines.mask_ms,
+            Self::Confirm => deadlines.confirm_ms,
+            Self::Unmask => deadlines.unmask_ms,
+        }
+    }
+
+    fn of(step: &Step) -> Self {
+        match step {
+            Step::Advert(_) => Self::Advertise,
+            Step::ShareKeys(_) => Self::Share,
+            Step::Upload(_) => Self::Mask,
+            Step::Tags(_) => Self::Confirm,
+            Step::Unmask(_) => Self::Unmask,
+        }
+    }
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// What makes a coordinator's word count in malicious mode.
+#[derive(Clone)]
+pub struct Authority {
+    /// Signs parameters and cohort (Ed25519 + ML-DSA-65); named in the roster's head.
+    pub signing_key: SigningKey,
+    /// The roster in force.
+    pub roster: Arc<Roster>,
+}
+
+/// What stays the same during a round.
+#[derive(Clone)]
+struct Context {
+    params: Arc<RoundParams>,
+    authority: Option<Arc<Authority>>,
+}
+
+impl Context {
+    fn signing_key(&self) -> Option<&SigningKey> {
+        self.authority.as_ref().map(|authority| &authority.signing_key)
+    }
+}
+
+/// Whether a message was new.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Accepted {
+    /// It counts from now on.
+    New,
+    /// It had been accepted before; nothing changed.
+    Repeat,
+}
+
+/// How far a phase is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    /// Clients that took the phase's step.
+    pub answered: usize,
+    /// Clients that may take it; `n_max` in the first phase.
+    pub expected: usize,
+}
+
+/// Something that a client noticed about another, for the operator. Neither side is proved right by it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Report {
+    /// About whom.
+    pub about: ClientId,
+    /// By whom, or with whose share.
+    pub by: ClientId,
+    /// What it was.
+    pub what: Fault,
+}
+
+/// What a [`Report`] says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// `about` sent `by` shares that do not open.
+    UnreadableShares,
+    /// `about` sent `by` a wrong consistency tag.
+    InvalidTag,
+    /// The share that `by` released of `about`'s secret does not lie on its polynomial: one of the two is wrong.
+    WrongShare,
+}
+
+impl Fault {
+    /// A short name for metrics and logs.
+    pub fn code(self) -> &'static str {
+        match self {
+            Self::UnreadableShares => "unreadable_shares",
+            Self::InvalidTag => "invalid_tag",
+            Self::WrongShare => "wrong_share",
+        }
+    }
+}
+
+/// The end of a successful round.
+#[derive(Clone)]
+pub struct Outcome {
+    /// The exact sum over `survivors`, mod 2^b, as [`crate::encoding::Quantiser::decode`] takes it.
+    pub sum: RingVector,
+    /// Members of the cohort in order of index.
+    pub cohort: Vec<ClientId>,
+    /// Members whose update is in the sum (U2), ascending.
+    pub survivors: Vec<ClientId>,
+    /// What clients noticed about each other.
+    pub reports: Vec<Report>,
+}
+
+impl fmt::Debug for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Outcome({} of {} clients, {:?})", self.survivors.len(), self.cohort.len(), self.reports)
+    }
+}
+
+/// What comes after a closed phase.
+pub enum Closed {
+    /// The next phase.
+    Next(Box<Server>),
+    /// The sum.
+    Finished(Outcome),
+}
+
+#[allow(clippy::large_enum_variant)] // one of them lives at a time
+enum State {
+    Advertising(Advertising),
+    Sharing(Sharing),
+    Masking(Masking),
+    Confirming(Confirming),
+    Unmasking(Unmasking),
+}
+
+/// Runs `$body` on the state of the phase at hand.
+macro_rules! each_phase {
+    ($state:expr, $s:ident => $body:expr) => {
+        match $state {
+            State::Advertising($s) => $body,
+            State::Sharing($s) => $body,
+            State::Masking($s) => $body,
+            State::Confirming($s) => $body,
+            State::Unmasking($s) => $body,
+        }
+    };
+}
+
+/// A round in progress, on the coordinator's side.
+pub struct Server {
+    context: Context,
+    offer: proto::RoundOffer,
+    /// Hash of each accepted step.
+    ledger: BTreeMap<(ClientId, Phase), [u8; 32]>,
+    state: State,
+}
+
+impl Server {
+    /// Opens a round with the given parameters. In malicious mode `authority` signs them; roster epoch and root must be its
+    /// roster's.
+    ///
+    /// # Errors
+    /// [`OpenError`]: parameters that no round can run with, or a key or roster that does not fit them.
+    pub fn open(params: &proto::RoundParams, authority: Option<Authority>) -> Result<Self, OpenError> {
+        let payload = params.encode_to_vec();
+        let params = RoundParams::from_payload(&payload)?;
+        if params.malicious() != authority.is_some() {
+            return Err(OpenError::Authority);
+        }
+        if let Some(Authority { signing_key, roster }) = &authority {
+            let head = roster.head();
+            if params.wire.roster_epoch != head.epoch || params.wire.roster_root != head.root {
+                return Err(OpenError::OtherRoster { proposed: params.wire.roster_epoch, epoch: head.epoch });
+            }
+            if !head.coordinator_keys.contains(&signing_key.verifying_key()) {
+                return Err(OpenError::NotNamed { epoch: head.epoch });
+            }
+        }
+        let context = Context { params: Arc::new(params), authority: authority.map(Arc::new) };
+        let signed = signed::sign_bytes(payload, label::SIG_ROUND_PARAMS, context.signing_key());
+        let roster_head = context.authority.as_ref().map(|authority| authority.roster.signed_head().clone());
+        let offer = proto::RoundOffer { params: Some(signed), roster_head };
+        let state = State::Advertising(Advertising::new(context.clone()));
+        Ok(Self { context, offer, ledger: BTreeMap::new(), state })
+    }
+
+    /// What clients need to decide whether they take part.
+    pub fn offer(&self) -> &proto::RoundOffer {
+        &self.offer
+    }
+
+    /// The round's parameters.
+    pub fn params(&self) -> &Arc<RoundParams> {
+        &self.context.params
+    }
+
+    /// The phase at hand.
+    pub fn phase(&self) -> Phase {
+        match self.state {
+            State::Advertising(_) => Phase::Advertise,
+            State::Sharing(_) => Phase::Share,
+            State::Masking(_) => Phase::Mask,
+            State::Confirming(_) => Phase::Confirm,
+            State::Unmasking(_) => Phase::Unmask,
+        }
+    }
+
+    fn refusal(&self, client: Option<ClientId>) -> impl Fn(Reason) -> Refusal + use<> {
+        let phase = self.phase();
+        move |reason| Refusal { client, phase, reason }
+    }
+
+    /// Takes a client's step. `now` is Unix time in seconds. An upload's header is accepted here; the client counts only when
+    /// [`Self::absorb_upload`] has accepted the vector.
+    ///
+    /// # Errors
+    /// [`Refusal`] names client, phase and reason; nothing has changed then.
+    pub fn absorb(&mut self, message: &ClientMessage, now: u64) -> Result<Accepted, Refusal> {
+        let client = ClientId::from_slice(&message.client_id);
+        let refuse = self.refusal(client);
+        let client = client.ok_or_else(|| refuse(Reason::Incomplete("client id of 16 bytes")))?;
+        if message.round_id != self.context.params.round_id.0 {
+            return Err(refuse(Reason::OtherRound));
+        }
+        let step = message.step.as_ref().ok_or_else(|| refuse(Reason::Incomplete("step")))?;
+        let phase = Phase::of(step);
+        let digest = hash(label::LEDGER, &[&message.encode_to_vec()]);
+        match self.ledger.get(&(client, phase)) {
+            Some(known) if *known == digest => return Ok(Accepted::Repeat),
+            Some(_) => return Err(refuse(Reason::Conflict)),
+            None => {}
+        }
+        match (&mut self.state, step) {
+            (State::Advertising(state), Step::Advert(signed)) => state.absorb(client, signed, now),
+            (State::Sharing(state), Step::ShareKeys(shares)) => state.absorb(client, shares),
+            (State::Masking(state), Step::Upload(signed)) => state.absorb(client, signed),
+            (State::Confirming(state), Step::Tags(signed)) => state.absorb(client, signed),
+            (State::Unmasking(state), Step::Unmask(signed)) => state.absorb(client, signed),
+            _ => Err(Reason::WrongPhase { step: phase }),
+        }
+        .map_err(refuse)?;
+        self.ledger.insert((client, phase), digest);
+        Ok(Accepted::New)
+    }
+
+    /// Takes the whole packed vector whose header `client` has sent, and adds it to the sum.
+    ///
+    /// # Errors
+    /// [`Refusal`]: no header, another length or hash than the header's, or no packed vector. The client may upload again.
+    pub fn absorb_upload(&mut self, client: ClientId, packed: &[u8]) -> Result<Accepted, Refusal> {
+        let refuse = self.refusal(Some(client));
+        match &mut self.state {
+            State::Masking(state) => state.absorb_upload(client, packed),
+            _ => Err(Reason::WrongPhase { step: Phase::Mask }),
+        }
+        .map_err(refuse)
+    }
+
+    /// Whether `client` has announced an upload that is still to come, and its length in bytes and hash if so.
+    pub fn awaited_upload(&self, client: ClientId) -> Option<(u64, [u8; 32])> {
+        match &self.state {
+            State::Masking(state) => state.awaited(client),
+            _ => None,
+        }
+    }
+
+    /// What `client` gets to see in this phase; `None` for a client that has no part in it, and in the first phase.
+    pub fn view(&self, client: ClientId) -> Option<ServerMessage> {
+        each_phase!(&self.state, state => state.view(client)).map(|view| ServerMessage { view: Some(view) })
+    }
+
+    /// How many of the clients that may take this phase's step have taken it.
+    pub fn progress(&self) -> Progress {
+        each_phase!(&self.state, state => state.progress())
+    }
+
+    /// Whether waiting longer gains nothing: all have answered, or the sum can be had already.
+    pub fn ready(&self) -> bool {
+        let Progress { answered, expected } = self.progress();
+        answered >= expected || matches!(&self.state, State::Unmasking(state) if state.sufficient())
+    }
+
+    /// Clients that may take this phase's step and have not; empty in the first phase, when anybody may come.
+    pub fn missing(&self) -> Vec<ClientId> {
+        each_phase!(&self.state, state => state.missing())
+    }
+
+    /// Closes the phase with the clients that have answered.
+    ///
+    /// # Errors
+    /// [`Abort`]: the round ends here, and nothing was learned.
+    pub fn close(self) -> Result<Closed, Abort> {
+        let state = match self.state {
+            State::Advertising(state) => State::Sharing(state.close()?),
+            State::Sharing(state) => State::Masking(state.close()?),
+            State::Masking(state) if self.context.params.malicious() => State::Confirming(state.close()?),
+            State::Masking(state) => State::Unmasking(state.close()?.skip()),
+            State::Confirming(state) => State::Unmasking(state.close()?),
+            State::Unmasking(state) => return state.close().map(Closed::Finished),
+        };
+        Ok(Closed::Next(Box::new(Self { state, ..self })))
+    }
+}
+
+/// The closed cohort with its members' adverts, shared by all later phases.
+struct Members {
+    context: Context,
+    cohort: crate::cohort::Cohort,
+    signed_cohort: Signed,
+    /// In order of client id, which is the order of indices.
+    members: Vec<advertise::Member>,
+}
+
+impl Members {
+    fn index_of(&self, client: ClientId) -> Result<u32, Reason> {
+        let found = self.members.binary_search_by_key(&client, |member| member.advert.client_id);
+        found.map(|index| index as u32).map_err(|_| Reason::NotExpected)
+    }
+
+    fn id(&self, index: u32) -> ClientId {
+        self.members[index as usize].advert.client_id
+    }
+
+    fn identity(&self, index: u32) -> Option<&VerifyingKey> {
+        self.members[index as usize].identity.as_ref()
+    }
+
+    fn ids(&self, set: &[bool]) -> Vec<ClientId> {
+        self.members.iter().zip(set).filter(|(_, is_in)| **is_in).map(|(member, _)| member.advert.client_id).collect()
+    }
+
+    /// `u`'s neighbours that are in `set`, ascending.
+    fn neighbours_in<'a>(&self, u: u32, set: &'a [bool]) -> impl Iterator<Item = u32> + use<'a> {
+        self.cohort.graph.neighbours(u).into_iter().filter(|&v| set[v as usize])
+    }
+
+    /// Refuses a set that is too small for a sum, or that no client would go on with.
+    fn check_set(&self, set: &[bool], phase: Phase) -> Result<(), Abort> {
+        let (have, need) = (crate::bitmap::count(set), self.context.params.wire.n_min as usize);
+        if have < need {
+            return Err(Abort::TooFew { phase, have, need });
+        }
+        match self.cohort.graph.thin_window(set) {
+            Some(place) if self.context.params.malicious() => Err(Abort::ThinWindow { phase, place }),
+            _ => Ok(()),
+        }
+    }
+
+    fn check_sender(&self, cohort_id: &[u8], from: u32, index: u32) -> Result<(), Reason> {
+        if cohort_id == self.cohort.id.0 && from == index { Ok(()) } else { Err(Reason::OtherCohort) }
+    }
+}

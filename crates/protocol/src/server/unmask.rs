@@ -1,0 +1,223 @@
+//! Phase 4: shares are collected, secrets rebuilt and checked, masks subtracted (section 6).
+
+use std::collections::BTreeMap;
+
+use unisono_crypto::kdf::label;
+use unisono_crypto::prg::{Seed, Sign};
+use unisono_crypto::shamir::{self, Interpolator, SecretScalar, Share};
+
+use super::advertise::Member;
+use super::mask::Masked;
+use super::{Abort, Fault, Outcome, Progress, Reason, Report};
+use crate::ids::ClientId;
+use crate::pairwise::{self, End};
+use crate::proto::{self, SecretKind, Signed, server_message::View};
+use crate::signed;
+
+const WHAT: &str = "released shares";
+
+pub(super) struct Unmasking {
+    masked: Masked,
+    /// Phase 3's tags by sender; `None` in semi-honest mode.
+    tags: Option<BTreeMap<u32, Vec<proto::Tag>>>,
+    answered: Vec<bool>,
+    /// By whose secret it is.
+    shares: BTreeMap<u32, Vec<Share>>,
+    reports: Vec<Report>,
+}
+
+impl Unmasking {
+    pub fn new(masked: Masked, tags: Option<BTreeMap<u32, Vec<proto::Tag>>>) -> Self {
+        let answered = vec![false; masked.survivors.len()];
+        Self { masked, tags, answered, shares: BTreeMap::new(), reports: Vec::new() }
+    }
+
+    /// A survivor that, in malicious mode, took part in phase 3.
+    fn expected(&self, index: u32) -> bool {
+        self.masked.survivors[index as usize] && self.tags.as_ref().is_none_or(|tags| tags.contains_key(&index))
+    }
+
+    fn kind(&self, of: u32) -> SecretKind {
+        if self.masked.survivors[of as usize] { SecretKind::SelfMask } else { SecretKind::Mask }
+    }
+
+    pub fn absorb(&mut self, client: ClientId, signed: &Signed) -> Result<(), Reason> {
+        let members = &self.masked.members;
+        let index = members.index_of(client)?;
+        if !self.expected(index) {
+            return Err(Reason::NotExpected);
+        }
+        let message: proto::UnmaskShares = signed::verify(signed, label::SIG_UNMASK, members.identity(index), WHAT)?;
+        members.check_sender(&message.cohort_id, message.from, index)?;
+
+        // Every neighbour in U1 occurs once: with a share, or as unreadable.
+        let ascending = |list: &[u32]| list.windows(2).all(|pair| pair[0] < pair[1]);
+        let shared: Vec<u32> = message.shares.iter().map(|share| share.of).collect();
+        let mut all = [shared.as_slice(), &message.unreadable].concat();
+        all.sort_unstable();
+        let each_once = all.into_iter().eq(members.neighbours_in(index, &self.masked.shared));
+        if !each_once || !ascending(&shared) || !ascending(&message.unreadable) {
+            return Err(Reason::shape(WHAT, "they are not exactly one for each neighbour that shared keys, ascending"));
+        }
+        let tagging = |v: &u32| members.cohort.graph.adjacent(index, *v) && self.masked.survivors[*v as usize];
+        let in_range = |v: &u32| *v < members.cohort.graph.n();
+        if !ascending(&message.invalid_tags) || !message.invalid_tags.iter().all(|v| in_range(v) && tagging(v)) {
+            return Err(Reason::shape(WHAT, "invalid tags are reported of clients that sent this one none"));
+        }
+        let mut shares = Vec::with_capacity(shared.len());
+        for released in &message.shares {
+            if released.kind() != self.kind(released.of) {
+                return Err(Reason::shape(WHAT, format!("the share of client {} is of the other secret", released.of)));
+            }
+            let value = signed::fixed(&released.value, WHAT)?;
+            let share = Share::from_bytes(index + 1, &value).map_err(|e| Reason::shape(WHAT, e))?;
+            shares.push((released.of, share));
+        }
+
+        let report = |what: Fault| move |&about: &u32| Report { about: members.id(about), by: client, what };
+        self.reports.extend(message.unreadable.iter().map(report(Fault::UnreadableShares)));
+        self.reports.extend(message.invalid_tags.iter().map(report(Fault::InvalidTag)));
+        shares.into_iter().for_each(|(of, share)| self.shares.entry(of).or_default().push(share));
+        self.answered[index as usize] = true;
+        Ok(())
+    }
+
+    pub fn view(&self, client: ClientId) -> Option<View> {
+        let index = self.masked.survivor(client).ok().filter(|&index| self.expected(index))?;
+        let Some(tags) = &self.tags else { return Some(self.masked.survivors_view()) };
+        let from = |v: u32| {
+            let tag = tags.get(&v)?.iter().find(|tag| tag.neighbour == index)?;
+            Some(proto::Tag { neighbour: v, tag: tag.tag.clone() })
+        };
+        let neighbours = self.masked.members.neighbours_in(index, &self.masked.survivors);
+        let cohort_id = self.masked.members.cohort.id.to_vec();
+        Some(View::Tags(proto::ForwardedTags { cohort_id, tags: neighbours.filter_map(from).collect() }))
+    }
+
+    pub fn progress(&self) -> Progress {
+        let expected = (0..self.answered.len() as u32).filter(|&u| self.expected(u)).count();
+        Progress { answered: crate::bitmap::count(&self.answered), expected }
+    }
+
+    pub fn missing(&self) -> Vec<ClientId> {
+        let missing = (0..self.answered.len() as u32).map(|u| self.expected(u) && !self.answered[u as usize]);
+        self.masked.members.ids(&missing.collect::<Vec<_>>())
+    }
+
+    /// The clients of which a secret is needed: survivors, and those that dropped out next to one.
+    fn needed(&self) -> impl Iterator<Item = u32> {
+        let masked = &self.masked;
+        (0..masked.shared.len() as u32).filter(|&v| {
+            let survives = masked.survivors[v as usize];
+            let leaves_masks = || masked.members.neighbours_in(v, &masked.survivors).next().is_some();
+            survives || masked.shared[v as usize] && leaves_masks()
+        })
+    }
+
+    /// Whether the shares at hand rebuild every secret that is needed.
+    pub fn sufficient(&self) -> bool {
+        let need = self.masked.members.cohort.threshold();
+        let enough = |v| self.shares.get(&v).is_some_and(|shares| shares.len() >= need);
+        self.needed().all(enough) && self.secrets().is_ok()
+    }
+
+    fn secrets(&self) -> Result<Rebuilt, Abort> {
+        let mut rebuilder = Rebuilder { unmasking: self, interpolators: BTreeMap::new(), reports: Vec::new() };
+        let secrets = self.needed().map(|v| Ok((v, rebuilder.secret(v)?))).collect::<Result<_, Abort>>()?;
+        Ok(Rebuilt { secrets, reports: rebuilder.reports })
+    }
+
+    pub fn close(self) -> Result<Outcome, Abort> {
+        let Rebuilt { secrets, reports: wrong } = self.secrets()?;
+        let cohort = self.masked.members.cohort.id;
+        let mut masks: Vec<(Seed, Sign)> = Vec::new();
+        for (v, secret) in &secrets {
+            if self.masked.survivors[*v as usize] {
+                masks.push((pairwise::self_mask(secret, cohort), Sign::Subtract));
+            } else {
+                self.pair_masks(*v, secret, &mut masks)?;
+            }
+        }
+        let Self { masked: Masked { members, survivors, mut sum, .. }, mut reports, .. } = self;
+        sum.apply_masks(&masks)?;
+        reports.extend(wrong);
+        let everybody = vec![true; survivors.len()];
+        Ok(Outcome { sum, cohort: members.ids(&everybody), survivors: members.ids(&survivors), reports })
+    }
+
+    /// The masks that survivors applied for their neighbour `v`, which dropped out, with the opposite signs.
+    fn pair_masks(&self, v: u32, secret: &SecretScalar, masks: &mut Vec<(Seed, Sign)>) -> Result<(), Abort> {
+        let members = &self.masked.members;
+        let (cohort, graph) = (members.cohort.id, &members.cohort.graph);
+        let mask_key = pairwise::mask_key(secret, members.context.params.round_id);
+        let end = |index: u32| End { index, advert: &members.members[index as usize].advert };
+        let ciphertext = |from, to| self.masked.mask_cts.get(&(from, to)).map(Vec::as_slice).unwrap_or_default();
+        for u in members.neighbours_in(v, &self.masked.survivors) {
+            if graph.encapsulates(v, u) {
+                let key = &end(u).advert.mask_ek;
+                let coins = pairwise::mask_coins(secret, cohort, u, key);
+                let (ct, shared) = key.encapsulate_with_coins(&coins);
+                if ct != ciphertext(v, u) {
+                    return Err(Abort::WrongCiphertext { client: members.id(v) });
+                }
+                masks.push((pairwise::pair_mask(&shared, cohort, end(v), end(u), &ct), Sign::Add));
+            } else {
+                let ct = ciphertext(u, v);
+                let shared = mask_key.decapsulate(ct)?;
+                masks.push((pairwise::pair_mask(&shared, cohort, end(u), end(v), ct), Sign::Subtract));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Every needed secret by its owner, and the shares that did not fit.
+struct Rebuilt {
+    secrets: Vec<(u32, SecretScalar)>,
+    reports: Vec<Report>,
+}
+
+/// Rebuilds secrets; remembers the Lagrange coefficients of each set of holders.
+struct Rebuilder<'a> {
+    unmasking: &'a Unmasking,
+    interpolators: BTreeMap<Vec<u32>, Interpolator>,
+    reports: Vec<Report>,
+}
+
+impl Rebuilder<'_> {
+    /// The needed secret of `of`, checked against its advert. Wrong shares are corrected where their number allows.
+    fn secret(&mut self, of: u32) -> Result<SecretScalar, Abort> {
+        let members = &self.unmasking.masked.members;
+        let client = members.id(of);
+        let need = members.cohort.threshold();
+        let mut shares = self.unmasking.shares.get(&of).cloned().unwrap_or_default();
+        let have = shares.len();
+        if have < need {
+            return Err(Abort::TooFewShares { client, have, need });
+        }
+        shares.sort_by_key(Share::abscissa);
+        let holders: Vec<u32> = shares[..need].iter().map(Share::abscissa).collect();
+        if !self.interpolators.contains_key(&holders) {
+            self.interpolators.insert(holders.clone(), Interpolator::new(&holders)?);
+        }
+        let secret = self.interpolators[&holders].reconstruct(&shares[..need])?;
+        if self.fits(of, &secret) {
+            return Ok(secret);
+        }
+        let decoded = shamir::decode(&shares, need)?.filter(|decoded| self.fits(of, &decoded.secret));
+        let decoded = decoded.ok_or(Abort::WrongShares { client })?;
+        let report = |abscissa: &u32| Report { about: client, by: members.id(abscissa - 1), what: Fault::WrongShare };
+        self.reports.extend(decoded.wrong.iter().map(report));
+        Ok(decoded.secret)
+    }
+
+    fn fits(&self, of: u32, secret: &SecretScalar) -> bool {
+        let members = &self.unmasking.masked.members;
+        let Member { advert, .. } = &members.members[of as usize];
+        let round = members.context.params.round_id;
+        match self.unmasking.kind(of) {
+            SecretKind::SelfMask => pairwise::commitment(secret, round, advert.client_id) == advert.commitment,
+            _ => pairwise::mask_key(secret, round).encapsulation_key() == advert.mask_ek,
+        }
+    }
+}

@@ -1,0 +1,218 @@
+//! Bad input to either side: a typed error to its sender, and the round goes on.
+
+use std::sync::Arc;
+
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::SeedableRng;
+use unisono_crypto::sign::{Level, SigningKey};
+use unisono_protocol::ClientId;
+use unisono_protocol::client::{ClientError, Identity};
+use unisono_protocol::proto::{self, server_message::View};
+use unisono_protocol::roster::{Roster, RosterError};
+use unisono_protocol::server::{Accepted, Authority, Closed, OpenError, Phase, Reason, Server};
+
+use crate::world::{CAST, Device, NOW, leaf, open, params};
+
+fn next(server: Server) -> Server {
+    match server.close() {
+        Ok(Closed::Next(next)) => *next,
+        Ok(Closed::Finished(_)) => panic!("the round is over"),
+        Err(abort) => panic!("{abort}"),
+    }
+}
+
+/// A round of five in malicious mode, up to the given phase, with everybody's step taken in the phases before.
+fn up_to(phase: Phase) -> (Server, Vec<Device>) {
+    let mut server = open(&params(true, 3, 5, 0.0, 0.25, 20));
+    let mut devices: Vec<Device> = (0..5).map(|i| Device::new(i, &server, 9)).collect();
+    loop {
+        for device in &mut devices {
+            match server.view(device.id()) {
+                Some(view) => device.receive(&view).unwrap(),
+                None => device.join(server.offer()).unwrap(),
+            }
+        }
+        if server.phase() == phase {
+            return (server, devices);
+        }
+        for device in &devices {
+            assert_eq!(server.absorb(device.message().unwrap(), NOW), Ok(Accepted::New));
+            if let Some(bytes) = device.upload() {
+                assert_eq!(server.absorb_upload(device.id(), &bytes), Ok(Accepted::New));
+            }
+        }
+        assert!(server.ready());
+        server = next(server);
+    }
+}
+
+#[test]
+fn a_retry_is_a_repeat_in_every_later_phase_and_other_content_a_conflict() {
+    let (mut server, devices) = up_to(Phase::Share);
+    let message = devices[0].message().unwrap().clone();
+    assert_eq!(server.absorb(&message, NOW), Ok(Accepted::New));
+    assert_eq!(server.absorb(&message, NOW), Ok(Accepted::Repeat));
+    let mut other = message.clone();
+    other.step = devices[1].message().unwrap().step.clone();
+    assert_eq!(server.absorb(&other, NOW).unwrap_err().reason, Reason::Conflict);
+    for device in &devices[1..] {
+        server.absorb(device.message().unwrap(), NOW).unwrap();
+    }
+    let mut server = next(server);
+    assert_eq!(server.absorb(&message, NOW), Ok(Accepted::Repeat));
+    assert_eq!(server.progress().answered, 0);
+}
+
+#[test]
+fn a_step_of_another_phase_or_round_is_refused_by_name() {
+    let (mut server, devices) = up_to(Phase::Advertise);
+    let advert = devices[0].message().unwrap();
+    let mut other_round = advert.clone();
+    other_round.round_id[0] ^= 1;
+    let refusal = server.absorb(&other_round, NOW).unwrap_err();
+    assert_eq!((refusal.client, refusal.reason), (Some(devices[0].id()), Reason::OtherRound));
+    assert!(matches!(
+        server.absorb(&proto::ClientMessage { client_id: vec![1], ..advert.clone() }, NOW).unwrap_err().reason,
+        Reason::Incomplete(_)
+    ));
+    assert!(matches!(
+        server.absorb(&proto::ClientMessage { step: None, ..advert.clone() }, NOW).unwrap_err().reason,
+        Reason::Incomplete(_)
+    ));
+    let (_, later) = up_to(Phase::Share);
+    let refusal = server.absorb(later[0].message().unwrap(), NOW).unwrap_err();
+    assert_eq!(refusal.reason, Reason::WrongPhase { step: Phase::Share });
+}
+
+#[test]
+fn an_unknown_expired_or_impersonated_client_is_refused() {
+    let (mut server, devices) = up_to(Phase::Advertise);
+    let advert = devices[0].message().unwrap();
+    let late = server.absorb(advert, NOW + 1001).unwrap_err();
+    assert!(matches!(late.reason, Reason::Roster(RosterError::Expired { .. })), "{late}");
+    let stranger = proto::ClientMessage { client_id: vec![0xEE; 16], ..advert.clone() };
+    assert_eq!(server.absorb(&stranger, NOW).unwrap_err().reason, Reason::Unknown { epoch: 7 });
+    let impostor = proto::ClientMessage { client_id: devices[1].id().to_vec(), ..advert.clone() };
+    assert_eq!(server.absorb(&impostor, NOW).unwrap_err().reason.code(), "signature");
+    assert_eq!(server.progress().answered, 0);
+    assert_eq!(server.absorb(advert, NOW), Ok(Accepted::New));
+}
+
+#[test]
+fn a_full_cohort_refuses_one_more() {
+    let server_params = params(true, 3, 5, 0.0, 0.25, 20);
+    let mut server = open(&server_params);
+    for i in 0..6 {
+        let mut device = Device::new(i, &server, 3);
+        device.join(server.offer()).unwrap();
+        let result = server.absorb(device.message().unwrap(), NOW);
+        match i {
+            5 => assert_eq!(result.unwrap_err().reason, Reason::Full { n_max: 5 }),
+            _ => assert_eq!(result, Ok(Accepted::New)),
+        }
+    }
+}
+
+#[test]
+fn a_short_long_or_changed_upload_is_refused_and_may_be_repeated() {
+    let (mut server, devices) = up_to(Phase::Mask);
+    let (client, good) = (devices[0].id(), devices[0].upload().unwrap());
+    assert!(matches!(server.absorb_upload(client, &good).unwrap_err().reason, Reason::Incomplete(_)));
+    server.absorb(devices[0].message().unwrap(), NOW).unwrap();
+    assert_eq!(server.awaited_upload(client).unwrap().0, good.len() as u64);
+    let short = server.absorb_upload(client, &good[1..]).unwrap_err().reason;
+    assert_eq!(short, Reason::UploadLength { expected: good.len() as u64, got: good.len() as u64 - 1 });
+    let long = server.absorb_upload(client, &[good.as_slice(), &[0]].concat()).unwrap_err().reason;
+    assert_eq!(long.code(), "upload_length");
+    let mut changed = good.clone();
+    changed[3] ^= 16;
+    assert_eq!(server.absorb_upload(client, &changed).unwrap_err().reason, Reason::UploadHash);
+    assert_eq!(server.progress().answered, 0);
+    assert_eq!(server.absorb_upload(client, &good), Ok(Accepted::New));
+    assert_eq!(server.absorb_upload(client, &good), Ok(Accepted::Repeat));
+    assert_eq!((server.progress().answered, server.awaited_upload(client)), (1, None));
+}
+
+#[test]
+fn a_client_that_skipped_a_phase_takes_no_later_step() {
+    let (mut server, devices) = up_to(Phase::Share);
+    for device in &devices[1..] {
+        server.absorb(device.message().unwrap(), NOW).unwrap();
+    }
+    assert_eq!(server.missing(), [devices[0].id()]);
+    let mut server = next(server);
+    assert!(server.view(devices[0].id()).is_none());
+    let refusal = server.absorb(devices[0].message().unwrap(), NOW).unwrap_err();
+    assert_eq!(refusal.reason, Reason::WrongPhase { step: Phase::Share });
+    assert_eq!(server.absorb_upload(devices[0].id(), &[]).unwrap_err().reason, Reason::NotExpected);
+}
+
+#[test]
+fn a_coordinator_without_the_rosters_word_opens_no_round() {
+    let wire = params(true, 3, 5, 0.0, 0.25, 20);
+    assert!(matches!(Server::open(&wire, None), Err(OpenError::Authority)));
+    let stranger = SigningKey::generate(Level::L65, &mut ChaCha8Rng::seed_from_u64(5));
+    let authority = Authority { signing_key: stranger, roster: CAST.roster.clone() };
+    assert!(matches!(Server::open(&wire, Some(authority)), Err(OpenError::NotNamed { epoch: 7 })));
+    let authority = Authority { signing_key: CAST.coordinator.clone(), roster: CAST.roster.clone() };
+    let other = proto::RoundParams { roster_epoch: 6, ..wire };
+    assert!(matches!(Server::open(&other, Some(authority)), Err(OpenError::OtherRoster { proposed: 6, epoch: 7 })));
+}
+
+#[test]
+fn a_device_refuses_a_stranger_an_older_roster_and_a_spent_round() {
+    let server = open(&params(true, 3, 5, 0.0, 0.25, 20));
+    let mut device = Device::new(0, &server, 2);
+    let mut forged = server.offer().clone();
+    forged.params.as_mut().unwrap().signature[0] ^= 1;
+    assert_eq!(device.join(&forged), Err(ClientError::UntrustedCoordinator));
+
+    // Epoch 8 was seen; the offer is of epoch 7.
+    let leaves = vec![leaf(&device.identity, NOW)];
+    let newer = Roster::publish(leaves, 8, NOW, &[CAST.coordinator.verifying_key()], &[], &CAST.registrar).unwrap();
+    let wire = proto::RoundParams {
+        roster_epoch: 8,
+        roster_root: newer.head().root.to_vec(),
+        ..params(true, 3, 5, 0.0, 0.25, 20)
+    };
+    let authority = Authority { signing_key: CAST.coordinator.clone(), roster: Arc::new(newer) };
+    let newer = Server::open(&wire, Some(authority)).unwrap();
+    device.join(newer.offer()).unwrap();
+    assert_eq!(device.join(server.offer()), Err(ClientError::StaleRoster { epoch: 7, seen: 8 }));
+
+    let (_, mut devices) = up_to(Phase::Confirm);
+    let again = devices[0].join(server.offer());
+    assert!(matches!(again, Err(ClientError::Spent { round: 1, last: 1, .. })), "{again:?}");
+    // Semi-honest rounds need an explicit yes.
+    let semi_honest = open(&params(false, 3, 5, 0.0, 0.25, 20));
+    assert!(matches!(Device::new(3, &server, 1).join(semi_honest.offer()), Err(ClientError::Policy(_))));
+}
+
+#[test]
+fn a_device_refuses_a_set_of_survivors_without_itself_or_too_small() {
+    let (server, _) = up_to(Phase::Confirm);
+    let (_, mut devices) = up_to(Phase::Mask);
+    let Some(View::Survivors(good)) = server.view(ClientId([0; 16])).unwrap().view else { panic!() };
+    let mut receive = |survivors: u8| {
+        let view = proto::SurvivorsView { survivors: vec![survivors], ..good.clone() };
+        devices[0].receive(&proto::ServerMessage { view: Some(View::Survivors(view)) })
+    };
+    assert_eq!(receive(0b11110), Err(ClientError::LeftOut("survive")));
+    assert!(matches!(receive(0b00011), Err(ClientError::TooFew { have: 2, need: 3, .. })));
+    assert!(matches!(receive(0b111111), Err(ClientError::Bitmap(_))));
+    assert_eq!(receive(0b11111), Ok(()));
+    // A second request in the phase, with another set, does not move the device.
+    assert_eq!(receive(0b01111), Ok(()));
+    assert!(matches!(devices[0].state, crate::world::State::Confirmed(_)));
+}
+
+#[test]
+fn an_identity_that_the_roster_does_not_know_is_noticed_by_its_own_device() {
+    let (server, _) = up_to(Phase::Advertise);
+    let signing_key = SigningKey::generate(Level::L44, &mut ChaCha8Rng::seed_from_u64(6));
+    let mut device = Device::new(0, &server, 1);
+    device.identity = Arc::new(Identity { client_id: device.id(), signing_key });
+    device.join(server.offer()).unwrap();
+    let mut server = server;
+    assert_eq!(server.absorb(device.message().unwrap(), NOW).unwrap_err().reason.code(), "signature");
+}

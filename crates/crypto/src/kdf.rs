@@ -70,6 +70,14 @@ pub mod label {
         RELEASE_HEADER = "release-header";
         /// Hash of a release body.
         RELEASE_BODY = "release-body";
+        /// Key of a release's chunks.
+        CHUNK_KEY = "chunk-key";
+        /// Commitment of a release header to its content key.
+        KEY_COMMITMENT = "key-commitment";
+        /// Hash of a publisher's verifying key.
+        PUBLISHER_ID = "publisher-id";
+        /// Key that wraps a content key at rest.
+        WRAP_KEY = "wrap-key";
         /// Key that wraps a content key in a grant.
         GRANT_KEY = "grant-key";
         /// Hash of a model.

@@ -1,0 +1,244 @@
+//! The file: sealed by the publisher, verified by anybody, opened by a device with a grant.
+
+use aead_stream::{DecryptorBE32, EncryptorBE32};
+use chacha20poly1305::aead::Payload;
+use chacha20poly1305::{ChaCha20Poly1305, Key};
+use prost::Message;
+use rand_core::CryptoRng;
+use unisono_crypto::kdf::{Hasher, derive_secret, label};
+use unisono_crypto::sign::{Level, SigningKey, VerifyingKey};
+use zeroize::Zeroizing;
+
+use crate::header::{Header, MAX_HEADER_LEN, SUITE_V1, publisher_id};
+use crate::proto::ReleaseHeader;
+use crate::{ContentKey, Part, ReleaseError};
+
+/// First bytes of every release.
+pub const MAGIC: &[u8; 8] = b"UNISONO1";
+/// Bytes of plaintext in every chunk but the last.
+pub const CHUNK_LEN: usize = 65536;
+const TAG_LEN: usize = 16;
+const HASH_LEN: usize = 32;
+const PROLOGUE_LEN: usize = MAGIC.len() + 4;
+
+fn sealed_len(payload_len: u64) -> u64 {
+    payload_len + payload_len.div_ceil(CHUNK_LEN as u64).max(1) * TAG_LEN as u64
+}
+
+fn chunk_key(key: &ContentKey, header_hash: &[u8; 32]) -> Zeroizing<Key> {
+    Zeroizing::new(Key::from(*derive_secret(label::CHUNK_KEY, key.0.expose(), &[header_hash]).expose()))
+}
+
+/// Seals and signs `payload`. In `fields`, the caller sets what the release is about; suite, payload length, chunk length,
+/// publisher, salt and key commitment are set here. Returns the file and its header.
+///
+/// # Errors
+/// [`ReleaseError::PublisherKey`] for a key that is not ML-DSA-65, [`ReleaseError::HeaderMalformed`] for a field out of range.
+pub fn seal<R: CryptoRng + ?Sized>(
+    mut fields: ReleaseHeader,
+    payload: &[u8],
+    key: &ContentKey,
+    publisher: &SigningKey,
+    rng: &mut R,
+) -> Result<(Vec<u8>, Header), ReleaseError> {
+    if publisher.level() != Level::L65 {
+        return Err(ReleaseError::PublisherKey);
+    }
+    let mut salt = vec![0; 32];
+    rng.fill_bytes(&mut salt);
+    fields.suite = SUITE_V1;
+    fields.payload_length = payload.len() as u64;
+    fields.chunk_length = CHUNK_LEN as u32;
+    fields.publisher_id = publisher_id(&publisher.verifying_key()).to_vec();
+    fields.key_commitment = key.commitment(&salt).to_vec();
+    fields.salt = salt;
+    let header = Header::from_bytes(&fields.encode_to_vec())?;
+
+    let mut file = Vec::with_capacity(payload.len() + payload.len() / CHUNK_LEN * TAG_LEN + 8192);
+    file.extend_from_slice(MAGIC);
+    file.extend_from_slice(&(header.bytes.len() as u32).to_le_bytes());
+    file.extend_from_slice(&header.bytes);
+    let body_start = file.len();
+    let mut stream = EncryptorBE32::<ChaCha20Poly1305>::new(&chunk_key(key, &header.hash), &[0; 7].into());
+    let last = payload.len().saturating_sub(1) / CHUNK_LEN * CHUNK_LEN;
+    let too_long = |_| ReleaseError::HeaderMalformed { field: "payload_length", why: "too many chunks".into() };
+    for chunk in payload[..last].chunks(CHUNK_LEN) {
+        file.extend(stream.encrypt_next(Payload { msg: chunk, aad: &header.hash }).map_err(too_long)?);
+    }
+    file.extend(stream.encrypt_last(Payload { msg: &payload[last..], aad: &header.hash }).map_err(too_long)?);
+
+    let body_hash = Hasher::new(label::RELEASE_BODY).update(&file[body_start..]).finalize();
+    let hashes = [header.hash, body_hash].concat();
+    let signature = publisher.sign(label::SIG_RELEASE, &hashes);
+    file.extend_from_slice(&hashes);
+    file.extend_from_slice(&signature);
+    Ok((file, header))
+}
+
+/// A release whose parts were found; nothing about it is verified yet.
+#[derive(Debug, Clone)]
+pub struct Release<'a> {
+    /// The header.
+    pub header: Header,
+    body: &'a [u8],
+    signature_block: &'a [u8],
+}
+
+/// A reader over the parts of a file.
+struct Parts<'a>(&'a [u8]);
+
+impl<'a> Parts<'a> {
+    fn take(&mut self, len: u64, part: Part) -> Result<&'a [u8], ReleaseError> {
+        let missing = len.saturating_sub(self.0.len() as u64);
+        if missing > 0 {
+            return Err(ReleaseError::Truncated { part, missing });
+        }
+        let (now, later) = self.0.split_at(len as usize);
+        self.0 = later;
+        Ok(now)
+    }
+}
+
+impl<'a> Release<'a> {
+    /// Finds the parts of a file and reads the header.
+    ///
+    /// # Errors
+    /// [`ReleaseError`]: no release, truncated, bytes after the end, a malformed header.
+    pub fn parse(file: &'a [u8]) -> Result<Self, ReleaseError> {
+        if !file.starts_with(MAGIC) {
+            return Err(ReleaseError::NotARelease);
+        }
+        let mut parts = Parts(file);
+        let prologue = parts.take(PROLOGUE_LEN as u64, Part::Prologue)?;
+        let length = prologue[MAGIC.len()..].iter().rev().fold(0u64, |length, &byte| length << 8 | u64::from(byte));
+        if length > MAX_HEADER_LEN {
+            return Err(ReleaseError::HeaderTooLong { length, limit: MAX_HEADER_LEN });
+        }
+        let header = Header::from_bytes(parts.take(length, Part::Header)?)?;
+        let body = parts.take(sealed_len(header.fields.payload_length), Part::Body)?;
+        let signature_len = 2 * HASH_LEN + Level::L65.signature_len();
+        let signature_block = parts.take(signature_len as u64, Part::SignatureBlock)?;
+        if !parts.0.is_empty() {
+            return Err(ReleaseError::TrailingBytes);
+        }
+        Ok(Self { header, body, signature_block })
+    }
+
+    /// Checks that one of `publishers` signed this header and these chunks. Needs no decryption key.
+    ///
+    /// # Errors
+    /// [`ReleaseError::OtherPublisher`], [`ReleaseError::Signature`], [`ReleaseError::HeaderOfAnotherRelease`] or
+    /// [`ReleaseError::BodyChanged`].
+    pub fn verify(&self, publishers: &[VerifyingKey]) -> Result<(), ReleaseError> {
+        let claimed = &self.header.fields.publisher_id;
+        let publisher = publishers.iter().find(|key| publisher_id(key) == claimed.as_slice());
+        let publisher = publisher.ok_or(ReleaseError::OtherPublisher)?;
+        if publisher.level() != Level::L65 {
+            return Err(ReleaseError::PublisherKey);
+        }
+        let (hashes, signature) = self.signature_block.split_at(2 * HASH_LEN);
+        publisher.verify(label::SIG_RELEASE, hashes, signature).map_err(|_| ReleaseError::Signature)?;
+        let (header_hash, body_hash) = hashes.split_at(HASH_LEN);
+        if header_hash != self.header.hash {
+            return Err(ReleaseError::HeaderOfAnotherRelease);
+        }
+        if body_hash != Hasher::new(label::RELEASE_BODY).update(self.body).finalize() {
+            return Err(ReleaseError::BodyChanged);
+        }
+        Ok(())
+    }
+
+    fn decrypt(&self, key: &ContentKey) -> Result<Zeroizing<Vec<u8>>, ReleaseError> {
+        let fields = &self.header.fields;
+        if key.commitment(&fields.salt) != fields.key_commitment.as_slice() {
+            return Err(ReleaseError::WrongContentKey);
+        }
+        let aad = &self.header.hash;
+        let mut stream = DecryptorBE32::<ChaCha20Poly1305>::new(&chunk_key(key, aad), &[0; 7].into());
+        let sealed_chunk = CHUNK_LEN + TAG_LEN;
+        let last = (self.body.len() - 1) / sealed_chunk;
+        let mut plaintext = Zeroizing::new(Vec::with_capacity(fields.payload_length as usize));
+        for (index, msg) in self.body.chunks(sealed_chunk).enumerate().take(last) {
+            let chunk = stream.decrypt_next(Payload { msg, aad });
+            let chunk = Zeroizing::new(chunk.map_err(|_| ReleaseError::Chunk { index: index as u64 })?);
+            plaintext.extend_from_slice(&chunk);
+        }
+        let chunk = stream.decrypt_last(Payload { msg: &self.body[last * sealed_chunk..], aad });
+        let chunk = Zeroizing::new(chunk.map_err(|_| ReleaseError::Chunk { index: last as u64 })?);
+        plaintext.extend_from_slice(&chunk);
+        Ok(plaintext)
+    }
+}
+
+/// The durable record that keeps a device from going back to an older model.
+///
+/// An implementation must have the change on stable storage when a method returns.
+pub trait VersionRecord {
+    /// Highest version of `model_id` that was opened; 0 before the first.
+    ///
+    /// # Errors
+    /// [`ReleaseError::Record`] when the record can't be read; it is never taken for empty.
+    fn highest(&self, model_id: &str) -> Result<u64, ReleaseError>;
+
+    /// Notes that `version` of `model_id` was opened.
+    ///
+    /// # Errors
+    /// [`ReleaseError::Record`] when the record can't be written; the release is not opened then.
+    fn see(&mut self, model_id: &str, version: u64) -> Result<(), ReleaseError>;
+}
+
+/// What a device asks of a release. Every limit is inclusive.
+#[derive(Debug, Clone)]
+pub struct OpenPolicy {
+    /// Verifying keys (Ed25519 + ML-DSA-65) of the publishers that it trusts.
+    pub publishers: Vec<VerifyingKey>,
+    /// The model that it wants; `None` for any.
+    pub model_id: Option<String>,
+    /// Oldest roster epoch, of release and grant.
+    pub min_roster_epoch: u64,
+    /// Longest payload in bytes.
+    pub max_payload: u64,
+}
+
+impl OpenPolicy {
+    fn check(&self, header: &ReleaseHeader, seen: u64, now: u64) -> Result<(), ReleaseError> {
+        if let Some(expected) = self.model_id.as_ref().filter(|expected| **expected != header.model_id) {
+            return Err(ReleaseError::WrongModel { got: header.model_id.clone(), expected: expected.clone() });
+        }
+        if header.payload_length > self.max_payload {
+            return Err(ReleaseError::PayloadTooLarge { length: header.payload_length, limit: self.max_payload });
+        }
+        if now > header.not_after {
+            return Err(ReleaseError::Expired { not_after: header.not_after, now });
+        }
+        if header.version < seen {
+            let model_id = header.model_id.clone();
+            return Err(ReleaseError::OlderVersion { model_id, got: header.version, minimum: seen });
+        }
+        if header.roster_epoch < self.min_roster_epoch {
+            let (got, minimum) = (header.roster_epoch, self.min_roster_epoch);
+            return Err(ReleaseError::OlderRoster { what: "release", got, minimum });
+        }
+        Ok(())
+    }
+}
+
+/// Verifies `release`, checks the policy and decrypts, in this order; then the version counts as seen. `now` is Unix time in
+/// seconds.
+///
+/// # Errors
+/// [`ReleaseError`] says which check failed; no plaintext leaves then.
+pub fn open(
+    release: &Release<'_>,
+    key: &ContentKey,
+    policy: &OpenPolicy,
+    record: &mut dyn VersionRecord,
+    now: u64,
+) -> Result<Zeroizing<Vec<u8>>, ReleaseError> {
+    release.verify(&policy.publishers)?;
+    let fields = &release.header.fields;
+    policy.check(fields, record.highest(&fields.model_id)?, now)?;
+    let plaintext = release.decrypt(key)?;
+    record.see(&fields.model_id, fields.version)?;
+    Ok(plaintext)
+}

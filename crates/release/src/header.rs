@@ -1,0 +1,93 @@
+//! The readable part of a release.
+
+use prost::Message;
+use unisono_crypto::kdf::{hash, label};
+use unisono_crypto::sign::VerifyingKey;
+
+use crate::proto::{PayloadType, ProvenanceMode, ReleaseHeader};
+use crate::{CHUNK_LEN, ReleaseError};
+
+/// The only suite of version 1: ChaCha20-Poly1305 in STREAM, BLAKE3, Ed25519 + ML-DSA-65, X-Wing for grants.
+pub const SUITE_V1: u32 = 1;
+/// Longest encoded header in bytes.
+pub(crate) const MAX_HEADER_LEN: u64 = 4096;
+/// Longest payload in bytes.
+pub(crate) const MAX_PAYLOAD_LEN: u64 = 1 << 40;
+/// Longest model, task or key id in bytes.
+const MAX_NAME_LEN: usize = 64;
+
+/// Hash by which a header names a publisher's verifying key.
+pub fn publisher_id(key: &VerifyingKey) -> [u8; 32] {
+    hash(label::PUBLISHER_ID, &[key.as_bytes()])
+}
+
+/// A header whose fields were checked, with the bytes that it came as.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Header {
+    /// The fields.
+    pub fields: ReleaseHeader,
+    /// Hash of the encoded header: the release's identity.
+    pub hash: [u8; 32],
+    pub(crate) bytes: Vec<u8>,
+}
+
+fn malformed(field: &'static str, why: impl ToString) -> ReleaseError {
+    ReleaseError::HeaderMalformed { field, why: why.to_string() }
+}
+
+fn check_name(field: &'static str, name: &str) -> Result<(), ReleaseError> {
+    let printable = name.bytes().all(|byte| byte.is_ascii_graphic());
+    if !(1..=MAX_NAME_LEN).contains(&name.len()) || !printable {
+        return Err(malformed(field, "it is not 1 to 64 printable ASCII characters without space"));
+    }
+    Ok(())
+}
+
+fn check_len(field: &'static str, bytes: &[u8], allowed: &[usize]) -> Result<(), ReleaseError> {
+    if allowed.contains(&bytes.len()) {
+        return Ok(());
+    }
+    Err(malformed(field, format!("it has {} bytes, allowed is {allowed:?}", bytes.len())))
+}
+
+impl Header {
+    /// Reads an encoded header and checks every field's range.
+    ///
+    /// # Errors
+    /// [`ReleaseError::HeaderMalformed`] names the field; an unknown suite or payload type has its own error.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, ReleaseError> {
+        let fields = ReleaseHeader::decode(bytes).map_err(|e| malformed("encoding", e))?;
+        if fields.suite != SUITE_V1 {
+            return Err(ReleaseError::UnsupportedSuite { what: "release", got: fields.suite, supported: SUITE_V1 });
+        }
+        check_name("model_id", &fields.model_id)?;
+        check_name("key_id", &fields.key_id)?;
+        if fields.version == 0 {
+            return Err(malformed("version", "it is 0; versions begin at 1"));
+        }
+        check_len("previous", &fields.previous, &[0, 32])?;
+        if fields.not_after < fields.created_at {
+            return Err(malformed("not_after", "it is before created_at"));
+        }
+        if fields.payload_type() == PayloadType::Unspecified {
+            return Err(ReleaseError::UnsupportedPayloadType { got: fields.payload_type });
+        }
+        if fields.payload_length > MAX_PAYLOAD_LEN {
+            return Err(malformed("payload_length", format!("it is above {MAX_PAYLOAD_LEN} bytes")));
+        }
+        if fields.chunk_length != CHUNK_LEN as u32 {
+            return Err(malformed("chunk_length", format!("it is not {CHUNK_LEN} bytes")));
+        }
+        check_len("publisher_id", &fields.publisher_id, &[32])?;
+        check_len("salt", &fields.salt, &[32])?;
+        check_len("key_commitment", &fields.key_commitment, &[32])?;
+        if let Some(provenance) = &fields.provenance {
+            check_name("provenance.task", &provenance.task)?;
+            check_len("provenance.round_id", &provenance.round_id, &[32])?;
+            if provenance.mode() == ProvenanceMode::Unspecified {
+                return Err(malformed("provenance.mode", "it is neither malicious nor semi-honest"));
+            }
+        }
+        Ok(Self { fields, hash: hash(label::RELEASE_HEADER, &[bytes]), bytes: bytes.to_vec() })
+    }
+}

@@ -6,6 +6,7 @@
 //! - [`client`] holds the states of a device: `Joining -> Advertised -> Shared -> Masked -> Confirmed -> Done`;
 //! - [`server`] holds the states of the coordinator, one type a phase;
 //! - [`roster`] is what the registrar publishes, [`policy`] what a client refuses;
+//! - [`keyfile`] is the text in which keys are stored;
 //! - [`params`], [`degree`], [`graph`] and [`encoding`] are what both sides compute alike.
 
 pub mod bitmap;
@@ -15,6 +16,7 @@ pub mod degree;
 pub mod encoding;
 pub mod graph;
 pub mod ids;
+pub mod keyfile;
 mod pairwise;
 pub mod params;
 pub mod policy;

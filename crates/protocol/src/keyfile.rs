@@ -1,0 +1,302 @@
+//! Keys as text, one file a key: a first line that says what it is, then `name = hexadecimal digits` lines. Reading and
+//! writing the file itself, with permissions that keep it private, is the caller's.
+
+use std::fmt;
+
+use rand_core::CryptoRng;
+use unisono_crypto::kem::{DecapsulationKey, EncapsulationKey};
+use unisono_crypto::secret::Secret32;
+use unisono_crypto::sign::{Level, SigningKey, VerifyingKey};
+use zeroize::Zeroizing;
+
+use crate::client::Identity;
+use crate::ids::ClientId;
+
+const FORMAT: &str = "unisono/v1";
+
+/// Why a text is not the wanted key. It carries nothing of the text but its first line.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum KeyFileError {
+    /// Another kind of file.
+    #[error("this is not a {expected}: its first line is {got:?} instead of {FORMAT:?} and the kind")]
+    Kind {
+        /// What was asked for.
+        expected: String,
+        /// First line found, shortened.
+        got: String,
+    },
+    /// A field is missing or no key.
+    #[error("the {kind} has no valid field `{field}`")]
+    Field {
+        /// What was asked for.
+        kind: String,
+        /// Which field.
+        field: &'static str,
+    },
+}
+
+/// Whose long-term key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Signs rosters.
+    Registrar,
+    /// Signs round parameters and cohorts.
+    Coordinator,
+    /// Signs releases and grants.
+    Publisher,
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Registrar => "registrar",
+            Self::Coordinator => "coordinator",
+            Self::Publisher => "publisher",
+        })
+    }
+}
+
+fn write(kind: &str, fields: &[(&'static str, &[u8])]) -> Zeroizing<String> {
+    let lines: usize = fields.iter().map(|(name, value)| name.len() + 2 * value.len() + 4).sum();
+    // Room for all of it, so that no copy of a secret stays behind when the text grows.
+    let mut text = Zeroizing::new(String::with_capacity(lines + kind.len() + FORMAT.len() + 2));
+    text.push_str(FORMAT);
+    text.push(' ');
+    text.push_str(kind);
+    text.push('\n');
+    for (name, value) in fields {
+        text.push_str(name);
+        text.push_str(" = ");
+        for nibble in value.iter().flat_map(|byte| [byte >> 4, byte & 15]) {
+            text.extend(char::from_digit(nibble.into(), 16));
+        }
+        text.push('\n');
+    }
+    text
+}
+
+/// The fields of a text of the given kind.
+struct Fields<'a> {
+    kind: String,
+    text: &'a str,
+}
+
+impl<'a> Fields<'a> {
+    fn read(kind: String, text: &'a str) -> Result<Self, KeyFileError> {
+        let first = text.lines().next().unwrap_or_default();
+        if first != format!("{FORMAT} {kind}") {
+            return Err(KeyFileError::Kind { expected: kind, got: first.chars().take(40).collect() });
+        }
+        Ok(Self { kind, text })
+    }
+
+    fn missing(&self, field: &'static str) -> KeyFileError {
+        KeyFileError::Field { kind: self.kind.clone(), field }
+    }
+
+    fn bytes(&self, field: &'static str) -> Result<Zeroizing<Vec<u8>>, KeyFileError> {
+        let value = self.text.lines().filter_map(|line| line.split_once('=')).find(|(name, _)| name.trim() == field);
+        let digits = value.ok_or_else(|| self.missing(field))?.1.trim().as_bytes();
+        let nibble = |digit: &u8| char::from(*digit).to_digit(16).map(|nibble| nibble as u8);
+        let byte = |pair: &[u8]| match pair {
+            [high, low] => Some(nibble(high)? << 4 | nibble(low)?),
+            _ => None,
+        };
+        let mut bytes = Zeroizing::new(Vec::with_capacity(digits.len() / 2));
+        for pair in digits.chunks(2) {
+            bytes.push(byte(pair).ok_or_else(|| self.missing(field))?);
+        }
+        Ok(bytes)
+    }
+
+    fn secret(&self, field: &'static str) -> Result<Secret32, KeyFileError> {
+        let bytes: [u8; 32] = self.bytes(field)?.as_slice().try_into().map_err(|_| self.missing(field))?;
+        Ok(Secret32::from_bytes(bytes))
+    }
+
+    fn client_id(&self) -> Result<ClientId, KeyFileError> {
+        ClientId::from_slice(&self.bytes("client_id")?).ok_or_else(|| self.missing("client_id"))
+    }
+}
+
+/// Writes a long-term signing key.
+pub fn signing_key_to_text(role: Role, key: &SigningKey) -> Zeroizing<String> {
+    write(&format!("{role} secret key"), &[("seed", key.seed().expose())])
+}
+
+/// Reads a long-term signing key (Ed25519 + ML-DSA-65).
+///
+/// # Errors
+/// [`KeyFileError`].
+pub fn signing_key_from_text(role: Role, text: &str) -> Result<SigningKey, KeyFileError> {
+    let fields = Fields::read(format!("{role} secret key"), text)?;
+    Ok(SigningKey::from_seed(Level::L65, &fields.secret("seed")?))
+}
+
+/// Writes a long-term verifying key.
+pub fn verifying_key_to_text(role: Role, key: &VerifyingKey) -> String {
+    write(&format!("{role} public key"), &[("key", key.as_bytes())]).to_string()
+}
+
+/// Reads a long-term verifying key (Ed25519 + ML-DSA-65).
+///
+/// # Errors
+/// [`KeyFileError`].
+pub fn verifying_key_from_text(role: Role, text: &str) -> Result<VerifyingKey, KeyFileError> {
+    let fields = Fields::read(format!("{role} public key"), text)?;
+    let key = VerifyingKey::from_bytes(&fields.bytes("key")?).ok().filter(|key| key.level() == Level::L65);
+    key.ok_or_else(|| fields.missing("key"))
+}
+
+/// Writes the key-encryption key that wraps content keys of releases.
+pub fn key_encryption_key_to_text(secret: &Secret32) -> Zeroizing<String> {
+    write("key-encryption key", &[("secret", secret.expose())])
+}
+
+/// Reads a key-encryption key.
+///
+/// # Errors
+/// [`KeyFileError`].
+pub fn key_encryption_key_from_text(text: &str) -> Result<Secret32, KeyFileError> {
+    Fields::read("key-encryption key".into(), text)?.secret("secret")
+}
+
+/// A device's long-term secrets.
+pub struct DeviceKeys {
+    /// Its name, drawn at random.
+    pub client_id: ClientId,
+    /// Signs what it sends (Ed25519 + ML-DSA-44).
+    pub signing_key: SigningKey,
+    /// Opens grants of released models (X-Wing).
+    pub release_key: DecapsulationKey,
+}
+
+impl DeviceKeys {
+    /// Fresh keys under a fresh id.
+    pub fn generate<R: CryptoRng + ?Sized>(rng: &mut R) -> Self {
+        let mut client_id = [0; ClientId::LEN];
+        rng.fill_bytes(&mut client_id);
+        Self {
+            client_id: ClientId(client_id),
+            signing_key: SigningKey::generate(Level::L44, rng),
+            release_key: DecapsulationKey::generate(rng),
+        }
+    }
+
+    /// The keys as text. It is secret.
+    pub fn to_text(&self) -> Zeroizing<String> {
+        let (identity, release) = (self.signing_key.seed(), self.release_key.seed());
+        let fields: [(&'static str, &[u8]); 3] = [
+            ("client_id", &self.client_id.0),
+            ("identity_seed", identity.expose()),
+            ("release_seed", release.expose()),
+        ];
+        write("device secret key", &fields)
+    }
+
+    /// Reads what [`Self::to_text`] wrote.
+    ///
+    /// # Errors
+    /// [`KeyFileError`].
+    pub fn from_text(text: &str) -> Result<Self, KeyFileError> {
+        let fields = Fields::read("device secret key".into(), text)?;
+        Ok(Self {
+            client_id: fields.client_id()?,
+            signing_key: SigningKey::from_seed(Level::L44, &fields.secret("identity_seed")?),
+            release_key: DecapsulationKey::from_seed(&fields.secret("release_seed")?),
+        })
+    }
+
+    /// What the state machine needs of them.
+    pub fn identity(&self) -> Identity {
+        Identity { client_id: self.client_id, signing_key: self.signing_key.clone() }
+    }
+
+    /// What the registrar needs of them.
+    pub fn enrolment(&self) -> Enrolment {
+        Enrolment {
+            client_id: self.client_id,
+            identity_key: self.signing_key.verifying_key(),
+            release_key: self.release_key.encapsulation_key(),
+        }
+    }
+}
+
+/// The public half of [`DeviceKeys`], which the registrar enrols.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Enrolment {
+    /// The device's name.
+    pub client_id: ClientId,
+    /// Verifies what it signs.
+    pub identity_key: VerifyingKey,
+    /// Takes grants of released models.
+    pub release_key: EncapsulationKey,
+}
+
+impl Enrolment {
+    /// The enrolment as text.
+    pub fn to_text(&self) -> String {
+        let fields: [(&'static str, &[u8]); 3] = [
+            ("client_id", &self.client_id.0),
+            ("identity_key", self.identity_key.as_bytes()),
+            ("release_key", self.release_key.as_bytes()),
+        ];
+        write("device public key", &fields).to_string()
+    }
+
+    /// Reads what [`Self::to_text`] wrote.
+    ///
+    /// # Errors
+    /// [`KeyFileError`].
+    pub fn from_text(text: &str) -> Result<Self, KeyFileError> {
+        let fields = Fields::read("device public key".into(), text)?;
+        let identity = VerifyingKey::from_bytes(&fields.bytes("identity_key")?).ok();
+        let identity_key = identity.filter(|key| key.level() == Level::L44);
+        Ok(Self {
+            client_id: fields.client_id()?,
+            identity_key: identity_key.ok_or_else(|| fields.missing("identity_key"))?,
+            release_key: EncapsulationKey::from_bytes(&fields.bytes("release_key")?)
+                .map_err(|_| fields.missing("release_key"))?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand_chacha::ChaCha8Rng;
+    use rand_chacha::rand_core::SeedableRng;
+
+    use super::*;
+
+    #[test]
+    fn keys_survive_their_text_and_no_key_passes_for_another() {
+        let mut rng = ChaCha8Rng::seed_from_u64(3);
+        let key = SigningKey::generate(Level::L65, &mut rng);
+        let secret = signing_key_to_text(Role::Registrar, &key);
+        let read = signing_key_from_text(Role::Registrar, &secret).unwrap();
+        assert_eq!(read.verifying_key(), key.verifying_key());
+        assert!(matches!(signing_key_from_text(Role::Publisher, &secret), Err(KeyFileError::Kind { .. })));
+        let public = verifying_key_to_text(Role::Registrar, &key.verifying_key());
+        assert_eq!(verifying_key_from_text(Role::Registrar, &public), Ok(key.verifying_key()));
+        assert!(matches!(verifying_key_from_text(Role::Registrar, &secret), Err(KeyFileError::Kind { .. })));
+        let cut = verifying_key_from_text(Role::Registrar, &public[..100]);
+        assert!(matches!(cut, Err(KeyFileError::Field { field: "key", .. })));
+
+        let device = DeviceKeys::generate(&mut rng);
+        let read = DeviceKeys::from_text(&device.to_text()).unwrap();
+        assert_eq!(read.enrolment(), device.enrolment());
+        assert_eq!(Enrolment::from_text(&device.enrolment().to_text()), Ok(device.enrolment()));
+        let secret = Secret32::from_bytes([5; 32]);
+        let kek = key_encryption_key_from_text(&key_encryption_key_to_text(&secret)).unwrap();
+        assert!(kek.ct_eq(&secret));
+    }
+
+    #[test]
+    fn a_text_that_is_no_key_is_refused_without_being_repeated() {
+        for text in ["", "hello", "unisono/v1 device secret key", "unisono/v1 device secret key\nclient_id = zz"] {
+            assert!(DeviceKeys::from_text(text).is_err(), "{text:?}");
+        }
+        let odd = DeviceKeys::from_text("unisono/v1 device secret key\nclient_id = 123");
+        assert_eq!(odd.err().unwrap().to_string(), "the device secret key has no valid field `client_id`");
+    }
+}

@@ -1,0 +1,193 @@
+//! The round at hand: the protocol's state machine with what makes it durable.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use prost::Message;
+use tokio::sync::Mutex;
+use unisono_protocol::proto::{self, ClientMessage};
+use unisono_protocol::roster::Roster;
+use unisono_protocol::server::{Abort, Accepted, Authority, Closed, OpenError, Outcome, Refusal, Server};
+use unisono_protocol::{ClientId, RoundId};
+
+use crate::config::RoundKeys;
+use crate::storage::{Event, OpenRound, Store, StoreError};
+
+/// Why a stored round can't go on.
+#[derive(Debug, thiserror::Error)]
+pub enum RecoverError {
+    /// The storage.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The parameters, the roster or the key.
+    #[error("{0}")]
+    Open(#[from] OpenError),
+    /// The roster's copy.
+    #[error("{0}")]
+    Roster(#[from] unisono_protocol::roster::RosterError),
+    /// An accepted message is refused now, or a phase can't be closed any more.
+    #[error("replaying what it had accepted gives something else: {0}")]
+    Diverged(String),
+}
+
+/// Chunks of one upload that have arrived. Locked while a stream appends.
+pub type UploadState = Arc<Mutex<u64>>;
+
+/// Why a step was not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum StepError {
+    /// The protocol refuses it.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// It could not be stored; the same step may come again.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// A round in progress.
+pub struct Active {
+    /// The state machine; taken out only while a phase is being closed.
+    server: Option<Server>,
+    /// Id of the round.
+    pub round_id: RoundId,
+    /// Number of the round.
+    pub number: u64,
+    stored: u64,
+    /// Accepted, yet not on stable storage. Nothing is acknowledged before it is empty.
+    pending: Vec<Event>,
+    /// Uploads that have begun.
+    pub uploads: BTreeMap<ClientId, UploadState>,
+}
+
+impl Active {
+    fn new(server: Server, stored: u64) -> Self {
+        let (round_id, number) = (server.params().round_id, server.params().wire.round);
+        Self { server: Some(server), round_id, number, stored, pending: Vec::new(), uploads: BTreeMap::new() }
+    }
+
+    /// Opens a round and records it.
+    ///
+    /// # Errors
+    /// [`RecoverError::Open`] or [`RecoverError::Store`].
+    pub async fn open(
+        store: &Store,
+        params: &proto::RoundParams,
+        authority: Option<Authority>,
+    ) -> Result<Self, RecoverError> {
+        let roster = authority.as_ref().map(|authority| authority.roster.to_bytes());
+        let server = Server::open(params, authority)?;
+        let round_id = server.params().round_id;
+        store.insert_round(round_id, &params.task, params.round, &params.encode_to_vec(), roster).await?;
+        Ok(Self::new(server, 0))
+    }
+
+    /// Brings a stored round to where it was.
+    ///
+    /// # Errors
+    /// [`RecoverError`]: the round has to be aborted then.
+    pub async fn recover(store: &Store, stored: &OpenRound, keys: Option<&RoundKeys>) -> Result<Self, RecoverError> {
+        let diverged = |why: &dyn ToString| RecoverError::Diverged(why.to_string());
+        let params = proto::RoundParams::decode(stored.params.as_slice()).map_err(|e| diverged(&e))?;
+        let authority = match (keys, &stored.roster) {
+            (Some(keys), Some(roster)) => {
+                let roster = Arc::new(Roster::from_bytes(roster, &keys.registrar)?);
+                Some(Authority { signing_key: keys.signing_key.clone(), roster })
+            }
+            _ => None,
+        };
+        let mut server = Server::open(&params, authority)?;
+        if server.params().round_id != stored.round_id {
+            return Err(diverged(&"the parameters have another hash"));
+        }
+        let chunks = server.params().chunks();
+        for event in &stored.events {
+            match event {
+                Event::Message(bytes, at) => {
+                    let message = ClientMessage::decode(bytes.as_slice()).map_err(|e| diverged(&e))?;
+                    server.absorb(&message, *at).map_err(|e| diverged(&e))?;
+                }
+                Event::Upload(client) => {
+                    let upload = store.read_upload(stored.round_id, *client, chunks).await?;
+                    server.absorb_upload(*client, &upload).map_err(|e| diverged(&e))?;
+                }
+                Event::Close => match server.close().map_err(|e| diverged(&e))? {
+                    Closed::Next(next) => server = *next,
+                    Closed::Finished(_) => return Err(diverged(&"it was finished")),
+                },
+            }
+        }
+        Ok(Self::new(server, stored.events.len() as u64))
+    }
+
+    /// The state machine.
+    pub fn server(&self) -> &Server {
+        self.server.as_ref().expect("only `close` takes it, and puts it back or ends the round")
+    }
+
+    /// Takes a client's step; it is on stable storage when this returns.
+    ///
+    /// # Errors
+    /// [`StepError`].
+    pub async fn absorb(&mut self, store: &Store, message: &ClientMessage, now: u64) -> Result<Accepted, StepError> {
+        let server = self.server.as_mut().expect("as in `server`");
+        let accepted = tokio::task::block_in_place(|| server.absorb(message, now))?;
+        if accepted == Accepted::New {
+            self.pending.push(Event::Message(message.encode_to_vec(), now));
+        }
+        self.flush(store).await?;
+        Ok(accepted)
+    }
+
+    /// Takes a whole upload; it counts, and is on stable storage, when this returns.
+    ///
+    /// # Errors
+    /// [`StepError`].
+    pub async fn absorb_upload(
+        &mut self,
+        store: &Store,
+        client: ClientId,
+        packed: &[u8],
+    ) -> Result<Accepted, StepError> {
+        let server = self.server.as_mut().expect("as in `server`");
+        let accepted = tokio::task::block_in_place(|| server.absorb_upload(client, packed))?;
+        if accepted == Accepted::New {
+            self.pending.push(Event::Upload(client));
+        }
+        self.flush(store).await?;
+        Ok(accepted)
+    }
+
+    /// Writes what is pending. After an error it stays pending.
+    async fn flush(&mut self, store: &Store) -> Result<(), StoreError> {
+        if !self.pending.is_empty() {
+            store.append_events(self.round_id, self.stored, &self.pending).await?;
+            self.stored += self.pending.len() as u64;
+            self.pending.clear();
+        }
+        Ok(())
+    }
+
+    /// Closes the phase; `Some` when that was the last one.
+    ///
+    /// # Errors
+    /// The storage (the phase is still open then), or the abort that ended the round.
+    pub async fn close(&mut self, store: &Store) -> Result<Result<Option<Outcome>, Abort>, StoreError> {
+        self.flush(store).await?;
+        let last = self.server().phase() == unisono_protocol::server::Phase::Unmask;
+        // The last phase is closed again after a restart: its end is recorded with the new model.
+        if !last {
+            store.append_events(self.round_id, self.stored, &[Event::Close]).await?;
+            self.stored += 1;
+        }
+        let server = self.server.take().expect("as in `server`");
+        Ok(match tokio::task::block_in_place(|| server.close()) {
+            Ok(Closed::Next(next)) => {
+                self.server = Some(*next);
+                self.uploads.clear();
+                Ok(None)
+            }
+            Ok(Closed::Finished(outcome)) => Ok(Some(outcome)),
+            Err(abort) => Err(abort),
+        })
+    }
+}

@@ -1,0 +1,406 @@
+//! The gRPC calls: who may ask for what, how long a poll waits, and which status a refusal becomes.
+
+use std::cmp::Ordering;
+use std::fmt::Display;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use metrics::counter;
+use tokio::sync::{Mutex, watch};
+use tokio::time::Instant;
+use tokio_stream::StreamExt;
+use tonic::metadata::MetadataValue;
+use tonic::{Code, Request, Response, Status, Streaming};
+use unisono_protocol::proto::ClientMessage;
+use unisono_protocol::server::{Accepted, Phase, Reason, Refusal};
+use unisono_protocol::{ClientId, RoundId};
+use unisono_wire::proto::coordinator_server::Coordinator;
+use unisono_wire::proto::get_round_response::State;
+use unisono_wire::proto::poll_response::Answer;
+use unisono_wire::proto::*;
+use unisono_wire::{FILE_CHUNK_LEN, MAX_WAIT_MS, REASON_KEY};
+
+use crate::active::{Active, StepError, UploadState};
+use crate::{Event, Shared, Stage, StoreError, now, releases};
+
+pub(crate) struct Service {
+    shared: Arc<Shared>,
+}
+
+/// How long a call still waits.
+struct Patience {
+    deadline: Instant,
+    changes: watch::Receiver<u64>,
+}
+
+impl Patience {
+    /// Waits until round or phase change; `false` when the time is over.
+    async fn more(&mut self) -> bool {
+        matches!(tokio::time::timeout_at(self.deadline, self.changes.changed()).await, Ok(Ok(())))
+    }
+}
+
+/// A status with a short stable name under [`REASON_KEY`].
+pub(crate) fn refuse(code: Code, reason: &'static str, message: &dyn Display) -> Status {
+    let mut status = Status::new(code, message.to_string());
+    status.metadata_mut().insert(REASON_KEY, MetadataValue::from_static(reason));
+    status
+}
+
+fn status_of(refusal: &Refusal) -> Status {
+    let code = match &refusal.reason {
+        Reason::Unknown { .. } | Reason::Roster(_) => Code::PermissionDenied,
+        Reason::OtherRound | Reason::WrongPhase { .. } | Reason::NotExpected | Reason::Full { .. } => {
+            Code::FailedPrecondition
+        }
+        Reason::Conflict => Code::AlreadyExists,
+        Reason::UploadHash => Code::DataLoss,
+        _ => Code::InvalidArgument,
+    };
+    refuse(code, refusal.reason.code(), refusal)
+}
+
+fn storage(error: &StoreError) -> Status {
+    tracing::error!(%error, "storage failed");
+    refuse(Code::Unavailable, "storage", &"the coordinator can't store this now; try again")
+}
+
+fn malformed(why: &dyn Display) -> Status {
+    refuse(Code::InvalidArgument, "malformed", why)
+}
+
+fn round_id(bytes: &[u8]) -> Result<RoundId, Status> {
+    RoundId::from_slice(bytes).ok_or_else(|| malformed(&format!("a round id has 32 bytes, not {}", bytes.len())))
+}
+
+fn client_id(bytes: &[u8]) -> Result<ClientId, Status> {
+    ClientId::from_slice(bytes).ok_or_else(|| malformed(&format!("a client id has 16 bytes, not {}", bytes.len())))
+}
+
+type FileStream = tokio_stream::Iter<std::vec::IntoIter<Result<FileChunk, Status>>>;
+
+fn file_stream(file: &[u8]) -> Response<FileStream> {
+    let chunks: Vec<_> = file.chunks(FILE_CHUNK_LEN).map(|data| Ok(FileChunk { data: data.to_vec() })).collect();
+    Response::new(tokio_stream::iter(chunks))
+}
+
+impl Service {
+    pub fn new(shared: Arc<Shared>) -> Self {
+        Self { shared }
+    }
+
+    /// The refusal of a step, counted, logged and told.
+    fn refused(&self, refusal: Refusal) -> Status {
+        let status = status_of(&refusal);
+        let phase = refusal.phase.name();
+        counter!("unisono_refusals_total", "phase" => phase, "reason" => refusal.reason.code()).increment(1);
+        tracing::warn!(%refusal, "refused");
+        self.shared.emit(Event::Refused { refusal });
+        status
+    }
+
+    fn step_failed(&self, error: StepError) -> Status {
+        match error {
+            StepError::Refused(refusal) => self.refused(refusal),
+            StepError::Store(error) => storage(&error),
+        }
+    }
+
+    /// The round with the given id, if it is at hand.
+    async fn running<'a>(&self, stage: &'a mut Stage, id: RoundId) -> Result<&'a mut Active, Status> {
+        match stage {
+            Stage::Running(active) if active.round_id == id => Ok(active),
+            _ => {
+                let why = self.end_of(id).await;
+                Err(refuse(Code::FailedPrecondition, "no_such_round", &why))
+            }
+        }
+    }
+
+    async fn end_of(&self, id: RoundId) -> String {
+        match &*self.shared.last_end.lock().await {
+            Some((ended, why)) if *ended == id => why.clone(),
+            _ => "this round is not, or no longer, at hand".into(),
+        }
+    }
+
+    fn progress(&self, active: &Active, accepted: Accepted) {
+        if accepted == Accepted::New {
+            let (progress, phase) = (active.server().progress(), active.server().phase());
+            counter!("unisono_steps_total", "phase" => phase.name()).increment(1);
+            let (answered, expected) = (progress.answered, progress.expected);
+            self.shared.emit(Event::Progress { round: active.number, phase, answered, expected });
+            self.shared.accepted.notify_one();
+        }
+    }
+
+    /// What a client that waits for `phase` is told now.
+    async fn answer(&self, round: RoundId, client: ClientId, phase: Phase) -> Answer {
+        let ended = |reason: String| Answer::Ended(Ended { reason });
+        let mut stage = self.shared.stage.lock().await;
+        let server = match self.running(&mut stage, round).await {
+            Ok(active) => active.server(),
+            Err(status) => return ended(status.message().into()),
+        };
+        match server.phase().cmp(&phase) {
+            Ordering::Less => Answer::Waiting(Waiting {}),
+            Ordering::Equal => match server.view(client) {
+                Some(view) => Answer::View(view),
+                None => ended(format!("phase {phase} goes on without client {client}")),
+            },
+            Ordering::Greater => ended(format!("phase {phase} is over")),
+        }
+    }
+
+    /// For a call that waits up to `wait_ms` for a change.
+    fn patience(&self, wait_ms: u64) -> Patience {
+        let deadline = Instant::now() + Duration::from_millis(wait_ms.min(MAX_WAIT_MS));
+        Patience { deadline, changes: self.shared.changes.subscribe() }
+    }
+
+    async fn upload_state(
+        &self,
+        round: RoundId,
+        client: ClientId,
+    ) -> Result<(UploadState, UploadStatusResponse), Status> {
+        let mut stage = self.shared.stage.lock().await;
+        let active = self.running(&mut stage, round).await?;
+        if let Some(state) = active.uploads.get(&client).cloned() {
+            let complete = active.server().awaited_upload(client).is_none();
+            drop(stage);
+            let chunks = *state.lock().await;
+            return Ok((state, UploadStatusResponse { chunks, complete }));
+        }
+        let phase = active.server().phase();
+        if active.server().awaited_upload(client).is_none() {
+            // Either the header is still to come, or the upload came before a restart.
+            let complete = phase == Phase::Mask
+                && !active.server().missing().contains(&client)
+                && active.server().view(client).is_some();
+            if complete {
+                let chunks = active.server().params().chunks();
+                return Ok((UploadState::default(), UploadStatusResponse { chunks, complete }));
+            }
+            let reason = Reason::Incomplete("upload header that was accepted in this phase");
+            return Err(self.refused(Refusal { client: Some(client), phase, reason }));
+        }
+        let chunks = self.shared.store.count_chunks(round, client).await.map_err(|e| storage(&e))?;
+        let state: UploadState = Arc::new(Mutex::new(chunks));
+        active.uploads.insert(client, state.clone());
+        Ok((state, UploadStatusResponse { chunks, complete: false }))
+    }
+
+    /// Checks a chunk against the header, and stores it. `next` is the number of the chunk that is missing.
+    async fn store_chunk(
+        &self,
+        chunk: UploadChunk,
+        next: &mut u64,
+        round: RoundId,
+        client: ClientId,
+    ) -> Result<(), Status> {
+        let (params, phase, awaited) = {
+            let mut stage = self.shared.stage.lock().await;
+            let active = self.running(&mut stage, round).await?;
+            let server = active.server();
+            (server.params().clone(), server.phase(), server.awaited_upload(client))
+        };
+        let refused = |reason| self.refused(Refusal { client: Some(client), phase, reason });
+        let Some((length, hash)) = awaited else { return Err(refused(Reason::WrongPhase { step: Phase::Mask })) };
+        if chunk.upload_hash != hash {
+            return Err(refused(Reason::UploadHash));
+        }
+        if chunk.index != *next {
+            let why = format!("chunk {} came, chunk {next} is missing: ask for the upload's status", chunk.index);
+            return Err(refuse(Code::OutOfRange, "upload_order", &why));
+        }
+        let start = chunk.index.saturating_mul(params.chunk_len() as u64);
+        let expected = length.saturating_sub(start).min(params.chunk_len() as u64);
+        if chunk.data.len() as u64 != expected || expected == 0 {
+            let got = start.saturating_add(chunk.data.len() as u64);
+            return Err(refused(Reason::UploadLength { expected: length, got }));
+        }
+        counter!("unisono_upload_bytes_total").increment(chunk.data.len() as u64);
+        self.shared.store.put_chunk(round, client, chunk.index, chunk.data).await.map_err(|e| storage(&e))?;
+        *next += 1;
+        Ok(())
+    }
+}
+
+#[tonic::async_trait]
+impl Coordinator for Service {
+    type GetModelStream = FileStream;
+    type GetReleaseStream = FileStream;
+
+    async fn get_round(&self, request: Request<GetRoundRequest>) -> Result<Response<GetRoundResponse>, Status> {
+        let request = request.into_inner();
+        if request.task != self.shared.config.task.name {
+            let why = format!("this coordinator runs task {:?}, not {:?}", self.shared.config.task.name, request.task);
+            return Err(refuse(Code::NotFound, "no_such_task", &why));
+        }
+        let mut patience = self.patience(request.wait_ms);
+        loop {
+            let state = match &*self.shared.stage.lock().await {
+                Stage::Running(active)
+                    if active.number > request.after_round && active.server().phase() == Phase::Advertise =>
+                {
+                    let offer = Some(active.server().offer().clone());
+                    return Ok(Response::new(GetRoundResponse { state: State::Open as i32, offer }));
+                }
+                Stage::Finished => State::Finished,
+                _ => State::Waiting,
+            };
+            if state == State::Finished || !patience.more().await {
+                return Ok(Response::new(GetRoundResponse { state: state as i32, offer: None }));
+            }
+        }
+    }
+
+    async fn submit(&self, request: Request<ClientMessage>) -> Result<Response<SubmitResponse>, Status> {
+        let message = request.into_inner();
+        let mut stage = self.shared.stage.lock().await;
+        let active = self.running(&mut stage, round_id(&message.round_id)?).await?;
+        let accepted = active.absorb(&self.shared.store, &message, now()).await.map_err(|e| self.step_failed(e))?;
+        self.progress(active, accepted);
+        Ok(Response::new(SubmitResponse { repeat: accepted == Accepted::Repeat }))
+    }
+
+    async fn poll(&self, request: Request<PollRequest>) -> Result<Response<PollResponse>, Status> {
+        let request = request.into_inner();
+        let (round, client) = (round_id(&request.round_id)?, client_id(&request.client_id)?);
+        let phase = request.phase().to_phase().ok_or_else(|| malformed(&"the poll names no phase"))?;
+        let mut patience = self.patience(request.wait_ms);
+        loop {
+            let answer = self.answer(round, client, phase).await;
+            let waiting = matches!(answer, Answer::Waiting(_));
+            if !waiting || !patience.more().await {
+                return Ok(Response::new(PollResponse { answer: Some(answer) }));
+            }
+        }
+    }
+
+    async fn get_upload_status(
+        &self,
+        request: Request<UploadStatusRequest>,
+    ) -> Result<Response<UploadStatusResponse>, Status> {
+        let request = request.into_inner();
+        let (round, client) = (round_id(&request.round_id)?, client_id(&request.client_id)?);
+        Ok(Response::new(self.upload_state(round, client).await?.1))
+    }
+
+    async fn upload(&self, request: Request<Streaming<UploadChunk>>) -> Result<Response<UploadStatusResponse>, Status> {
+        let mut stream = request.into_inner();
+        let Some(first) = stream.next().await.transpose()? else {
+            return Err(malformed(&"an upload has at least one chunk"));
+        };
+        let (round, client) = (round_id(&first.round_id)?, client_id(&first.client_id)?);
+        let (state, status) = self.upload_state(round, client).await?;
+        if status.complete {
+            return Ok(Response::new(status));
+        }
+        let mut next = state.lock().await;
+        let mut chunk = Some(first);
+        while let Some(now) = chunk {
+            if now.round_id != round.0 || now.client_id != client.0 {
+                return Err(malformed(&"the chunks of one stream are of one client's upload"));
+            }
+            self.store_chunk(now, &mut next, round, client).await?;
+            chunk = stream.next().await.transpose()?;
+        }
+        let chunks = {
+            let mut stage = self.shared.stage.lock().await;
+            self.running(&mut stage, round).await?.server().params().chunks()
+        };
+        if *next < chunks {
+            return Ok(Response::new(UploadStatusResponse { chunks: *next, complete: false }));
+        }
+        let store = &self.shared.store;
+        let upload = store.read_upload(round, client, chunks).await.map_err(|e| storage(&e))?;
+        let mut stage = self.shared.stage.lock().await;
+        let active = self.running(&mut stage, round).await?;
+        match active.absorb_upload(store, client, &upload).await {
+            Ok(accepted) => self.progress(active, accepted),
+            Err(error) => {
+                if matches!(&error, StepError::Refused(_)) {
+                    store.delete_upload(round, client).await.map_err(|e| storage(&e))?;
+                    *next = 0;
+                }
+                return Err(self.step_failed(error));
+            }
+        }
+        Ok(Response::new(UploadStatusResponse { chunks, complete: true }))
+    }
+
+    async fn get_model(&self, request: Request<GetModelRequest>) -> Result<Response<FileStream>, Status> {
+        let GetModelRequest { task, version } = request.into_inner();
+        let known = task == self.shared.config.task.name;
+        let model = if known { self.shared.store.get_model(&task, version).await } else { Ok(None) };
+        let why = format!("there is no version {version} of the model of task {task:?}");
+        let missing = || refuse(Code::NotFound, "no_such_model", &why);
+        Ok(file_stream(&model.map_err(|e| storage(&e))?.ok_or_else(missing)?))
+    }
+
+    async fn get_release(&self, request: Request<GetReleaseRequest>) -> Result<Response<FileStream>, Status> {
+        let store = &self.shared.store;
+        let stored = store.latest_release(&request.into_inner().model_id).await.map_err(|e| storage(&e))?;
+        let missing = || refuse(Code::NotFound, "no_such_release", &"there is no release of this model");
+        let file = store.release_file(&stored.ok_or_else(missing)?).await.map_err(|e| storage(&e))?;
+        Ok(file_stream(&file))
+    }
+
+    async fn request_grant(&self, request: Request<GrantRequest>) -> Result<Response<GrantResponse>, Status> {
+        let grant = releases::issue(&self.shared, &request.into_inner()).await?;
+        counter!("unisono_grants_total").increment(1);
+        Ok(Response::new(GrantResponse { grant: Some(grant) }))
+    }
+}
+
+/// Counts and logs every call that ends in an error, also those that never reach a handler, such as an oversized frame.
+#[derive(Clone)]
+pub(crate) struct CountErrors;
+
+impl<S> tower::Layer<S> for CountErrors {
+    type Service = Counting<S>;
+
+    fn layer(&self, inner: S) -> Counting<S> {
+        Counting { inner }
+    }
+}
+
+/// See [`CountErrors`].
+#[derive(Clone)]
+pub(crate) struct Counting<S> {
+    inner: S,
+}
+
+impl<S, In, Out> tower::Service<tonic::codegen::http::Request<In>> for Counting<S>
+where
+    S: tower::Service<tonic::codegen::http::Request<In>, Response = tonic::codegen::http::Response<Out>>,
+    S::Future: Send + 'static,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<S::Response, S::Error>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, request: tonic::codegen::http::Request<In>) -> Self::Future {
+        // The last part of the path; an unknown one is not counted by name, so that nobody can fill the metrics.
+        let path = request.uri().path().to_owned();
+        let response = self.inner.call(request);
+        Box::pin(async move {
+            let response = response.await?;
+            if let Some(status) = Status::from_header_map(response.headers())
+                && status.code() != Code::Ok
+            {
+                let code = status.code();
+                counter!("unisono_call_errors_total", "code" => format!("{code:?}")).increment(1);
+                tracing::info!(path, ?code, message = status.message(), "call refused");
+            }
+            Ok(response)
+        })
+    }
+}

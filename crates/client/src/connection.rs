@@ -96,40 +96,51 @@ impl Connection {
     }
 
     /// Makes a call, and repeats it as long as it fails for a passing reason.
-    pub async fn call<T>(&self, call: impl AsyncFn(Stub) -> Result<Response<T>, Status>) -> Result<T, Error> {
-        self.repeat(async || {
-            let response = tokio::time::timeout(CALL_TIMEOUT, call(self.stub.clone())).await;
-            let late = |_| Status::deadline_exceeded(format!("no answer within {} s", CALL_TIMEOUT.as_secs()));
-            response.map_err(late).flatten().map(Response::into_inner).map_err(Error::of_status)
+    pub async fn call<T, F>(&self, call: impl Fn(Stub) -> F) -> Result<T, Error>
+    where
+        F: Future<Output = Result<Response<T>, Status>>,
+    {
+        self.repeat(|| {
+            let answer = tokio::time::timeout(CALL_TIMEOUT, call(self.stub.clone()));
+            async move {
+                let late = |_| Status::deadline_exceeded(format!("no answer within {} s", CALL_TIMEOUT.as_secs()));
+                answer.await.map_err(late).flatten().map(Response::into_inner).map_err(Error::of_status)
+            }
         })
         .await
     }
 
     /// Fetches a streamed file of at most `limit` bytes.
-    pub async fn fetch(
-        &self,
-        what: &'static str,
-        limit: usize,
-        call: impl AsyncFn(Stub) -> Result<Response<Streaming<FileChunk>>, Status>,
-    ) -> Result<Vec<u8>, Error> {
-        self.repeat(async || {
-            let mut stream = call(self.stub.clone()).await.map_err(Error::of_status)?.into_inner();
-            let mut file = Vec::new();
-            loop {
-                let next = tokio::time::timeout(CALL_TIMEOUT, stream.message()).await;
-                let late = |_| Status::deadline_exceeded("the stream stalled");
-                let Some(chunk) = next.map_err(late).flatten().map_err(Error::of_status)? else { return Ok(file) };
-                if file.len() + chunk.data.len() > limit {
-                    return Err(Error::TooLong { what, limit });
+    pub async fn fetch<F>(&self, what: &'static str, limit: usize, call: impl Fn(Stub) -> F) -> Result<Vec<u8>, Error>
+    where
+        F: Future<Output = Result<Response<Streaming<FileChunk>>, Status>>,
+    {
+        self.repeat(|| {
+            let answer = call(self.stub.clone());
+            async move {
+                let mut stream = answer.await.map_err(Error::of_status)?.into_inner();
+                let mut file = Vec::new();
+                loop {
+                    let next = tokio::time::timeout(CALL_TIMEOUT, stream.message()).await;
+                    let late = |_| Status::deadline_exceeded("the stream stalled");
+                    let Some(chunk) = next.map_err(late).flatten().map_err(Error::of_status)? else {
+                        return Ok(file);
+                    };
+                    if file.len() + chunk.data.len() > limit {
+                        return Err(Error::TooLong { what, limit });
+                    }
+                    file.extend_from_slice(&chunk.data);
                 }
-                file.extend_from_slice(&chunk.data);
             }
         })
         .await
     }
 
     /// The one retry policy.
-    pub async fn repeat<T>(&self, attempt: impl AsyncFn() -> Result<T, Error>) -> Result<T, Error> {
+    pub async fn repeat<T, F>(&self, attempt: impl Fn() -> F) -> Result<T, Error>
+    where
+        F: Future<Output = Result<T, Error>>,
+    {
         let began = tokio::time::Instant::now();
         let mut pause = self.retry.first_pause;
         loop {

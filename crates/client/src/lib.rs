@@ -31,8 +31,8 @@ mod error;
 mod record;
 mod release;
 mod round;
-mod trainer;
 mod traffic;
+mod trainer;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -287,7 +287,10 @@ impl Client {
                 after_round: spent.max(self.attempted),
                 wait_ms: connection::WAIT_MS,
             };
-            let call = async |mut stub: connection::Stub| stub.get_round(request.clone()).await;
+            let call = |mut stub: connection::Stub| {
+                let request = request.clone();
+                async move { stub.get_round(request).await }
+            };
             let GetRoundResponse { state, offer } = self.connection.call(call).await?;
             match (State::try_from(state), offer) {
                 (Ok(State::Open), Some(offer)) => return Ok(Offer::Round(Box::new(offer))),

@@ -45,7 +45,10 @@ impl Client {
         let request = GetReleaseRequest { model_id: model_id.into() };
         let limit = max_payload.saturating_add(max_payload / 1024).saturating_add(RELEASE_OVERHEAD);
         let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-        let call = async |mut stub: Stub| stub.get_release(request.clone()).await;
+        let call = |mut stub: Stub| {
+            let request = request.clone();
+            async move { stub.get_release(request).await }
+        };
         let file = self.connection.fetch("release", limit, call).await?;
         let release = Release::parse(&file)?;
 
@@ -58,7 +61,10 @@ impl Client {
         };
         let request = signed::sign_bytes(body.encode_to_vec(), label::SIG_CLIENT_REQUEST, Some(&self.keys.signing_key));
         let request = GrantRequest { request: Some(request) };
-        let call = async |mut stub: Stub| stub.request_grant(request.clone()).await;
+        let call = |mut stub: Stub| {
+            let request = request.clone();
+            async move { stub.request_grant(request).await }
+        };
         let GrantResponse { grant, roster_head } = self.connection.call(call).await?;
         let grant = grant.ok_or_else(|| Error::Answer("there is no grant in it".into()))?;
         let head = roster_head.ok_or_else(|| Error::Answer("there is no roster head in it".into()))?;

@@ -120,7 +120,13 @@ impl Client {
     }
 
     async fn submit(&self, message: &ClientMessage) -> Result<(), Error> {
-        self.connection.call(async |mut stub: Stub| stub.submit(message.clone()).await).await.map(|_| ())
+        self.connection
+            .call(|mut stub: Stub| {
+                let message = message.clone();
+                async move { stub.submit(message).await }
+            })
+            .await
+            .map(|_| ())
     }
 
     /// Waits for a phase, and for what this device gets to see in it.
@@ -133,7 +139,13 @@ impl Client {
             wait_ms: WAIT_MS,
         };
         loop {
-            let response = self.connection.call(async |mut stub: Stub| stub.poll(request.clone()).await).await?;
+            let response = self
+                .connection
+                .call(|mut stub: Stub| {
+                    let request = request.clone();
+                    async move { stub.poll(request).await }
+                })
+                .await?;
             match response.answer {
                 Some(Answer::Waiting(_)) => {}
                 Some(Answer::Ended(ended)) => return Err(Error::Ended(ended.reason)),
@@ -151,7 +163,10 @@ impl Client {
         let version = params.wire.model_version;
         let request = GetModelRequest { task: self.task.clone(), version };
         let limit = params.wire.dimension as usize * size_of::<f32>() + MODEL_OVERHEAD;
-        let call = async |mut stub: Stub| stub.get_model(request.clone()).await;
+        let call = |mut stub: Stub| {
+            let request = request.clone();
+            async move { stub.get_model(request).await }
+        };
         let bytes = self.connection.fetch("base model", limit, call).await?;
         if model_hash(&bytes).as_slice() != params.wire.model_hash {
             return Err(Error::ModelHash { version });
@@ -193,11 +208,9 @@ impl Client {
     async fn upload(&self, params: &RoundParams, masked: &Masked) -> Result<(), Error> {
         let Some(Step::Upload(header)) = &masked.message().step else { unreachable!("a masked state's step") };
         let header = UploadHeader::decode(header.payload.as_slice()).map_err(|e| Error::Answer(e.to_string()))?;
-        let status = UploadStatusRequest {
-            round_id: params.round_id.to_vec(),
-            client_id: self.identity.client_id.to_vec(),
-        };
-        while !self.connection.repeat(async || self.upload_missing(masked, &status, &header.hash).await).await? {}
+        let status =
+            UploadStatusRequest { round_id: params.round_id.to_vec(), client_id: self.identity.client_id.to_vec() };
+        while !self.connection.repeat(|| self.upload_missing(masked, &status, &header.hash)).await? {}
         Ok(())
     }
 
@@ -205,7 +218,10 @@ impl Client {
     /// passes, so that the pauses of the retry policy apply.
     async fn upload_missing(&self, masked: &Masked, who: &UploadStatusRequest, hash: &[u8]) -> Result<bool, Error> {
         let status = async || {
-            let call = async |mut stub: Stub| stub.get_upload_status(who.clone()).await;
+            let call = |mut stub: Stub| {
+                let who = who.clone();
+                async move { stub.get_upload_status(who).await }
+            };
             self.connection.call(call).await
         };
         let UploadStatusResponse { chunks: first, complete } = status().await?;

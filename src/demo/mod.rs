@@ -108,12 +108,13 @@ async fn play(args: &Args) -> Result<Summary> {
     let devices = Devices::start(args, &endpoint, &setup, parts, sgd, ledger.clone(), coordinator.events());
 
     let mut rounds = Vec::new();
-    let (mut missing, mut aborted) = (BTreeMap::new(), 0u64);
+    let (mut missing, mut aborted, mut trained) = (BTreeMap::new(), 0u64, false);
     let release = loop {
         let event = tokio::select! {
             event = events.recv() => event,
-            result = coordinator.trained() => {
+            result = coordinator.trained(), if !trained => {
                 result?;
+                trained = true;
                 continue;
             }
         };

@@ -202,7 +202,8 @@ pub struct Coordinator {
     shared: Arc<Shared>,
     address: SocketAddr,
     service: JoinHandle<()>,
-    training: JoinHandle<Result<(), CoordinatorError>>,
+    /// Taken when it has been waited for.
+    training: Option<JoinHandle<Result<(), CoordinatorError>>>,
 }
 
 impl Coordinator {
@@ -248,7 +249,7 @@ impl Coordinator {
                 tracing::error!(%error, "the service stopped");
             }
         });
-        let training = tokio::spawn(training::run(shared.clone()));
+        let training = Some(tokio::spawn(training::run(shared.clone())));
         tracing::info!(%address, mode = if shared.config.malicious() { "malicious" } else { "semi-honest" }, "serving");
         Ok(Self { shared, address, service, training })
     }
@@ -266,19 +267,21 @@ impl Coordinator {
     /// Waits until training is over (or can't go on); clients are still served afterwards.
     ///
     /// # Errors
-    /// Why training can't go on.
+    /// Why training can't go on, told once.
     pub async fn trained(&mut self) -> Result<(), CoordinatorError> {
-        match (&mut self.training).await {
-            Ok(result) => result,
-            Err(panic) => Err(CoordinatorError::Open(format!("the training loop failed: {panic}"))),
-        }
+        let Some(training) = &mut self.training else { return Ok(()) };
+        let result = training.await;
+        self.training = None;
+        result.unwrap_or_else(|panic| Err(CoordinatorError::Open(format!("the training loop failed: {panic}"))))
     }
 
     /// Stops at once, as a `kill` would, and releases the state folder.
     pub async fn stop(self) {
-        self.training.abort();
         self.service.abort();
-        let _ = self.training.await;
+        if let Some(training) = self.training {
+            training.abort();
+            let _ = training.await;
+        }
         let _ = self.service.await;
         self.shared.store.close().await;
     }

@@ -167,24 +167,20 @@ impl Service {
     ) -> Result<(UploadState, UploadStatusResponse), Status> {
         let mut stage = self.shared.stage.lock().await;
         let active = self.running(&mut stage, round).await?;
-        if let Some(state) = active.uploads.get(&client).cloned() {
-            let complete = active.server().awaited_upload(client).is_none();
-            drop(stage);
-            let chunks = *state.lock().await;
-            return Ok((state, UploadStatusResponse { chunks, complete }));
+        let (phase, server) = (active.server().phase(), active.server());
+        if server.has_upload(client) {
+            // Also after the phase, and after a restart: the acknowledgement may have been lost.
+            let chunks = server.params().chunks();
+            return Ok((UploadState::default(), UploadStatusResponse { chunks, complete: true }));
         }
-        let phase = active.server().phase();
-        if active.server().awaited_upload(client).is_none() {
-            // Either the header is still to come, or the upload came before a restart.
-            let complete = phase == Phase::Mask
-                && !active.server().missing().contains(&client)
-                && active.server().view(client).is_some();
-            if complete {
-                let chunks = active.server().params().chunks();
-                return Ok((UploadState::default(), UploadStatusResponse { chunks, complete }));
-            }
+        if server.awaited_upload(client).is_none() {
             let reason = Reason::Incomplete("upload header that was accepted in this phase");
             return Err(self.refused(Refusal { client: Some(client), phase, reason }));
+        }
+        if let Some(state) = active.uploads.get(&client).cloned() {
+            drop(stage);
+            let chunks = *state.lock().await;
+            return Ok((state, UploadStatusResponse { chunks, complete: false }));
         }
         let chunks = self.shared.store.count_chunks(round, client).await.map_err(|e| storage(&e))?;
         let state: UploadState = Arc::new(Mutex::new(chunks));

@@ -41,6 +41,10 @@ impl Unmasking {
         if self.masked.survivors[of as usize] { SecretKind::SelfMask } else { SecretKind::Mask }
     }
 
+    pub fn masked(&self) -> &Masked {
+        &self.masked
+    }
+
     pub fn absorb(&mut self, client: ClientId, signed: &Signed) -> Result<(), Reason> {
         let members = &self.masked.members;
         let index = members.index_of(client)?;

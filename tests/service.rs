@@ -394,10 +394,10 @@ async fn a_coordinator_killed_in_any_phase_goes_on_with_the_round_and_clients_ha
     let mut set = JoinSet::new();
     for i in 0..CLIENTS {
         let told = told.clone();
-        let observe = move |event: &Event<'_>| {
-            if let (0, Event::Phase { round, phase }) = (i, event) {
-                let _ = told.send((*round, *phase));
-            }
+        let observe = move |event: &Event<'_>| match event {
+            Event::Phase { round, phase } if i == 0 => drop(told.send((*round, *phase))),
+            Event::Missed { round, error } => eprintln!("device {i} missed round {round}: {error}"),
+            _ => {}
         };
         let mut client = builder(&deployment, &endpoint, i).on_event(observe).build(constant(i)).unwrap();
         set.spawn(async move { client.run().await });

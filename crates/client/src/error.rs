@@ -36,8 +36,13 @@ pub enum Error {
         status: Box<Status>,
     },
     /// The round goes on without this client, or not at all.
-    #[error("the round ended for this device: {0}")]
-    Ended(String),
+    #[error("the round ended for this device: {reason}")]
+    Ended {
+        /// The coordinator's words.
+        reason: String,
+        /// The coordinator has the round's sum.
+        gave_sum: bool,
+    },
     /// The coordinator's answer is not what the service definition says.
     #[error("the coordinator's answer can't be used: {0}")]
     Answer(String),
@@ -115,6 +120,15 @@ impl Error {
         };
         let status = Box::new(status);
         if passing { Self::Unreachable(status) } else { Self::Refused { reason, status } }
+    }
+
+    /// Whether the round is over with a sum: enough shares came from others.
+    pub(crate) fn is_summed(&self) -> bool {
+        match self {
+            Self::Ended { gave_sum, .. } => *gave_sum,
+            Self::Refused { reason, .. } => reason == "round_finished",
+            _ => false,
+        }
     }
 
     /// Whether the same call may succeed later.

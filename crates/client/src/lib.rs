@@ -88,7 +88,7 @@ pub enum Event<'a> {
         /// The encoded update.
         vector: &'a RingVector,
     },
-    /// This client's part of the round is done.
+    /// This client's part of the round is done: its update is in the sum, or nothing more is asked of it.
     Completed {
         /// Number of the round.
         round: u64,

@@ -20,7 +20,7 @@ use unisono_protocol::server::Phase;
 use unisono_wire::model::{Model, model_hash};
 use unisono_wire::proto::poll_response::Answer;
 use unisono_wire::proto::{
-    GetModelRequest, PollRequest, RoundPhase, UploadChunk, UploadStatusRequest, UploadStatusResponse,
+    Ended, GetModelRequest, PollRequest, RoundPhase, UploadChunk, UploadStatusRequest, UploadStatusResponse,
 };
 
 use crate::connection::{Stub, WAIT_MS};
@@ -102,21 +102,30 @@ impl Client {
         self.upload(&params, &masked).await?;
         meter.assign(Phase::Mask);
 
-        let done = if params.malicious() {
-            let view: SurvivorsView = self.poll(&params, Phase::Confirm).await?;
-            let confirmed = masked.confirm(&view).map_err(refused)?;
-            self.submit(confirmed.message()).await?;
-            meter.assign(Phase::Confirm);
-            let view: ForwardedTags = self.poll(&params, Phase::Unmask).await?;
-            confirmed.release(&view).map_err(refused)?
-        } else {
-            let view: SurvivorsView = self.poll(&params, Phase::Unmask).await?;
-            masked.release(&view).map_err(refused)?
-        };
-        self.submit(done.message()).await?;
+        // The upload is in: from here on the round may be over, with its sum, before this device's shares are needed.
+        match self.unmask(&params, masked, &mut meter).await {
+            Err(error) if error.is_summed() => {}
+            result => result?,
+        }
         meter.assign(Phase::Unmask);
         self.tell(&Event::Completed { round, traffic: meter.traffic() });
         Ok(())
+    }
+
+    /// The steps after the upload.
+    async fn unmask(&self, params: &RoundParams, masked: Masked, meter: &mut Meter) -> Result<(), Error> {
+        let done = if params.malicious() {
+            let view: SurvivorsView = self.poll(params, Phase::Confirm).await?;
+            let confirmed = masked.confirm(&view).map_err(refused)?;
+            self.submit(confirmed.message()).await?;
+            meter.assign(Phase::Confirm);
+            let view: ForwardedTags = self.poll(params, Phase::Unmask).await?;
+            confirmed.release(&view).map_err(refused)?
+        } else {
+            let view: SurvivorsView = self.poll(params, Phase::Unmask).await?;
+            masked.release(&view).map_err(refused)?
+        };
+        self.submit(done.message()).await
     }
 
     async fn submit(&self, message: &ClientMessage) -> Result<(), Error> {
@@ -148,7 +157,7 @@ impl Client {
                 .await?;
             match response.answer {
                 Some(Answer::Waiting(_)) => {}
-                Some(Answer::Ended(ended)) => return Err(Error::Ended(ended.reason)),
+                Some(Answer::Ended(Ended { reason, gave_sum })) => return Err(Error::Ended { reason, gave_sum }),
                 Some(Answer::View(view)) => {
                     let view = view.view.and_then(V::take);
                     return view.ok_or_else(|| Error::Answer(format!("phase {phase} came with another phase's view")));

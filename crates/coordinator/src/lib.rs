@@ -165,6 +165,14 @@ enum Stage {
     Finished,
 }
 
+/// How a round ended.
+struct End {
+    round_id: RoundId,
+    gave_sum: bool,
+    /// For a log.
+    reason: String,
+}
+
 /// What service and training share.
 struct Shared {
     config: Config,
@@ -172,8 +180,8 @@ struct Shared {
     round_keys: Option<RoundKeys>,
     release_keys: Option<ReleaseKeys>,
     stage: Mutex<Stage>,
-    /// Number and end of the last round, for clients that ask for it.
-    last_end: Mutex<Option<(RoundId, String)>>,
+    /// End of the last round, for clients that ask for it.
+    last_end: Mutex<Option<End>>,
     /// Counts changes of round or phase: wakes long polls.
     changes: watch::Sender<u64>,
     /// A step was accepted: wakes the training loop.

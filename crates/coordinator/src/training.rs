@@ -10,7 +10,7 @@ use unisono_wire::model::{Model, model_hash};
 use crate::active::{Active, RecoverError};
 use crate::learning::{self, Moments};
 use crate::storage::FinishedRound;
-use crate::{CoordinatorError, Event, RoundResult, Shared, Stage, now, releases};
+use crate::{CoordinatorError, End, Event, RoundResult, Shared, Stage, now, releases};
 
 /// Pause before a failed write is tried again.
 const STORE_PAUSE: Duration = Duration::from_secs(1);
@@ -75,7 +75,7 @@ async fn recover(shared: &Shared) -> Result<Option<Active>, CoordinatorError> {
             let reason = format!("it can't go on after a restart: {error}");
             tracing::warn!(round_id = %stored.round_id, %reason, "round aborted");
             shared.store.abort_round(stored.round_id, &reason).await?;
-            *shared.last_end.lock().await = Some((stored.round_id, reason));
+            *shared.last_end.lock().await = Some(End { round_id: stored.round_id, gave_sum: false, reason });
             Ok(None)
         }
     }
@@ -149,7 +149,8 @@ async fn play(shared: &Shared) -> Result<bool, CoordinatorError> {
         drop(stage);
         let sum = match result {
             Ok(outcome) => {
-                *shared.last_end.lock().await = Some((round_id, "the round is finished".into()));
+                *shared.last_end.lock().await =
+                    Some(End { round_id, gave_sum: true, reason: "the round is finished".into() });
                 finish(shared, round, params, outcome, seconds).await?;
                 true
             }
@@ -157,7 +158,8 @@ async fn play(shared: &Shared) -> Result<bool, CoordinatorError> {
                 counter!("unisono_rounds_total", "result" => abort.code()).increment(1);
                 tracing::warn!(round, reason = %abort, "round aborted");
                 shared.store.abort_round(round_id, &abort.to_string()).await?;
-                *shared.last_end.lock().await = Some((round_id, format!("the round was aborted: {abort}")));
+                *shared.last_end.lock().await =
+                    Some(End { round_id, gave_sum: false, reason: format!("the round was aborted: {abort}") });
                 shared.emit(Event::RoundAborted { round, reason: abort.to_string() });
                 false
             }

@@ -49,8 +49,8 @@ pub(super) struct Member {
 /// The input is masked; the set of survivors is awaited.
 pub struct Masked {
     pub(super) member: Member,
-    vector: RingVector,
-    message: ClientMessage,
+    pub(super) vector: RingVector,
+    pub(super) message: ClientMessage,
 }
 
 impl Shared {
@@ -217,9 +217,13 @@ impl Masked {
         self.member.round.params.chunk_len()
     }
 
-    /// Chunk `index` of the packed masked vector; `None` beyond the last.
+    /// Chunk `index` of the packed masked vector; `None` beyond the last, and after the state was resumed.
     pub fn chunk(&self, index: u64) -> Option<Vec<u8>> {
         let elements = self.member.round.params.wire.chunk_elements as usize;
-        if index < self.chunks() { chunk_of(&self.vector, elements, index).ok() } else { None }
+        if index < self.chunks() && !self.vector.is_empty() {
+            chunk_of(&self.vector, elements, index).ok()
+        } else {
+            None
+        }
     }
 }

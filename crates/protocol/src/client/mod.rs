@@ -12,6 +12,7 @@
 
 mod error;
 mod mask;
+mod saved;
 mod share;
 mod unmask;
 
@@ -35,6 +36,7 @@ use crate::signed;
 
 pub use error::ClientError;
 pub use mask::Masked;
+pub use saved::Resumed;
 pub use share::Shared;
 pub use unmask::{Confirmed, Done};
 

@@ -37,7 +37,7 @@ pub struct Shared {
     pub(super) cohort: Cohort,
     pub(super) index: u32,
     pub(super) neighbours: Vec<Neighbour>,
-    message: ClientMessage,
+    pub(super) message: ClientMessage,
 }
 
 impl Advertised {

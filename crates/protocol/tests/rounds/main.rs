@@ -4,6 +4,7 @@
 mod liars;
 mod network;
 mod refusals;
+mod resume;
 mod world;
 
 use network::{Faults, play};

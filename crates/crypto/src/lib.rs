@@ -5,6 +5,7 @@
 //! Each module names the section of `docs/protocol.md` and the standard that it implements.
 
 pub mod aead;
+mod bits;
 mod error;
 pub mod kdf;
 pub mod kem;

@@ -2,14 +2,21 @@
 //!
 //! A vector is held in the narrowest of 16, 32 and 64 bits that fits, which is also the element width of the PRG. Masks are
 //! applied modulo that width, and the result is reduced modulo 2^b by masking: 2^b divides the width's modulus.
+//!
+//! Work on long vectors is spread over the rayon pool in which the caller runs: its size is the number of threads
+//! (`RAYON_NUM_THREADS`, or `ThreadPool::install` of a pool of one on a small device). What it needs beside the vector is
+//! some kilobytes a thread.
 
-use zeroize::Zeroize;
+use rayon::prelude::*;
+use zeroize::{Zeroize, Zeroizing};
 
-use crate::CryptoError;
 use crate::prg::{self, Seed, Sign};
+use crate::{CryptoError, bits};
 
-/// Elements that are masked at a time, so that they stay in cache while every mask passes over them.
+/// Elements that are masked at a time, so that they stay in cache while every mask passes over them: whole groups of the PRG.
 const CHUNK: usize = 8192;
+/// Elements that one thread packs or unpacks at a time: a multiple of 8, so that they begin at a byte.
+const PACKED_CHUNK: usize = 1 << 16;
 
 /// The modulus 2^b.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -147,23 +154,52 @@ impl RingVector {
     /// Adds or subtracts the streams of all seeds, chunk by chunk, then reduces.
     ///
     /// # Errors
-    /// [`CryptoError::StreamExhausted`] when the vector is longer than one seed may serve; it is unchanged then.
+    /// [`CryptoError::StreamExhausted`] when the vector is longer than one seed may serve, [`CryptoError::Backend`] when the
+    /// PRG's backend that the environment asks for is not there; the vector is unchanged then.
     pub fn apply_masks(&mut self, masks: &[(Seed, Sign)]) -> Result<(), CryptoError> {
         let mask = self.modulus.mask();
         each_width!(&mut self.elements, v: T => {
             // Refuse before the first element changes.
-            if let (Some((seed, sign)), Some(last)) = (masks.first(), v.len().checked_sub(1)) {
-                let mut probe = [v[last]];
-                prg::apply(seed, last as u64, *sign, &mut probe)?;
-            }
-            for (i, chunk) in v.chunks_mut(CHUNK).enumerate() {
-                for (seed, sign) in masks {
-                    prg::apply(seed, (i * CHUNK) as u64, *sign, chunk)?;
-                }
+            prg::check_range::<T>(0, v.len())?;
+            prg::Backend::selected()?;
+            let one = |(i, chunk): (usize, &mut [T])| {
+                prg::apply_all(masks, (i * CHUNK) as u64, chunk)?;
                 chunk.iter_mut().for_each(|x| *x &= mask as T);
+                Ok(())
+            };
+            if v.len() <= CHUNK {
+                one((0, v.as_mut_slice()))
+            } else {
+                v.par_chunks_mut(CHUNK).enumerate().try_for_each(one)
             }
-        });
-        Ok(())
+        })
+    }
+
+    /// `len` elements as `fill` gives them: it gets the place of a chunk's first element, and the chunk to be overwritten.
+    /// Chunks have the same places whatever the number of threads.
+    ///
+    /// # Errors
+    /// [`CryptoError::Range`] for a value of 2^b or more, else what `fill` refuses.
+    pub fn from_chunks<E: From<CryptoError> + Send>(
+        modulus: Modulus,
+        len: usize,
+        fill: impl Fn(usize, &mut [u32]) -> Result<(), E> + Sync,
+    ) -> Result<Self, E> {
+        let mut vector = Self::zeros(modulus, len);
+        let mask = modulus.mask();
+        each_width!(&mut vector.elements, v: T => v.par_chunks_mut(CHUNK).enumerate().try_for_each(|(i, chunk)| -> Result<(), E> {
+            let mut values = Zeroizing::new([0u32; CHUNK]);
+            let values = &mut values[..chunk.len()];
+            fill(i * CHUNK, values)?;
+            let all = values.iter().fold(0, |all, value| all | value);
+            if u64::from(all) > mask {
+                let got = values.iter().copied().max().unwrap_or(0).into();
+                return Err(CryptoError::Range { what: "ring element", got, min: 0, max: mask }.into());
+            }
+            chunk.iter_mut().zip(&*values).for_each(|(x, &value)| *x = value as T);
+            Ok(())
+        }))?;
+        Ok(vector)
     }
 
     /// Adds `other`, modulo 2^b.
@@ -217,21 +253,12 @@ impl RingVector {
     }
 
     fn pack_bits(&self, start: usize, len: usize) -> Vec<u8> {
-        let bits = self.modulus.bits();
-        let mut out = Vec::with_capacity((len * bits as usize).div_ceil(8));
-        let (mut buffer, mut held) = (0u128, 0);
-        each_width!(&self.elements, v => for &x in &v[start..start + len] {
-            buffer |= (x as u128) << held;
-            held += bits;
-            while held >= 8 {
-                out.push(buffer as u8);
-                buffer >>= 8;
-                held -= 8;
-            }
+        let bits = self.modulus.bits() as usize;
+        let mut out = vec![0; (len * bits).div_ceil(8)];
+        each_width!(&self.elements, v => {
+            let chunks = out.par_chunks_mut(PACKED_CHUNK / 8 * bits).zip(v[start..start + len].par_chunks(PACKED_CHUNK));
+            chunks.for_each(|(out, values)| bits::pack(bits, values, out));
         });
-        if held > 0 {
-            out.push(buffer as u8);
-        }
         out
     }
 
@@ -240,9 +267,9 @@ impl RingVector {
     /// # Errors
     /// [`CryptoError::Length`] unless `bytes` has exactly the packed length, [`CryptoError::Encoding`] when a padding bit is set.
     pub fn unpack(modulus: Modulus, len: usize, bytes: &[u8]) -> Result<Self, CryptoError> {
-        let mut vector = Self::zeros(modulus, 0);
         check_packed(modulus, len, bytes)?;
-        each_width!(&mut vector.elements, v: T => v.extend(unpacked(modulus, len, bytes).map(|x| x as T)));
+        let mut vector = Self::zeros(modulus, len);
+        vector.add_packed(bytes)?;
         Ok(vector)
     }
 
@@ -252,10 +279,10 @@ impl RingVector {
     /// As [`Self::unpack`]; the vector is unchanged then.
     pub fn add_packed(&mut self, bytes: &[u8]) -> Result<(), CryptoError> {
         check_packed(self.modulus, self.len(), bytes)?;
-        let (modulus, mask) = (self.modulus, self.modulus.mask());
-        each_width!(&mut self.elements, v: T => {
-            let len = v.len();
-            v.iter_mut().zip(unpacked(modulus, len, bytes)).for_each(|(x, y)| *x = x.wrapping_add(y as T) & mask as T);
+        let bits = self.modulus.bits() as usize;
+        each_width!(&mut self.elements, v => {
+            let chunks = v.par_chunks_mut(PACKED_CHUNK).zip(bytes.par_chunks(PACKED_CHUNK / 8 * bits));
+            chunks.for_each(|(acc, bytes)| bits::add_unpacked(bits, bytes, acc));
         });
         Ok(())
     }
@@ -272,23 +299,6 @@ fn check_packed(modulus: Modulus, len: usize, bytes: &[u8]) -> Result<(), Crypto
         Some(last) if used != 0 && last >> used != 0 => Err(CryptoError::Encoding("padding of a packed vector")),
         _ => Ok(()),
     }
-}
-
-/// The elements of packed bytes whose length was checked.
-fn unpacked(modulus: Modulus, len: usize, bytes: &[u8]) -> impl Iterator<Item = u64> {
-    let (bits, mask) = (modulus.bits(), modulus.mask());
-    let mut bytes = bytes.iter();
-    let (mut buffer, mut held) = (0u128, 0);
-    (0..len).map(move |_| {
-        while held < bits {
-            buffer |= u128::from(bytes.next().copied().unwrap_or(0)) << held;
-            held += 8;
-        }
-        let value = buffer as u64 & mask;
-        buffer >>= bits;
-        held -= bits;
-        value
-    })
 }
 
 #[cfg(test)]

@@ -144,12 +144,16 @@ impl Interpolator {
         }
         check_abscissas(abscissas)?;
         let points: Vec<Scalar> = abscissas.iter().map(|&x| Scalar::from(x)).collect();
-        let coefficient = |(i, xi): (usize, &Scalar)| {
+        // The coefficient of x_i is the product of all x_j over x_i times the product of all (x_j - x_i): one inversion
+        // for all of them (Montgomery's trick; zero is excluded above).
+        let all: Scalar = points.iter().product();
+        let denominator = |(i, xi): (usize, &Scalar)| {
             let others = points.iter().enumerate().filter(|&(j, _)| j != i);
-            let (up, down) = others.fold((Scalar::ONE, Scalar::ONE), |(up, down), (_, xj)| (up * xj, down * (xj - xi)));
-            up * down.invert()
+            others.fold(*xi, |product, (_, xj)| product * (xj - xi))
         };
-        let coefficients = points.iter().enumerate().map(coefficient).collect();
+        let mut coefficients: Vec<Scalar> = points.iter().enumerate().map(denominator).collect();
+        Scalar::invert_batch_alloc(&mut coefficients);
+        coefficients.iter_mut().for_each(|coefficient| *coefficient *= all);
         Ok(Self { abscissas: abscissas.to_vec(), coefficients })
     }
 

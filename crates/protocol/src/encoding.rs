@@ -3,7 +3,10 @@
 //! A masked vector has `d` elements of the update, then one for each metric, then the weight.
 
 use rand_core::CryptoRng;
+use unisono_crypto::CryptoError;
+use unisono_crypto::prg::{self, Seed, Sign};
 use unisono_crypto::ring::{Modulus, RingVector};
+use unisono_crypto::secret::Secret32;
 use zeroize::Zeroizing;
 
 /// How a scaled value becomes an integer.
@@ -87,6 +90,9 @@ pub enum EncodingError {
         /// Length found.
         got: usize,
     },
+    /// The coins of stochastic rounding can't be had.
+    #[error(transparent)]
+    Crypto(CryptoError),
     /// All weights were rounded to zero.
     #[error(
         "the weights of {clients} clients sum to zero after rounding: lower max_weight or raise the quantiser's bits"
@@ -186,7 +192,7 @@ impl Quantiser {
             if values.len() != expected {
                 return Err(EncodingError::Length { what, expected, got: values.len() });
             }
-            if let Some(index) = values.iter().position(|x| !x.is_finite()) {
+            if let Some(index) = first_not_finite(values) {
                 return Err(EncodingError::NonFinite { what, index, value: values[index] });
             }
         }
@@ -195,21 +201,36 @@ impl Quantiser {
         }
         let share = f64::from(weight) / f64::from(self.max_weight);
         let clip = f64::from(self.clip);
-        let norm = update.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();
-        let shrink = self.l2_clip.map_or(1.0, |l2| if norm > f64::from(l2) { f64::from(l2) / norm } else { 1.0 });
-
-        let updates = update.iter().map(|&x| {
-            let clipped = (f64::from(x) * shrink).clamp(-clip, clip);
-            (clipped * share + clip) / (2.0 * clip)
-        });
+        let shrink = match self.l2_clip.map(f64::from) {
+            Some(bound) => {
+                let norm = l2_norm(update);
+                if norm > bound { bound / norm } else { 1.0 }
+            }
+            None => 1.0,
+        };
         let metrics = metrics.iter().zip(&self.metric_bounds).map(|(&x, &(lower, upper))| {
             let unit = (f64::from(x.clamp(lower, upper)) - f64::from(lower)) / (f64::from(upper) - f64::from(lower));
             unit * share
         });
-        let mut rounder = Rounder { rounding: self.rounding, scale: self.scale(), rng };
-        let units = updates.chain(metrics).chain([share]);
-        let values: Zeroizing<Vec<u64>> = Zeroizing::new(units.map(|unit| rounder.round(unit)).collect());
-        RingVector::from_u64(modulus, &values).map_err(|_| self.overflow(1, modulus))
+        let last: Zeroizing<Vec<f64>> = Zeroizing::new(metrics.chain([share]).collect());
+        let rounder = Rounder::new(self.rounding, self.scale(), rng);
+        let (factor, half) = (share / (2.0 * clip), 0.5);
+        let encoded = RingVector::from_chunks(modulus, dimension + last.len(), |start, out| {
+            rounder.coins(start, out)?;
+            let inside = out.len().min(dimension.saturating_sub(start));
+            let (updates, others) = out.split_at_mut(inside);
+            for (x, &value) in updates.iter_mut().zip(&update[start.min(dimension)..]) {
+                let clipped = (f64::from(value) * shrink).clamp(-clip, clip);
+                *x = rounder.round(clipped * factor + half, *x);
+            }
+            let from = start.max(dimension) - dimension;
+            others.iter_mut().zip(&last[from..]).for_each(|(x, &unit)| *x = rounder.round(unit, *x));
+            Ok(())
+        });
+        encoded.map_err(|error| match error {
+            CryptoError::Range { .. } => self.overflow(1, modulus),
+            other => EncodingError::Crypto(other),
+        })
     }
 
     fn overflow(&self, clients: u32, modulus: Modulus) -> EncodingError {
@@ -248,24 +269,61 @@ impl Quantiser {
     }
 }
 
-struct Rounder<'a, R: ?Sized> {
-    rounding: Rounding,
-    scale: f64,
-    rng: &'a mut R,
+/// Place of the first value that is NaN or infinite.
+fn first_not_finite(values: &[f32]) -> Option<usize> {
+    // Whole chunks first, without a branch for each value.
+    let good = |chunk: &[f32]| chunk.iter().fold(true, |good, x| good & x.is_finite());
+    let chunk = values.chunks(1024).position(|chunk| !good(chunk))?;
+    values[1024 * chunk..].iter().position(|x| !x.is_finite()).map(|index| 1024 * chunk + index)
 }
 
-impl<R: CryptoRng + ?Sized> Rounder<'_, R> {
-    /// Scales a value of 0 to 1 and rounds it.
-    fn round(&mut self, unit: f64) -> u64 {
-        let scaled = unit.clamp(0.0, 1.0) * self.scale;
-        let rounded = match self.rounding {
-            Rounding::Deterministic => scaled.round(),
-            Rounding::Stochastic => {
-                let coin = f64::from(self.rng.next_u32()) / (u32::MAX as f64 + 1.0);
-                scaled.floor() + f64::from(u8::from(coin < scaled.fract()))
+/// The L2 norm, summed in eight lanes.
+fn l2_norm(values: &[f32]) -> f64 {
+    let (blocks, rest) = values.as_chunks::<8>();
+    let mut lanes = [0.0; 8];
+    for block in blocks {
+        lanes.iter_mut().zip(block).for_each(|(sum, &x)| *sum += f64::from(x) * f64::from(x));
+    }
+    let rest: f64 = rest.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
+    (lanes.iter().sum::<f64>() + rest).sqrt()
+}
+
+/// Rounds by adding a coin of `[0, 1)` and rounding down; deterministically, the coin is one half.
+struct Rounder {
+    /// The stream of coins, in stochastic rounding: a seed drawn from the caller's generator, so that chunks can be
+    /// rounded by several threads and yet depend on that generator alone.
+    coins: Option<Seed>,
+    scale: f64,
+}
+
+impl Rounder {
+    fn new<R: CryptoRng + ?Sized>(rounding: Rounding, scale: f64, rng: &mut R) -> Self {
+        let seed = |rng| Seed::from_secret(&Secret32::random(rng));
+        Self { coins: (rounding == Rounding::Stochastic).then(|| seed(rng)), scale }
+    }
+
+    /// Fills `out` with the random words for the elements from `start` on.
+    fn coins(&self, start: usize, out: &mut [u32]) -> Result<(), CryptoError> {
+        match &self.coins {
+            Some(seed) => {
+                out.fill(0);
+                prg::apply(seed, start as u64, Sign::Add, out)
             }
-        };
-        rounded as u64
+            None => {
+                out.fill(1 << 31);
+                Ok(())
+            }
+        }
+    }
+
+    /// Scales a value of 0 to 1 and rounds it. Coins have 20 bits, and the scaled value is taken to 2^-20: added to 2^32, a
+    /// double's last bit is 2^-20 and its fraction's upper 32 bits are the integer.
+    #[inline(always)]
+    fn round(&self, unit: f64, word: u32) -> u32 {
+        const STEP: f64 = 1.0 / (1u64 << 20) as f64;
+        let coin = f64::from((word >> 12) as i32) * STEP;
+        let scaled = unit.clamp(0.0, 1.0) * self.scale + coin;
+        ((scaled + (1u64 << 32) as f64).to_bits() >> 20) as u32
     }
 }
 
@@ -330,10 +388,37 @@ mod tests {
     #[test]
     fn stochastic_rounding_is_unbiased() {
         let mut rng = ChaCha20Rng::seed_from_u64(4);
-        let mut rounder = Rounder { rounding: Rounding::Stochastic, scale: 10.0, rng: &mut rng };
-        let sum: u64 = (0..20_000).map(|_| rounder.round(0.125)).sum();
+        let rounder = Rounder::new(Rounding::Stochastic, 10.0, &mut rng);
+        let mut coins = vec![0; 20_000];
+        rounder.coins(0, &mut coins).unwrap();
+        let sum: u32 = coins.iter().map(|&coin| rounder.round(0.125, coin)).sum();
         // Mean 1.25, standard deviation of the sum 61: six of them.
         assert!((25_000 - 370..25_000 + 370).contains(&sum), "{sum}");
+    }
+
+    #[test]
+    fn the_ends_of_the_range_stay_in_range_whatever_the_coin() {
+        for bits in [1u32, 16, 32] {
+            let top = ((1u64 << bits) - 1) as u32;
+            let rounder = Rounder { coins: None, scale: f64::from(top) };
+            for coin in [0, 1 << 31, u32::MAX] {
+                assert_eq!((rounder.round(0.0, coin), rounder.round(1.0, coin)), (0, top), "{bits} bits, coin {coin}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_encoding_depends_on_the_generator_and_not_on_the_threads() {
+        let update: Vec<f32> = (0..40_000).map(|i| (i as f32).sin()).collect();
+        let encode = |seed| {
+            let mut rng = ChaCha20Rng::seed_from_u64(seed);
+            let contribution = Contribution { update: &update, metrics: &[1.0], weight: 50.0 };
+            let modulus = Modulus::new(20).unwrap();
+            quantiser(16, Rounding::Stochastic).encode(contribution, 40_000, modulus, &mut rng).unwrap().to_u64()
+        };
+        let one = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+        assert_eq!(one.install(|| encode(1)), encode(1));
+        assert_ne!(encode(1), encode(2));
     }
 
     #[test]

@@ -35,6 +35,7 @@ mod round;
 mod simulation;
 mod trace;
 mod update;
+mod workers;
 
 pub use dropout::Dropout;
 pub use error::SimError;

@@ -147,6 +147,7 @@ pub struct PhaseTiming {
     pub phase: &'static str,
     /// CPU seconds of one client.
     pub client_seconds: Spread,
-    /// Seconds of the coordinator: CPU time for views and messages, and wall-clock time of closing the phase.
+    /// Seconds of the coordinator: CPU time for the views that it sends, and wall-clock time, with all threads, for messages,
+    /// uploads and closing the phase.
     pub server_seconds: f64,
 }

@@ -2,11 +2,11 @@
 
 use std::time::Instant;
 
-use rayon::prelude::*;
 use unisono_crypto::ring::RingVector;
+use unisono_protocol::ClientId;
 use unisono_protocol::client::KeyPool;
 use unisono_protocol::encoding::Aggregate;
-use unisono_protocol::server::{Closed, Outcome, Phase, Server};
+use unisono_protocol::server::{Accepted, Closed, Outcome, Phase, Server};
 
 use crate::client::{Scene, State, Step};
 use crate::cpu::measure;
@@ -15,6 +15,7 @@ use crate::observer::Observer;
 use crate::population::{NOW, Population};
 use crate::report::{PhaseReport, PhaseTiming, RoundReport, Tally, Timing};
 use crate::update::UpdateSource;
+use crate::workers::Workers;
 
 /// Memory that steps in flight may take, in bytes: together they decide how many clients compute at a time.
 const IN_FLIGHT: usize = 512 << 20;
@@ -29,6 +30,7 @@ pub(crate) struct Plan<'a> {
     /// Virtual seconds after which a phase is closed.
     pub deadline: f64,
     pub update: &'a UpdateSource,
+    pub workers: &'a Workers,
 }
 
 /// A client's turn in a phase.
@@ -58,7 +60,7 @@ pub(crate) fn play(
     observer: &mut dyn Observer,
 ) -> Option<(RoundReport, Option<Aggregate>)> {
     let began = Instant::now();
-    let Plan { round, seed, mut server, fates, compute, deadline, update } = plan;
+    let Plan { round, seed, mut server, fates, compute, deadline, update, workers } = plan;
     let params = server.params().clone();
     let offer = server.offer().clone();
     let count = population.devices.len();
@@ -92,7 +94,7 @@ pub(crate) fn play(
             report.cohort = expected;
         }
         let per_step = if phase == Phase::Mask { params.vector_len() * 32 } else { 1 << 20 };
-        let batch = (IN_FLIGHT / per_step).clamp(rayon::current_num_threads(), 512);
+        let batch = (IN_FLIGHT / per_step).clamp(workers.count(), 512);
         let mut meter = Meter::default();
         for start in (0..count).step_by(batch) {
             if observer.cancelled() {
@@ -100,12 +102,10 @@ pub(crate) fn play(
             }
             observer.progress(round, phase, start, count);
             let end = (start + batch).min(count);
-            let turn = |(i, (device, state)): (usize, (&mut _, &mut State))| {
-                let number = start + i;
+            let clients = (start..end).zip(devices[start..end].iter_mut().zip(&mut states[start..end]));
+            let turns: Vec<(Turn, f64)> = workers.map(clients, |(number, (device, state))| {
                 take_turn(&scene, &server, phase, number, fates[number], device, state)
-            };
-            let clients = devices[start..end].par_iter_mut().zip(&mut states[start..end]).enumerate();
-            let turns: Vec<(Turn, f64)> = clients.map(turn).collect();
+            });
             for (number, (turn, view_seconds)) in (start..end).zip(turns) {
                 meter.server += view_seconds;
                 match turn {
@@ -133,7 +133,8 @@ pub(crate) fn play(
 
         // With everybody's answer, or enough for the sum, the phase ends at once; otherwise at its deadline.
         let everybody = meter.answered >= expected;
-        let early = everybody || (phase == Phase::Unmask && measure(&mut meter.server, || server.ready()));
+        let closing = Instant::now();
+        let early = everybody || (phase == Phase::Unmask && server.ready());
         let length = if early { meter.last_arrival } else { deadline };
         report.virtual_seconds += length;
         report.phases.push(PhaseReport {
@@ -145,7 +146,6 @@ pub(crate) fn play(
             sent: meter.sent.spread(),
             received: meter.received.spread(),
         });
-        let closing = Instant::now();
         let closed = server.close();
         let server_seconds = meter.server + closing.elapsed().as_secs_f64();
         timings.push(PhaseTiming { phase: phase.name(), client_seconds: meter.client.spread(), server_seconds });
@@ -237,15 +237,14 @@ fn absorb(
     }
     meter.last_arrival = meter.last_arrival.max(arrival);
     let Step { message, upload, .. } = step;
-    let accepted = measure(&mut meter.server, || {
-        server.absorb(&message, NOW)?;
-        if let Some((packed, _)) = &upload {
-            let client = unisono_protocol::ClientId::from_slice(&message.client_id)
-                .unwrap_or(unisono_protocol::ClientId([0; 16]));
-            server.absorb_upload(client, packed)?;
-        }
-        Ok::<_, unisono_protocol::server::Refusal>(())
-    });
+    // The coordinator has all cores, so its own time is wall-clock time.
+    let began = Instant::now();
+    let accepted =
+        server.absorb(&message, NOW).and_then(|_| match (&upload, ClientId::from_slice(&message.client_id)) {
+            (Some((packed, _)), Some(client)) => server.absorb_upload(client, packed),
+            _ => Ok(Accepted::New),
+        });
+    meter.server += began.elapsed().as_secs_f64();
     accepted.map_err(|refusal| Some(refusal.to_string()))?;
     meter.answered += 1;
     if let Some((_, input)) = upload {

@@ -16,6 +16,7 @@ use crate::population::{NOW, Population, Purpose, rng};
 use crate::report::{Report, Settings};
 use crate::round::{Plan, play};
 use crate::update::{UpdateSource, generated};
+use crate::workers::Workers;
 
 /// Settings of a simulation; see [`Simulation::builder`].
 #[derive(Clone)]
@@ -197,10 +198,11 @@ impl Simulation {
             .num_threads(self.builder.threads)
             .build()
             .map_err(|error| SimError::Threads(error.to_string()))?;
-        pool.install(|| self.run_here(observer))
+        let workers = Workers::new(pool.current_num_threads())?;
+        pool.install(|| self.run_here(&workers, observer))
     }
 
-    fn run_here(&self, observer: &mut (dyn Observer + Send)) -> Result<Report, SimError> {
+    fn run_here(&self, workers: &Workers, observer: &mut (dyn Observer + Send)) -> Result<Report, SimError> {
         let Builder { network, dropout, seed, rounds, mode, .. } = &self.builder;
         let malicious = *mode == SecurityMode::Malicious;
         let mut population = Population::new(self.settings.clients, malicious, network, *seed)?;
@@ -219,6 +221,7 @@ impl Simulation {
                 compute: network.compute,
                 deadline: self.builder.deadline,
                 update: &self.update,
+                workers,
             };
             let Some((played, aggregate)) = play(plan, &mut population, observer) else {
                 report.interrupted = true;

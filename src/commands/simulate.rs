@@ -62,7 +62,7 @@ pub struct Args {
     #[arg(long, default_value = "lan", value_name = "MODEL")]
     network: String,
     /// Virtual seconds after which a phase is closed without those that have not answered
-    #[arg(long, default_value_t = 300.0, value_name = "SECONDS")]
+    #[arg(long, default_value_t = 60.0, value_name = "SECONDS")]
     deadline: f64,
     /// Assumed adversarial fraction
     #[arg(long, default_value_t = 0.05)]

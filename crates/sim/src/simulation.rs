@@ -52,7 +52,7 @@ impl Default for Builder {
             quantiser,
             network: Network::lan(),
             dropout: Dropout::None,
-            deadline: 300.0,
+            deadline: 60.0,
             rounds: 1,
             seed: 0,
             threads: 0,
@@ -83,7 +83,7 @@ impl Builder {
         network: Network;
         /// Who vanishes. Default nobody.
         dropout: Dropout;
-        /// Virtual seconds after which a phase is closed without those that have not answered. Default 300.
+        /// Virtual seconds after which a phase is closed without those that have not answered. Default 60.
         deadline: f64;
         /// Rounds. Default 1.
         rounds: u64;

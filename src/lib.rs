@@ -5,13 +5,14 @@
 //!
 //! - an application embeds [`client`];
 //! - a service runs [`coordinator`], or the command `unisono coordinator`;
-//! - a researcher drives [`protocol`]'s state machines in memory (`examples/in_memory_round.rs`).
+//! - a researcher simulates thousands of clients with [`sim`], or drives [`protocol`] in memory (`examples/in_memory_round.rs`).
 
 pub use unisono_client as client;
 pub use unisono_coordinator as coordinator;
 pub use unisono_crypto as crypto;
 pub use unisono_protocol as protocol;
 pub use unisono_release as release;
+pub use unisono_sim as sim;
 pub use unisono_wire as wire;
 
 pub mod examples;

@@ -37,6 +37,8 @@ enum Command {
     /// Makes a service's keys.
     #[command(subcommand)]
     Keys(commands::keys::Command),
+    /// Thousands of clients in one process, with the real protocol and no network; tables, JSON, CSV and plots.
+    Simulate(commands::simulate::Args),
     /// Makes an initial model; inspects a released one.
     #[command(subcommand)]
     Model(commands::model::Command),
@@ -44,7 +46,7 @@ enum Command {
 
 fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
-    let default = if matches!(cli.command, Command::Demo(_)) { "error" } else { "info" };
+    let default = if matches!(cli.command, Command::Demo(_) | Command::Simulate(_)) { "error" } else { "info" };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     if cli.log_json {
@@ -58,6 +60,7 @@ fn main() -> anyhow::Result<()> {
         Command::Coordinator(args) => commands::coordinator::run(args),
         Command::Client(command) => commands::client::run(command),
         Command::Keys(command) => commands::keys::run(command),
+        Command::Simulate(args) => commands::simulate::run(args),
         Command::Model(command) => commands::model::run(command),
     }
 }

@@ -5,6 +5,7 @@ pub mod coordinator;
 pub mod keys;
 pub mod model;
 pub mod registrar;
+pub mod simulate;
 
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};

@@ -157,6 +157,8 @@ pub struct RoundResult {
 
 /// Where the training is.
 enum Stage {
+    /// The round that a restart interrupted is not read yet: clients are asked to wait.
+    Starting,
     /// Between two rounds.
     Idle,
     /// A round is at hand.
@@ -236,7 +238,7 @@ impl Coordinator {
             store,
             round_keys,
             release_keys,
-            stage: Mutex::new(Stage::Idle),
+            stage: Mutex::new(Stage::Starting),
             last_end: Mutex::new(None),
             changes: watch::Sender::new(0),
             accepted: Notify::new(),

@@ -112,6 +112,7 @@ impl Service {
     async fn running<'a>(&self, stage: &'a mut Stage, id: RoundId) -> Result<&'a mut Active, Status> {
         match stage {
             Stage::Running(active) if active.round_id == id => Ok(active),
+            Stage::Starting => Err(refuse(Code::Unavailable, "starting", &"the coordinator is starting; try again")),
             _ => {
                 let (gave_sum, why) = self.end_of(id).await;
                 let reason = if gave_sum { "round_finished" } else { "no_such_round" };
@@ -144,6 +145,7 @@ impl Service {
         let mut stage = self.shared.stage.lock().await;
         let server = match self.running(&mut stage, round).await {
             Ok(active) => active.server(),
+            Err(status) if status.code() == Code::Unavailable => return Answer::Waiting(Waiting {}),
             Err(_) => {
                 let (gave_sum, reason) = self.end_of(round).await;
                 return Answer::Ended(Ended { reason, gave_sum });

@@ -183,7 +183,8 @@ impl Search<'_> {
         if self.rules.malicious_threshold {
             t1 = ((f64::from(t1) + f64::from(k) - 1.25) / 2.0).ceil() as u32;
         }
-        if self.lower_quantile(survivors, k, robust) <= t1 {
+        let threshold = (t1 + 1).max(2);
+        if self.lower_quantile(survivors, k, robust) < threshold {
             return None;
         }
 
@@ -197,7 +198,7 @@ impl Search<'_> {
         } else {
             None
         };
-        Some(Topology { degree: k, threshold: (t1 + 1).max(2), window_bound })
+        Some(Topology { degree: k, threshold, window_bound })
     }
 
     /// The complete graph with the smallest threshold that fits.
@@ -318,6 +319,13 @@ mod tests {
         let found = find(5, &assumptions).unwrap();
         // One adversary, one drop-out: 2 t > 4 + 1 and t <= 3.
         assert_eq!(found, Topology { degree: 4, threshold: 3, window_bound: None });
+    }
+
+    #[test]
+    fn without_adversaries_a_threshold_of_two_still_survives_the_assumed_drop_outs() {
+        // One of six may drop out: with two neighbours, its neighbours would be left with one share.
+        let found = find(6, &Assumptions { gamma: 0.0, delta: 0.2, mode: SecurityMode::SemiHonest }).unwrap();
+        assert!(found.threshold == 2 && found.degree >= 3, "{found:?}");
     }
 
     #[test]

@@ -120,6 +120,9 @@ pub enum ClientError {
     /// The operation belongs to the other security mode.
     #[error("this round is in {0} mode, where that message does not occur")]
     OtherMode(&'static str),
+    /// Bytes that are to be resumed are no saved state, or not of this round.
+    #[error("the saved state can't be resumed: {0}")]
+    Saved(&'static str),
 }
 
 /// What can be wrong about a neighbour.

@@ -12,6 +12,8 @@
 
 mod error;
 mod mask;
+mod pool;
+mod saved;
 mod share;
 mod unmask;
 
@@ -35,6 +37,8 @@ use crate::signed;
 
 pub use error::ClientError;
 pub use mask::Masked;
+pub use pool::KeyPool;
+pub use saved::Resumed;
 pub use share::Shared;
 pub use unmask::{Confirmed, Done};
 

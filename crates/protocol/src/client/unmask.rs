@@ -11,14 +11,14 @@ use crate::signed;
 
 /// The set of survivors is accepted and tagged; the neighbours' tags are awaited.
 pub struct Confirmed {
-    member: Member,
-    survivors: Vec<bool>,
-    message: ClientMessage,
+    pub(super) member: Member,
+    pub(super) survivors: Vec<bool>,
+    pub(super) message: ClientMessage,
 }
 
 /// The shares are released; nothing is left to do in this round.
 pub struct Done {
-    message: ClientMessage,
+    pub(super) message: ClientMessage,
 }
 
 impl Masked {

@@ -4,6 +4,8 @@
 mod liars;
 mod network;
 mod refusals;
+mod resume;
+mod traffic;
 mod world;
 
 use network::{Faults, play};

@@ -1,0 +1,92 @@
+//! Devices that keep nothing but bytes between two messages.
+
+use unisono_protocol::client::{ClientError, Resumed};
+use unisono_protocol::proto::RoundOffer;
+use unisono_protocol::server::{Closed, Outcome, Server};
+
+use crate::world::{CAST, Device, NOW, State, open, params, plain_sum};
+
+/// Saves the device's state and puts the resumed one in its place.
+fn restart(device: &mut Device, offer: &RoundOffer) {
+    let saved = match &device.state {
+        State::Idle => return,
+        State::Advertised(state) => state.save(),
+        State::Shared(state) => state.save(),
+        State::Masked(state) => state.save(),
+        State::Confirmed(state) => state.save(),
+        State::Done(state) => state.save(),
+    };
+    let before = device.message().cloned();
+    let registrar = CAST.registrar.verifying_key();
+    device.state = match Resumed::from_bytes(&saved, offer, device.identity.clone(), Some(&registrar)).unwrap() {
+        Resumed::Advertised(state) => State::Advertised(state),
+        Resumed::Shared(state) => State::Shared(state),
+        Resumed::Masked(state) => State::Masked(state),
+        Resumed::Confirmed(state) => State::Confirmed(state),
+        Resumed::Done(state) => State::Done(state),
+    };
+    assert_eq!(device.message().cloned(), before, "a repeated message has the same bytes");
+}
+
+/// A round in which every device restarts after every message, and one vanishes after sharing.
+fn play(malicious: bool) -> (Outcome, bool) {
+    let params = params(malicious, 4, 6, 0.0, 0.2, 20);
+    let mut server = open(&params);
+    let offer = server.offer().clone();
+    let mut devices: Vec<Device> = (0..6).map(|i| Device::new(i, &server, 3)).collect();
+    for device in &mut devices {
+        device.join(&offer).unwrap();
+    }
+    loop {
+        for (i, device) in devices.iter_mut().enumerate() {
+            if i == 2 && server.phase() >= unisono_protocol::server::Phase::Mask {
+                continue;
+            }
+            if let Some(view) = server.view(device.id()) {
+                device.receive(&view).unwrap();
+            }
+            server.absorb(device.message().unwrap(), NOW).unwrap();
+            if let Some(upload) = device.upload() {
+                let _ = server.absorb_upload(device.id(), &upload);
+            }
+            restart(device, &offer);
+        }
+        let round_params = server.params().clone();
+        match server.close().unwrap() {
+            Closed::Next(next) => server = *next,
+            Closed::Finished(outcome) => {
+                let exact = plain_sum(&devices, &outcome.survivors, &round_params) == outcome.sum;
+                return (outcome, exact);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_round_of_devices_that_restart_after_every_message_gives_the_exact_sum() {
+    for malicious in [true, false] {
+        let (outcome, exact) = play(malicious);
+        assert!(exact && outcome.survivors.len() == 5, "{outcome:?}");
+    }
+}
+
+#[test]
+fn a_saved_state_is_refused_when_cut_or_of_another_round_or_device() {
+    let server: Server = open(&params(true, 4, 6, 0.0, 0.2, 20));
+    let mut device = Device::new(0, &server, 1);
+    device.join(server.offer()).unwrap();
+    let State::Advertised(state) = &device.state else { panic!("the device has advertised") };
+    let saved = state.save();
+    let registrar = CAST.registrar.verifying_key();
+    let resume = |bytes: &[u8], offer: &RoundOffer, device: usize| {
+        Resumed::from_bytes(bytes, offer, CAST.identities[device].clone(), Some(&registrar)).err()
+    };
+    assert_eq!(resume(&saved, server.offer(), 0), None);
+    assert!(matches!(resume(&saved, server.offer(), 1), Some(ClientError::Saved(_))));
+    let other = open(&params(true, 4, 6, 0.0, 0.2, 21));
+    assert!(matches!(resume(&saved, other.offer(), 0), Some(ClientError::Saved(_))));
+    for len in 0..saved.len() {
+        assert!(resume(&saved[..len], server.offer(), 0).is_some(), "cut to {len} bytes");
+    }
+    assert!(Resumed::from_bytes(&saved, server.offer(), CAST.identities[0].clone(), None).is_err());
+}

@@ -1,0 +1,238 @@
+//! `unisono simulate`: rounds with thousands of real clients in this process, on a virtual clock. One setting, or a grid.
+
+mod output;
+mod plot;
+mod sweep;
+
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::Context;
+use indicatif::{ProgressBar, ProgressStyle};
+use unisono_protocol::degree::SecurityMode;
+use unisono_protocol::encoding::{Quantiser, Rounding};
+use unisono_protocol::server::Phase;
+use unisono_sim::{Builder, Dropout, Network, Observer, Report, Simulation};
+
+use sweep::{Axis, Point};
+
+const EXAMPLES: &str = "\
+Examples:
+  A first look: 100 clients, 10,000 elements, malicious mode
+    unisono simulate
+
+  Ten thousand clients, a tenth of which share keys and then vanish
+    unisono simulate --clients 10000 --dim 100000 --dropout 0.1 --rounds 5
+
+  Phones and laptops on their usual connections; slow ones miss the deadline
+    unisono simulate --network mixed --deadline 20 --dropout class:mobile=0.05
+
+  What a round costs against n and d, as curves
+    unisono simulate --sweep n=100,300,1000 --sweep dim=10000,100000 --plot plots --csv costs.csv
+
+Every client runs the protocol's real state machine with real keys; only the network is left out. The same seed gives the
+same report, byte for byte, but for measured times. Two kinds of time are told apart:
+  virtual   from the models of latency, bandwidth, computing and drop-outs: what a round would take out there
+  measured  CPU time of one client and of the coordinator in this process";
+
+/// Plays rounds with thousands of real clients in this process, on a virtual clock.
+#[derive(clap::Args, Debug)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// Number of clients, n
+    #[arg(short = 'n', long, default_value_t = 100)]
+    clients: u32,
+    /// Elements of an update, d; 1e6 is understood
+    #[arg(short = 'd', long, default_value = "10000", value_parser = sweep::whole)]
+    dim: u64,
+    /// Whether the coordinator is distrusted: signatures, roster and consistency check
+    #[arg(long, value_enum, default_value_t = Mode::Malicious)]
+    mode: Mode,
+    /// Rounds
+    #[arg(long, default_value_t = 1)]
+    rounds: u64,
+    /// Who vanishes: a fraction of the cohort before uploading, or PHASE=FRACTION,.., or class:NAME=FRACTION,.., or trace:FILE
+    /// (CSV: round,client,phase)
+    #[arg(long, default_value = "0", value_name = "MODEL")]
+    dropout: String,
+    /// Connections and devices: lan, broadband, mobile, mixed, or latency=50ms,up=10,down=40,slowdown=4 (Mbit/s), or trace:FILE
+    /// (CSV: latency_ms,up_mbit,down_mbit,slowdown[,class])
+    #[arg(long, default_value = "lan", value_name = "MODEL")]
+    network: String,
+    /// Virtual seconds after which a phase is closed without those that have not answered
+    #[arg(long, default_value_t = 60.0, value_name = "SECONDS")]
+    deadline: f64,
+    /// Assumed adversarial fraction
+    #[arg(long, default_value_t = 0.05)]
+    gamma: f64,
+    /// Assumed drop-out fraction [default: what --dropout leads one to expect, at least 0.05]
+    #[arg(long)]
+    delta: Option<f64>,
+    /// Smallest number of updates whose sum may be learned [default: from n and delta]
+    #[arg(long)]
+    n_min: Option<u32>,
+    /// Bits of one quantised element
+    #[arg(long, default_value_t = 16)]
+    bits: u32,
+    /// Seed of everything random
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Threads [default: as many as there are cores]
+    #[arg(long)]
+    threads: Option<usize>,
+    /// Runs a grid: n=.., dim=.., dropout=.., bits=.. or mode=..; several options multiply
+    #[arg(long, value_name = "NAME=V1,V2,..")]
+    sweep: Vec<Axis>,
+    /// Prints JSON instead of tables: one report, or with --sweep an array of them
+    #[arg(long)]
+    json: bool,
+    /// Writes one line for each round and phase to a CSV file
+    #[arg(long, value_name = "FILE")]
+    csv: Option<PathBuf>,
+    /// Draws time and bytes by phase, and with --sweep the curves against n, d and k, as PNG and SVG
+    #[arg(long, value_name = "DIR")]
+    plot: Option<PathBuf>,
+}
+
+/// Security mode.
+#[derive(clap::ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    /// Signatures, roster and consistency check
+    Malicious,
+    /// None of these
+    SemiHonest,
+}
+
+/// Runs the command. What was finished before an interruption is written; an error is returned after that.
+///
+/// # Errors
+/// Settings that can't work, files that can't be read or written.
+pub fn run(args: Args) -> anyhow::Result<()> {
+    let points = sweep::grid(&args.sweep, args.point()?)?;
+    let swept = !args.sweep.is_empty();
+    // All settings are checked before the first round, which may be hours before the last.
+    let builders = points.iter().map(|point| args.builder(point)).collect::<anyhow::Result<Vec<_>>>()?;
+    let simulations = builders
+        .into_iter()
+        .zip(&points)
+        .map(|(builder, point)| builder.build().with_context(|| format!("n = {}, d = {}", point.clients, point.dim)));
+    let simulations = simulations.collect::<anyhow::Result<Vec<_>>>()?;
+    let stop = Arc::new(AtomicBool::new(false));
+    let handler = stop.clone();
+    ctrlc::set_handler(move || {
+        if handler.swap(true, Ordering::Relaxed) {
+            std::process::exit(130);
+        }
+        eprintln!("stopping: finished rounds are kept; once more to stop at once");
+    })
+    .context("can't catch Ctrl-C")?;
+
+    let mut reports: Vec<Report> = Vec::new();
+    for (i, simulation) in simulations.iter().enumerate() {
+        let title = if points.len() > 1 { format!("{}/{} ", i + 1, points.len()) } else { String::new() };
+        let mut watch = Watch::new(&stop, title, args.rounds);
+        let report = simulation.run(&mut watch)?;
+        watch.bar.finish_and_clear();
+        if !args.json {
+            print!("{}", output::tables(&report));
+        }
+        let interrupted = report.interrupted;
+        reports.push(report);
+        if interrupted {
+            break;
+        }
+    }
+    if args.json {
+        let text =
+            if swept { serde_json::to_string_pretty(&reports)? } else { serde_json::to_string_pretty(&reports[0])? };
+        println!("{text}");
+    } else if swept {
+        print!("{}", output::summary(&reports));
+    }
+    if let Some(path) = &args.csv {
+        output::csv(path, &reports).with_context(|| format!("can't write {}", path.display()))?;
+    }
+    if let Some(directory) = &args.plot {
+        let drawn = plot::draw(directory, &reports, swept)
+            .with_context(|| format!("can't plot into {}", directory.display()))?;
+        if std::io::stderr().is_terminal() {
+            drawn.iter().for_each(|path| eprintln!("drawn: {}", path.display()));
+        }
+    }
+    let wrong = reports.iter().flat_map(|report| &report.rounds).any(|round| round.exact_sum == Some(false));
+    anyhow::ensure!(!wrong, "a round gave a sum that is not that of its survivors' updates: this must not happen");
+    Ok(())
+}
+
+impl Args {
+    fn point(&self) -> anyhow::Result<Point> {
+        let Self { clients, dim, bits, mode, .. } = *self;
+        Ok(Point { clients, dim, bits, mode, dropout: self.dropout.clone() })
+    }
+
+    fn builder(&self, point: &Point) -> anyhow::Result<Builder> {
+        let mode = match point.mode {
+            Mode::Malicious => SecurityMode::Malicious,
+            Mode::SemiHonest => SecurityMode::SemiHonest,
+        };
+        let quantiser = Quantiser {
+            bits: point.bits,
+            clip: 1.0,
+            l2_clip: None,
+            max_weight: 1.0,
+            rounding: Rounding::Stochastic,
+            metric_bounds: Vec::new(),
+        };
+        let mut builder = Simulation::builder()
+            .clients(point.clients)
+            .dimension(point.dim)
+            .mode(mode)
+            .gamma(self.gamma)
+            .quantiser(quantiser)
+            .network(Network::parse(&self.network)?)
+            .dropout(Dropout::parse(&point.dropout)?)
+            .deadline(self.deadline)
+            .rounds(self.rounds)
+            .seed(self.seed)
+            .threads(self.threads.unwrap_or(0));
+        if let Some(delta) = self.delta {
+            builder = builder.delta(delta);
+        }
+        if let Some(n_min) = self.n_min {
+            builder = builder.n_min(n_min);
+        }
+        Ok(builder)
+    }
+}
+
+/// A progress bar on standard error, hidden when that is no terminal.
+struct Watch<'a> {
+    stop: &'a AtomicBool,
+    title: String,
+    rounds: u64,
+    bar: ProgressBar,
+}
+
+impl<'a> Watch<'a> {
+    fn new(stop: &'a AtomicBool, title: String, rounds: u64) -> Self {
+        let bar = ProgressBar::new(0);
+        if let Ok(style) = ProgressStyle::with_template("{msg:32} [{bar:30}] {pos}/{len} clients, {elapsed}") {
+            bar.set_style(style.progress_chars("=> "));
+        }
+        Self { stop, title, rounds, bar }
+    }
+}
+
+impl Observer for Watch<'_> {
+    fn progress(&mut self, round: u64, phase: Phase, done: usize, clients: usize) {
+        self.bar.set_length(clients as u64);
+        self.bar.set_position(done as u64);
+        self.bar.set_message(format!("{}round {round} of {}, {phase}", self.title, self.rounds));
+    }
+
+    fn cancelled(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+}

@@ -20,7 +20,10 @@ fn unmask(criterion: &mut Criterion) {
             let seed = |i: u32| {
                 let mut bytes = [0; 32];
                 bytes[..4].copy_from_slice(&i.to_le_bytes());
-                (Seed::from_secret(&Secret32::from_bytes(bytes)), if i % 2 == 0 { Sign::Add } else { Sign::Subtract })
+                (
+                    Seed::from_secret(&Secret32::from_bytes(bytes)),
+                    if i.is_multiple_of(2) { Sign::Add } else { Sign::Subtract },
+                )
             };
             let masks: Vec<(Seed, Sign)> = (0..masks).map(seed).collect();
             let mut sum = RingVector::zeros(Modulus::new(26).expect("an allowed width"), d);

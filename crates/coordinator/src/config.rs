@@ -176,6 +176,9 @@ pub struct Round {
     /// Longest duration of phase 4, in milliseconds.
     #[serde(default = "minute")]
     pub unmask_ms: u64,
+    /// Once as many clients have answered as the drop-out fraction promises, the phase stays open this much longer, in
+    /// milliseconds; absent: until its longest duration.
+    pub straggler_grace_ms: Option<u64>,
     /// Elements in one upload chunk, a multiple of 8.
     #[serde(default = "chunk_elements")]
     pub chunk_elements: u32,

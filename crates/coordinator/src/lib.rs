@@ -157,12 +157,22 @@ pub struct RoundResult {
 
 /// Where the training is.
 enum Stage {
+    /// The round that a restart interrupted is not read yet: clients are asked to wait.
+    Starting,
     /// Between two rounds.
     Idle,
     /// A round is at hand.
     Running(Box<Active>),
     /// Over.
     Finished,
+}
+
+/// How a round ended.
+struct End {
+    round_id: RoundId,
+    gave_sum: bool,
+    /// For a log.
+    reason: String,
 }
 
 /// What service and training share.
@@ -172,8 +182,8 @@ struct Shared {
     round_keys: Option<RoundKeys>,
     release_keys: Option<ReleaseKeys>,
     stage: Mutex<Stage>,
-    /// Number and end of the last round, for clients that ask for it.
-    last_end: Mutex<Option<(RoundId, String)>>,
+    /// End of the last round, for clients that ask for it.
+    last_end: Mutex<Option<End>>,
     /// Counts changes of round or phase: wakes long polls.
     changes: watch::Sender<u64>,
     /// A step was accepted: wakes the training loop.
@@ -202,7 +212,8 @@ pub struct Coordinator {
     shared: Arc<Shared>,
     address: SocketAddr,
     service: JoinHandle<()>,
-    training: JoinHandle<Result<(), CoordinatorError>>,
+    /// Taken when it has been waited for.
+    training: Option<JoinHandle<Result<(), CoordinatorError>>>,
 }
 
 impl Coordinator {
@@ -227,7 +238,7 @@ impl Coordinator {
             store,
             round_keys,
             release_keys,
-            stage: Mutex::new(Stage::Idle),
+            stage: Mutex::new(Stage::Starting),
             last_end: Mutex::new(None),
             changes: watch::Sender::new(0),
             accepted: Notify::new(),
@@ -248,7 +259,7 @@ impl Coordinator {
                 tracing::error!(%error, "the service stopped");
             }
         });
-        let training = tokio::spawn(training::run(shared.clone()));
+        let training = Some(tokio::spawn(training::run(shared.clone())));
         tracing::info!(%address, mode = if shared.config.malicious() { "malicious" } else { "semi-honest" }, "serving");
         Ok(Self { shared, address, service, training })
     }
@@ -266,19 +277,21 @@ impl Coordinator {
     /// Waits until training is over (or can't go on); clients are still served afterwards.
     ///
     /// # Errors
-    /// Why training can't go on.
+    /// Why training can't go on, told once.
     pub async fn trained(&mut self) -> Result<(), CoordinatorError> {
-        match (&mut self.training).await {
-            Ok(result) => result,
-            Err(panic) => Err(CoordinatorError::Open(format!("the training loop failed: {panic}"))),
-        }
+        let Some(training) = &mut self.training else { return Ok(()) };
+        let result = training.await;
+        self.training = None;
+        result.unwrap_or_else(|panic| Err(CoordinatorError::Open(format!("the training loop failed: {panic}"))))
     }
 
     /// Stops at once, as a `kill` would, and releases the state folder.
     pub async fn stop(self) {
-        self.training.abort();
         self.service.abort();
-        let _ = self.training.await;
+        if let Some(training) = self.training {
+            training.abort();
+            let _ = training.await;
+        }
         let _ = self.service.await;
         self.shared.store.close().await;
     }

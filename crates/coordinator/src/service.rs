@@ -112,17 +112,20 @@ impl Service {
     async fn running<'a>(&self, stage: &'a mut Stage, id: RoundId) -> Result<&'a mut Active, Status> {
         match stage {
             Stage::Running(active) if active.round_id == id => Ok(active),
+            Stage::Starting => Err(refuse(Code::Unavailable, "starting", &"the coordinator is starting; try again")),
             _ => {
-                let why = self.end_of(id).await;
-                Err(refuse(Code::FailedPrecondition, "no_such_round", &why))
+                let (gave_sum, why) = self.end_of(id).await;
+                let reason = if gave_sum { "round_finished" } else { "no_such_round" };
+                Err(refuse(Code::FailedPrecondition, reason, &why))
             }
         }
     }
 
-    async fn end_of(&self, id: RoundId) -> String {
+    /// Whether a round that is not at hand gave a sum, as far as is known, and why it is not at hand.
+    async fn end_of(&self, id: RoundId) -> (bool, String) {
         match &*self.shared.last_end.lock().await {
-            Some((ended, why)) if *ended == id => why.clone(),
-            _ => "this round is not, or no longer, at hand".into(),
+            Some(end) if end.round_id == id => (end.gave_sum, end.reason.clone()),
+            _ => (false, "this round is not, or no longer, at hand".into()),
         }
     }
 
@@ -138,11 +141,15 @@ impl Service {
 
     /// What a client that waits for `phase` is told now.
     async fn answer(&self, round: RoundId, client: ClientId, phase: Phase) -> Answer {
-        let ended = |reason: String| Answer::Ended(Ended { reason });
+        let ended = |reason: String| Answer::Ended(Ended { reason, gave_sum: false });
         let mut stage = self.shared.stage.lock().await;
         let server = match self.running(&mut stage, round).await {
             Ok(active) => active.server(),
-            Err(status) => return ended(status.message().into()),
+            Err(status) if status.code() == Code::Unavailable => return Answer::Waiting(Waiting {}),
+            Err(_) => {
+                let (gave_sum, reason) = self.end_of(round).await;
+                return Answer::Ended(Ended { reason, gave_sum });
+            }
         };
         match server.phase().cmp(&phase) {
             Ordering::Less => Answer::Waiting(Waiting {}),
@@ -167,26 +174,26 @@ impl Service {
     ) -> Result<(UploadState, UploadStatusResponse), Status> {
         let mut stage = self.shared.stage.lock().await;
         let active = self.running(&mut stage, round).await?;
-        if let Some(state) = active.uploads.get(&client).cloned() {
-            let complete = active.server().awaited_upload(client).is_none();
-            drop(stage);
-            let chunks = *state.lock().await;
-            return Ok((state, UploadStatusResponse { chunks, complete }));
+        let (phase, server) = (active.server().phase(), active.server());
+        if server.has_upload(client) {
+            // Also after the phase, and after a restart: the acknowledgement may have been lost.
+            let chunks = server.params().chunks();
+            return Ok((UploadState::default(), UploadStatusResponse { chunks, complete: true }));
         }
-        let phase = active.server().phase();
-        if active.server().awaited_upload(client).is_none() {
-            // Either the header is still to come, or the upload came before a restart.
-            let complete = phase == Phase::Mask
-                && !active.server().missing().contains(&client)
-                && active.server().view(client).is_some();
-            if complete {
-                let chunks = active.server().params().chunks();
-                return Ok((UploadState::default(), UploadStatusResponse { chunks, complete }));
-            }
+        if server.awaited_upload(client).is_none() {
             let reason = Reason::Incomplete("upload header that was accepted in this phase");
             return Err(self.refused(Refusal { client: Some(client), phase, reason }));
         }
-        let chunks = self.shared.store.count_chunks(round, client).await.map_err(|e| storage(&e))?;
+        // The last chunk is what completes an upload: where all are stored and it is not complete (the coordinator or the
+        // connection broke in between), that one is asked for again.
+        let last = server.params().chunks() - 1;
+        if let Some(state) = active.uploads.get(&client).cloned() {
+            drop(stage);
+            let chunks = (*state.lock().await).min(last);
+            return Ok((state, UploadStatusResponse { chunks, complete: false }));
+        }
+        let stored = self.shared.store.count_chunks(round, client).await.map_err(|e| storage(&e))?;
+        let chunks = stored.min(last);
         let state: UploadState = Arc::new(Mutex::new(chunks));
         active.uploads.insert(client, state.clone());
         Ok((state, UploadStatusResponse { chunks, complete: false }))
@@ -300,6 +307,7 @@ impl Coordinator for Service {
             return Ok(Response::new(status));
         }
         let mut next = state.lock().await;
+        *next = status.chunks.min(*next);
         let mut chunk = Some(first);
         while let Some(now) = chunk {
             if now.round_id != round.0 || now.client_id != client.0 {
@@ -350,9 +358,9 @@ impl Coordinator for Service {
     }
 
     async fn request_grant(&self, request: Request<GrantRequest>) -> Result<Response<GrantResponse>, Status> {
-        let grant = releases::issue(&self.shared, &request.into_inner()).await?;
+        let response = releases::issue(&self.shared, &request.into_inner()).await?;
         counter!("unisono_grants_total").increment(1);
-        Ok(Response::new(GrantResponse { grant: Some(grant) }))
+        Ok(Response::new(response))
     }
 }
 

@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use metrics::{counter, gauge, histogram};
-use unisono_protocol::server::{Authority, Outcome, Phase, Server};
+use unisono_protocol::server::{Authority, Outcome, Phase, Progress, Server};
 use unisono_wire::model::{Model, model_hash};
 
 use crate::active::{Active, RecoverError};
 use crate::learning::{self, Moments};
 use crate::storage::FinishedRound;
-use crate::{CoordinatorError, Event, RoundResult, Shared, Stage, now, releases};
+use crate::{CoordinatorError, End, Event, RoundResult, Shared, Stage, now, releases};
 
 /// Pause before a failed write is tried again.
 const STORE_PAUSE: Duration = Duration::from_secs(1);
@@ -75,7 +75,7 @@ async fn recover(shared: &Shared) -> Result<Option<Active>, CoordinatorError> {
             let reason = format!("it can't go on after a restart: {error}");
             tracing::warn!(round_id = %stored.round_id, %reason, "round aborted");
             shared.store.abort_round(stored.round_id, &reason).await?;
-            *shared.last_end.lock().await = Some((stored.round_id, reason));
+            *shared.last_end.lock().await = Some(End { round_id: stored.round_id, gave_sum: false, reason });
             Ok(None)
         }
     }
@@ -149,7 +149,8 @@ async fn play(shared: &Shared) -> Result<bool, CoordinatorError> {
         drop(stage);
         let sum = match result {
             Ok(outcome) => {
-                *shared.last_end.lock().await = Some((round_id, "the round is finished".into()));
+                *shared.last_end.lock().await =
+                    Some(End { round_id, gave_sum: true, reason: "the round is finished".into() });
                 finish(shared, round, params, outcome, seconds).await?;
                 true
             }
@@ -157,7 +158,8 @@ async fn play(shared: &Shared) -> Result<bool, CoordinatorError> {
                 counter!("unisono_rounds_total", "result" => abort.code()).increment(1);
                 tracing::warn!(round, reason = %abort, "round aborted");
                 shared.store.abort_round(round_id, &abort.to_string()).await?;
-                *shared.last_end.lock().await = Some((round_id, format!("the round was aborted: {abort}")));
+                *shared.last_end.lock().await =
+                    Some(End { round_id, gave_sum: false, reason: format!("the round was aborted: {abort}") });
                 shared.emit(Event::RoundAborted { round, reason: abort.to_string() });
                 false
             }
@@ -167,7 +169,8 @@ async fn play(shared: &Shared) -> Result<bool, CoordinatorError> {
     }
 }
 
-/// Waits until the phase may be closed: everybody has answered, or its time is over. Phase 0 also waits for `n_min` clients.
+/// Waits until the phase may be closed: everybody has answered, its time is over, or the grace for stragglers is. Phase 0 also
+/// waits for `n_min` clients.
 async fn wait(shared: &Shared) {
     let (phase, limit) = match &*shared.stage.lock().await {
         Stage::Running(active) => {
@@ -178,16 +181,26 @@ async fn wait(shared: &Shared) {
         _ => return,
     };
     gauge!("unisono_phase").set(f64::from(phase as u32));
-    let deadline = tokio::time::Instant::now() + limit;
+    let grace = shared.config.round.straggler_grace_ms.map(Duration::from_millis);
+    let mut deadline = tokio::time::Instant::now() + limit;
+    let mut graced = false;
     loop {
         let late = tokio::time::Instant::now() >= deadline;
         let accepted = shared.accepted.notified();
-        let may_close = |server: &Server| {
-            let enough = phase != Phase::Advertise || server.progress().answered >= server.params().wire.n_min as usize;
-            (late && enough) || tokio::task::block_in_place(|| server.ready())
-        };
         match &*shared.stage.lock().await {
-            Stage::Running(active) if !may_close(active.server()) => {}
+            Stage::Running(active) => {
+                let server = active.server();
+                let enough =
+                    phase != Phase::Advertise || server.progress().answered >= server.params().wire.n_min as usize;
+                if (late && enough) || tokio::task::block_in_place(|| server.ready()) {
+                    return;
+                }
+                if let Some(grace) = grace.filter(|_| !graced && as_promised(server)) {
+                    graced = true;
+                    deadline = deadline.min(tokio::time::Instant::now() + grace);
+                    continue;
+                }
+            }
             _ => return,
         }
         if late {
@@ -196,6 +209,13 @@ async fn wait(shared: &Shared) {
             let _ = tokio::time::timeout_at(deadline, accepted).await;
         }
     }
+}
+
+/// Whether as many clients have answered as the assumed drop-out fraction leaves of those who may.
+fn as_promised(server: &Server) -> bool {
+    let Progress { answered, expected } = server.progress();
+    let promised = (1.0 - server.params().wire.delta) * expected as f64;
+    answered as f64 + 1e-9 >= promised && answered >= server.params().wire.n_min as usize
 }
 
 /// Applies a sum to the model, and records both.

@@ -64,7 +64,7 @@ fn pack_by<const B: usize, T: Element>(values: &[T], out: &mut [u8]) {
         let bytes = pack_block::<B, T>(&block);
         tail.copy_from_slice(&bytes[..tail.len()]);
         // The last byte holds bits of the filling: clear them.
-        if let Some(byte) = tail.last_mut().filter(|_| rest.len() * B % 8 != 0) {
+        if let Some(byte) = tail.last_mut().filter(|_| !(rest.len() * B).is_multiple_of(8)) {
             *byte &= (1 << (rest.len() * B % 8)) - 1;
         }
     }

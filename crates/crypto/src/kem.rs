@@ -1,28 +1,55 @@
 //! X-Wing (draft-connolly-cfrg-xwing-kem; X25519 and ML-KEM-768 of FIPS 203), also with coins that the caller derives from
 //! a secret (`docs/protocol.md` section 3).
+//!
+//! The combination is written out here over vectorised ML-KEM and X25519, because a decapsulation key is used many times a
+//! round and is kept expanded. The draft's vectors and the `x-wing` crate hold it to X-Wing's bytes.
 
 use std::fmt;
 
+use libcrux_ml_kem::mlkem768::{self, MlKem768Ciphertext, MlKem768PrivateKey, MlKem768PublicKey};
 use rand_core::CryptoRng;
-use x_wing::{Ciphertext, Decapsulate, Decapsulator, KeyExport};
-use zeroize::Zeroizing;
+use sha3::{Digest, Sha3_256};
+use shake::{ExtendableOutput, Shake256, Update, XofReader};
+use x25519_dalek::{PublicKey, StaticSecret};
+use zeroize::{Zeroize, Zeroizing};
 
 use crate::CryptoError;
 use crate::secret::Secret32;
 
-/// Bytes of an encapsulation key.
-pub const EK_LEN: usize = x_wing::ENCAPSULATION_KEY_SIZE;
-/// Bytes of a ciphertext.
-pub const CT_LEN: usize = x_wing::CIPHERTEXT_SIZE;
-/// Bytes of the coins of one encapsulation.
-pub const COINS_LEN: usize = x_wing::ENCAPSULATION_RANDOMNESS_SIZE;
+const ML_EK_LEN: usize = 1184;
+const ML_DK_LEN: usize = 2400;
+const ML_CT_LEN: usize = 1088;
+/// Bytes of an encapsulation key: ML-KEM-768, then X25519.
+pub const EK_LEN: usize = ML_EK_LEN + 32;
+/// Bytes of a ciphertext: ML-KEM-768, then X25519.
+pub const CT_LEN: usize = ML_CT_LEN + 32;
+/// Bytes of the coins of one encapsulation: ML-KEM's, then X25519's.
+pub const COINS_LEN: usize = 64;
+
+/// The draft's combiner: SHA3-256 over both secrets, the X25519 ciphertext and key, and the label.
+fn combine(ml: &[u8; 32], x: &[u8; 32], x_ct: &[u8; 32], x_key: &[u8; 32]) -> Secret32 {
+    let mut hasher = Sha3_256::new();
+    for part in [ml.as_slice(), x, x_ct, x_key, br"\.//^\"] {
+        Digest::update(&mut hasher, part);
+    }
+    Secret32::from_bytes(hasher.finalize().into())
+}
 
 /// A public key to which secrets are encapsulated.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone)]
 pub struct EncapsulationKey {
     bytes: Vec<u8>,
-    key: x_wing::EncapsulationKey,
+    ml: Box<MlKem768PublicKey>,
+    x: PublicKey,
 }
+
+impl PartialEq for EncapsulationKey {
+    fn eq(&self, other: &Self) -> bool {
+        self.bytes == other.bytes
+    }
+}
+
+impl Eq for EncapsulationKey {}
 
 impl EncapsulationKey {
     /// Reads a key of [`EK_LEN`] bytes.
@@ -30,11 +57,16 @@ impl EncapsulationKey {
     /// # Errors
     /// [`CryptoError::Length`]; [`CryptoError::Encoding`] when the ML-KEM part has an element out of range (FIPS 203, 7.2).
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, CryptoError> {
-        if bytes.len() != EK_LEN {
-            return Err(CryptoError::Length { what: "encapsulation key", expected: EK_LEN, got: bytes.len() });
-        }
-        let key = x_wing::EncapsulationKey::try_from(bytes).map_err(|_| CryptoError::Encoding("encapsulation key"))?;
-        Ok(Self { bytes: bytes.to_vec(), key })
+        let key = Self::unchecked(bytes)?;
+        if mlkem768::validate_public_key(&key.ml) { Ok(key) } else { Err(CryptoError::Encoding("encapsulation key")) }
+    }
+
+    fn unchecked(bytes: &[u8]) -> Result<Self, CryptoError> {
+        let error = || CryptoError::Length { what: "encapsulation key", expected: EK_LEN, got: bytes.len() };
+        let (ml, x) = bytes.split_at_checked(ML_EK_LEN).ok_or_else(error)?;
+        let ml = Box::new(MlKem768PublicKey::try_from(ml).map_err(|_| error())?);
+        let x: [u8; 32] = x.try_into().map_err(|_| error())?;
+        Ok(Self { bytes: bytes.to_vec(), ml, x: PublicKey::from(x) })
     }
 
     /// The key's [`EK_LEN`] bytes.
@@ -52,8 +84,17 @@ impl EncapsulationKey {
     /// Encapsulates with the given coins: same key and coins, same ciphertext and secret. The coins must be derived from a
     /// uniform secret and serve for one recipient only.
     pub fn encapsulate_with_coins(&self, coins: &[u8; COINS_LEN]) -> (Vec<u8>, Secret32) {
-        let (ciphertext, secret) = self.key.encapsulate_deterministic(coins.into());
-        (ciphertext.to_vec(), Secret32::from_bytes(secret.0))
+        let mut ml_coins = Zeroizing::new([0; 32]);
+        let mut x_coins = Zeroizing::new([0; 32]);
+        ml_coins.copy_from_slice(&coins[..32]);
+        x_coins.copy_from_slice(&coins[32..]);
+        let (ml_ct, ml_secret) = mlkem768::encapsulate(&self.ml, *ml_coins);
+        let ml_secret = Zeroizing::new(ml_secret);
+        let ephemeral = StaticSecret::from(*x_coins);
+        let x_ct = PublicKey::from(&ephemeral);
+        let x_secret = ephemeral.diffie_hellman(&self.x);
+        let secret = combine(&ml_secret, x_secret.as_bytes(), x_ct.as_bytes(), self.x.as_bytes());
+        ([ml_ct.as_ref(), x_ct.as_bytes()].concat(), secret)
     }
 }
 
@@ -64,14 +105,42 @@ impl fmt::Debug for EncapsulationKey {
     }
 }
 
-/// The secret key. Erased when dropped.
+/// ML-KEM's expanded key, erased when dropped.
 #[derive(Clone)]
-pub struct DecapsulationKey(x_wing::DecapsulationKey);
+struct MlKey(Box<MlKem768PrivateKey>);
+
+impl Drop for MlKey {
+    fn drop(&mut self) {
+        self.0[0..ML_DK_LEN].zeroize();
+    }
+}
+
+/// The secret key, expanded once. Erased when dropped.
+#[derive(Clone)]
+pub struct DecapsulationKey {
+    seed: Secret32,
+    ml: MlKey,
+    x: StaticSecret,
+    public: EncapsulationKey,
+}
 
 impl DecapsulationKey {
     /// The key pair of a 32-byte seed (the key format of the draft).
     pub fn from_seed(seed: &Secret32) -> Self {
-        Self(x_wing::DecapsulationKey::from(*seed.expose()))
+        let mut expanded = Zeroizing::new([0u8; 96]);
+        let mut shake = Shake256::default();
+        shake.update(seed.expose());
+        shake.finalize_xof().read(expanded.as_mut_slice());
+        let mut ml_seed = Zeroizing::new([0; 64]);
+        let mut x_seed = Zeroizing::new([0; 32]);
+        ml_seed.copy_from_slice(&expanded[..64]);
+        x_seed.copy_from_slice(&expanded[64..]);
+        let (ml, ml_public) = mlkem768::generate_key_pair(*ml_seed).into_parts();
+        let x = StaticSecret::from(*x_seed);
+        let x_public = PublicKey::from(&x);
+        let bytes = [ml_public.as_ref(), x_public.as_bytes()].concat();
+        let public = EncapsulationKey { bytes, ml: Box::new(ml_public), x: x_public };
+        Self { seed: seed.clone(), ml: MlKey(Box::new(ml)), x, public }
     }
 
     /// A fresh key pair.
@@ -81,13 +150,12 @@ impl DecapsulationKey {
 
     /// The seed, for storage.
     pub fn seed(&self) -> Secret32 {
-        Secret32::from_bytes(*self.0.as_bytes())
+        self.seed.clone()
     }
 
     /// The public half.
     pub fn encapsulation_key(&self) -> EncapsulationKey {
-        let key = self.0.encapsulation_key().clone();
-        EncapsulationKey { bytes: key.to_bytes().to_vec(), key }
+        self.public.clone()
     }
 
     /// The secret in a ciphertext. A ciphertext to another key gives an unrelated secret, not an error (implicit rejection).
@@ -95,9 +163,13 @@ impl DecapsulationKey {
     /// # Errors
     /// [`CryptoError::Length`] unless the ciphertext has [`CT_LEN`] bytes.
     pub fn decapsulate(&self, ciphertext: &[u8]) -> Result<Secret32, CryptoError> {
-        let error = CryptoError::Length { what: "KEM ciphertext", expected: CT_LEN, got: ciphertext.len() };
-        let ciphertext = Ciphertext::try_from(ciphertext).map_err(|_| error)?;
-        Ok(Secret32::from_bytes(self.0.decapsulate(&ciphertext).0))
+        let error = || CryptoError::Length { what: "KEM ciphertext", expected: CT_LEN, got: ciphertext.len() };
+        let (ml_ct, x_ct) = ciphertext.split_at_checked(ML_CT_LEN).ok_or_else(error)?;
+        let ml_ct = MlKem768Ciphertext::try_from(ml_ct).map_err(|_| error())?;
+        let x_ct: [u8; 32] = x_ct.try_into().map_err(|_| error())?;
+        let ml_secret = Zeroizing::new(mlkem768::decapsulate(&self.ml.0, &ml_ct));
+        let x_secret = self.x.diffie_hellman(&PublicKey::from(x_ct));
+        Ok(combine(&ml_secret, x_secret.as_bytes(), &x_ct, self.public.x.as_bytes()))
     }
 }
 

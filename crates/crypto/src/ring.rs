@@ -167,11 +167,7 @@ impl RingVector {
                 chunk.iter_mut().for_each(|x| *x &= mask as T);
                 Ok(())
             };
-            if v.len() <= CHUNK {
-                one((0, v.as_mut_slice()))
-            } else {
-                v.par_chunks_mut(CHUNK).enumerate().try_for_each(one)
-            }
+            each_chunk(v, one)
         })
     }
 
@@ -183,11 +179,11 @@ impl RingVector {
     pub fn from_chunks<E: From<CryptoError> + Send>(
         modulus: Modulus,
         len: usize,
-        fill: impl Fn(usize, &mut [u32]) -> Result<(), E> + Sync,
+        fill: impl Fn(usize, &mut [u32]) -> Result<(), E> + Sync + Send,
     ) -> Result<Self, E> {
         let mut vector = Self::zeros(modulus, len);
         let mask = modulus.mask();
-        each_width!(&mut vector.elements, v: T => v.par_chunks_mut(CHUNK).enumerate().try_for_each(|(i, chunk)| -> Result<(), E> {
+        each_width!(&mut vector.elements, v: T => each_chunk(v, |(i, chunk)| -> Result<(), E> {
             let mut values = Zeroizing::new([0u32; CHUNK]);
             let values = &mut values[..chunk.len()];
             fill(i * CHUNK, values)?;
@@ -255,7 +251,9 @@ impl RingVector {
     fn pack_bits(&self, start: usize, len: usize) -> Vec<u8> {
         let bits = self.modulus.bits() as usize;
         let mut out = vec![0; (len * bits).div_ceil(8)];
-        each_width!(&self.elements, v => {
+        each_width!(&self.elements, v => if len <= PACKED_CHUNK {
+            bits::pack(bits, &v[start..start + len], &mut out);
+        } else {
             let chunks = out.par_chunks_mut(PACKED_CHUNK / 8 * bits).zip(v[start..start + len].par_chunks(PACKED_CHUNK));
             chunks.for_each(|(out, values)| bits::pack(bits, values, out));
         });
@@ -280,12 +278,25 @@ impl RingVector {
     pub fn add_packed(&mut self, bytes: &[u8]) -> Result<(), CryptoError> {
         check_packed(self.modulus, self.len(), bytes)?;
         let bits = self.modulus.bits() as usize;
-        each_width!(&mut self.elements, v => {
+        each_width!(&mut self.elements, v => if v.len() <= PACKED_CHUNK {
+            bits::add_unpacked(bits, bytes, v);
+        } else {
             let chunks = v.par_chunks_mut(PACKED_CHUNK).zip(bytes.par_chunks(PACKED_CHUNK / 8 * bits));
             chunks.for_each(|(acc, bytes)| bits::add_unpacked(bits, bytes, acc));
         });
         Ok(())
     }
+}
+
+/// Runs `work` on every chunk with its number; a vector of one chunk is not worth waking other threads.
+fn each_chunk<T: Send, E: Send>(
+    elements: &mut [T],
+    work: impl Fn((usize, &mut [T])) -> Result<(), E> + Sync + Send,
+) -> Result<(), E> {
+    if elements.len() <= CHUNK {
+        return work((0, elements));
+    }
+    elements.par_chunks_mut(CHUNK).enumerate().try_for_each(work)
 }
 
 fn check_packed(modulus: Modulus, len: usize, bytes: &[u8]) -> Result<(), CryptoError> {
@@ -340,6 +351,46 @@ mod tests {
         assert!(RingVector::from_u64(modulus, &[8]).is_err());
         assert!(RingVector::zeros(modulus, 9).pack_range(4, 2).is_err());
         assert!(RingVector::zeros(modulus, 9).pack_range(8, usize::MAX).is_err());
+    }
+
+    #[test]
+    fn a_long_vector_is_masked_and_packed_alike_by_one_thread_and_by_several() {
+        for bits in [11, 27, 50] {
+            let modulus = Modulus::new(bits).unwrap();
+            let values: Vec<u64> =
+                (0..150_001u64).map(|i| i.wrapping_mul(0x9e37_79b9_7f4a_7c15) & modulus.mask()).collect();
+            let seeds = [1u8, 2].map(|byte| Seed::from_secret(&Secret32::from_bytes([byte; 32])));
+            let masks = [(seeds[0].clone(), Sign::Add), (seeds[1].clone(), Sign::Subtract)];
+            let run = |threads| {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                pool.install(|| {
+                    let mut vector = RingVector::from_u64(modulus, &values).unwrap();
+                    vector.apply_masks(&masks).unwrap();
+                    vector.pack()
+                })
+            };
+            let packed = run(1);
+            assert_eq!(packed, run(3));
+            // Element by element, without chunks.
+            let vector = RingVector::unpack(modulus, values.len(), &packed).unwrap();
+            for at in [0usize, 8191, 8192, 65_535, 65_536, 131_072, 150_000] {
+                let mask = |seed| match bits {
+                    ..=16 => stream_element::<u16>(seed, at),
+                    17..=32 => stream_element::<u32>(seed, at),
+                    _ => stream_element::<u64>(seed, at),
+                };
+                let expected = values[at].wrapping_add(mask(&seeds[0])).wrapping_sub(mask(&seeds[1]));
+                assert_eq!(vector.get(at), Some(expected & modulus.mask()), "b = {bits}, element {at}");
+            }
+            let cut = [vector.pack_range(0, 70_000).unwrap(), vector.pack_range(70_000, 80_001).unwrap()].concat();
+            assert!(cut == packed);
+        }
+    }
+
+    fn stream_element<T: prg::StreamElement + Default + Into<u64>>(seed: &Seed, at: usize) -> u64 {
+        let mut one = [T::default()];
+        prg::apply(seed, at as u64, Sign::Add, &mut one).unwrap();
+        one[0].into()
     }
 
     proptest! {

@@ -1,6 +1,7 @@
 //! Phase 2: the input is masked (section 5).
 
 use prost::Message;
+use rayon::prelude::*;
 use unisono_crypto::kdf::{Hasher, label};
 use unisono_crypto::prg::{Seed, Sign};
 use unisono_crypto::ring::RingVector;
@@ -114,9 +115,13 @@ impl Shared {
         let mask_key = pairwise::mask_key(&self.secrets.mask_secret, params.round_id);
         let mut masks = vec![(pairwise::self_mask(&self.secrets.self_secret, cohort.id), Sign::Add)];
         let mut peers = Vec::with_capacity(present.len());
-        for (neighbour, delivery) in present.into_iter().zip(&view.deliveries) {
-            let (peer, mask) =
-                self.receive(neighbour, delivery, &mask_key).map_err(|fault| fault.of(neighbour.index))?;
+        // All cores verify and decapsulate; the first fault in order is the one reported.
+        let receive = |(neighbour, delivery): (&&Neighbour, &proto::DeliveredShares)| {
+            self.receive(neighbour, delivery, &mask_key).map_err(|fault| fault.of(neighbour.index))
+        };
+        let received: Vec<_> = present.par_iter().zip(&view.deliveries).map(receive).collect();
+        for received in received {
+            let (peer, mask) = received?;
             masks.push(mask);
             peers.push(peer);
         }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use prost::Message;
 use rand_core::CryptoRng;
+use rayon::prelude::*;
 use unisono_crypto::kdf::label;
 use unisono_crypto::prg::Seed;
 use unisono_crypto::secret::Secret32;
@@ -83,10 +84,12 @@ impl Advertised {
         self.secrets.advert.insert_keys(&mut seen);
         let mut last_id = None;
         let mut checked = Vec::with_capacity(expected.len());
-        for neighbour in &view.neighbours {
+        // Signatures are the expensive part of this phase: all cores verify; the first fault in order is the one reported.
+        let adverts: Vec<_> = view.neighbours.par_iter().map(|v| check_advert(round, v, now, &verify)).collect();
+        for (neighbour, advert) in view.neighbours.iter().zip(adverts) {
             let index = neighbour.index;
             let fault = |why: NeighbourFault| why.of(index);
-            let (advert, identity) = check_advert(round, neighbour, now, &verify).map_err(fault)?;
+            let (advert, identity) = advert.map_err(fault)?;
             if !advert.insert_keys(&mut seen) {
                 return Err(fault(NeighbourFault::KeysRepeat));
             }
@@ -160,7 +163,7 @@ fn check_advert<E>(
     round: &Round,
     neighbour: &proto::NeighbourAdvert,
     now: u64,
-    verify: &impl Fn(u32, &[u8], &[[u8; 32]]) -> Result<(), E>,
+    verify: &(impl Fn(u32, &[u8], &[[u8; 32]]) -> Result<(), E> + Sync),
 ) -> Result<(Advert, Option<VerifyingKey>), NeighbourFault> {
     let absent = |what| signed::SignedError::malformed("neighbour's advert", what);
     let signed = neighbour.advert.as_ref().ok_or_else(|| absent("it is missing"))?;

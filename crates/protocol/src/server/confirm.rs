@@ -25,6 +25,10 @@ impl Confirming {
         Self { masked, tags: BTreeMap::new() }
     }
 
+    pub fn masked(&self) -> &Masked {
+        &self.masked
+    }
+
     pub fn absorb(&mut self, client: ClientId, signed: &Signed) -> Result<(), Reason> {
         let (masked, members) = (&self.masked, &self.masked.members);
         let index = masked.survivor(client)?;

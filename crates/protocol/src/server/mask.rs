@@ -59,6 +59,10 @@ impl Masking {
         self.headers.get(&index).map(|hash| (self.members.context.params.packed_len(), *hash))
     }
 
+    pub fn has(&self, client: ClientId) -> bool {
+        self.index_of(client).is_ok_and(|index| self.complete[index as usize])
+    }
+
     pub fn absorb_upload(&mut self, client: ClientId, packed: &[u8]) -> Result<Accepted, Reason> {
         let index = self.index_of(client)?;
         if self.complete[index as usize] {

@@ -338,6 +338,16 @@ impl Server {
         }
     }
 
+    /// Whether `client`'s upload is complete: it is in the sum.
+    pub fn has_upload(&self, client: ClientId) -> bool {
+        match &self.state {
+            State::Advertising(_) | State::Sharing(_) => false,
+            State::Masking(state) => state.has(client),
+            State::Confirming(state) => state.masked().survivor(client).is_ok(),
+            State::Unmasking(state) => state.masked().survivor(client).is_ok(),
+        }
+    }
+
     /// What `client` gets to see in this phase; `None` for a client that has no part in it, and in the first phase.
     pub fn view(&self, client: ClientId) -> Option<ServerMessage> {
         each_phase!(&self.state, state => state.view(client)).map(|view| ServerMessage { view: Some(view) })

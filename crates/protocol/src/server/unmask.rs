@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use rayon::prelude::*;
 use unisono_crypto::kdf::label;
 use unisono_crypto::prg::{Seed, Sign};
 use unisono_crypto::shamir::{self, Interpolator, SecretScalar, Share};
@@ -39,6 +40,10 @@ impl Unmasking {
 
     fn kind(&self, of: u32) -> SecretKind {
         if self.masked.survivors[of as usize] { SecretKind::SelfMask } else { SecretKind::Mask }
+    }
+
+    pub fn masked(&self) -> &Masked {
+        &self.masked
     }
 
     pub fn absorb(&mut self, client: ClientId, signed: &Signed) -> Result<(), Reason> {
@@ -130,14 +135,15 @@ impl Unmasking {
     pub fn close(self) -> Result<Outcome, Abort> {
         let Rebuilt { secrets, reports: wrong } = self.secrets()?;
         let cohort = self.masked.members.cohort.id;
-        let mut masks: Vec<(Seed, Sign)> = Vec::new();
-        for (v, secret) in &secrets {
+        let masks_of = |(v, secret): &(u32, SecretScalar)| {
             if self.masked.survivors[*v as usize] {
-                masks.push((pairwise::self_mask(secret, cohort), Sign::Subtract));
+                Ok(vec![(pairwise::self_mask(secret, cohort), Sign::Subtract)])
             } else {
-                self.pair_masks(*v, secret, &mut masks)?;
+                self.pair_masks(*v, secret)
             }
-        }
+        };
+        let masks: Vec<Result<Vec<(Seed, Sign)>, Abort>> = secrets.par_iter().map(masks_of).collect();
+        let masks = masks.into_iter().collect::<Result<Vec<_>, Abort>>()?.concat();
         let Self { masked: Masked { members, survivors, mut sum, .. }, mut reports, .. } = self;
         sum.apply_masks(&masks)?;
         reports.extend(wrong);
@@ -146,7 +152,8 @@ impl Unmasking {
     }
 
     /// The masks that survivors applied for their neighbour `v`, which dropped out, with the opposite signs.
-    fn pair_masks(&self, v: u32, secret: &SecretScalar, masks: &mut Vec<(Seed, Sign)>) -> Result<(), Abort> {
+    fn pair_masks(&self, v: u32, secret: &SecretScalar) -> Result<Vec<(Seed, Sign)>, Abort> {
+        let mut masks = Vec::new();
         let members = &self.masked.members;
         let (cohort, graph) = (members.cohort.id, &members.cohort.graph);
         let mask_key = pairwise::mask_key(secret, members.context.params.round_id);
@@ -167,7 +174,7 @@ impl Unmasking {
                 masks.push((pairwise::pair_mask(&shared, cohort, end(u), end(v), ct), Sign::Subtract));
             }
         }
-        Ok(())
+        Ok(masks)
     }
 }
 

@@ -1,0 +1,173 @@
+//! `unisono client`: a device from the command line, with the example trainer.
+
+use std::fs::File;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use getrandom::SysRng;
+use rand_core::UnwrapErr;
+use unisono::client::{Client, ClientBuilder, Event};
+use unisono::crypto::sign::VerifyingKey;
+use unisono::examples::Examples;
+use unisono::files;
+use unisono::protocol::keyfile::{self, DeviceKeys, Role};
+use unisono::protocol::policy::Policy;
+use unisono::softmax::{Sgd, SoftmaxTrainer};
+
+use super::{read_key, write_key};
+
+/// A device.
+#[derive(clap::Subcommand)]
+pub enum Command {
+    /// Makes a device's keys: FILE (secret, stays on the device) and FILE.pub, which the registrar enrols.
+    Keys {
+        /// File of the secret keys.
+        file: PathBuf,
+    },
+    /// Takes part in a task's rounds until it is finished, training a softmax regression on a CSV file.
+    Run(Box<Run>),
+    /// Opens the released model as an enrolled device, and writes it as safetensors.
+    Open {
+        #[command(flatten)]
+        device: Device,
+        /// Name of the model.
+        #[arg(long)]
+        model: String,
+        /// Where to write the opened model. It is plaintext then.
+        #[arg(long)]
+        out: PathBuf,
+        /// Largest model to take, in MiB.
+        #[arg(long, default_value_t = 1024)]
+        max_mib: u64,
+    },
+}
+
+/// Who the device is, and whom it asks.
+#[derive(clap::Args)]
+pub struct Device {
+    /// The coordinator's address, such as http://127.0.0.1:7700.
+    #[arg(long, env = "UNISONO_COORDINATOR")]
+    coordinator: String,
+    /// The device's secret keys.
+    #[arg(long, env = "UNISONO_DEVICE_KEYS")]
+    keys: PathBuf,
+    /// The registrar's public key; without it only semi-honest rounds can be joined.
+    #[arg(long, env = "UNISONO_REGISTRAR")]
+    registrar: Option<PathBuf>,
+    /// Folder of the device's durable record. Keep it: it is what stops the device from answering a round twice.
+    #[arg(long, env = "UNISONO_STATE_DIR")]
+    state_dir: PathBuf,
+}
+
+#[derive(clap::Args)]
+pub struct Run {
+    #[command(flatten)]
+    device: Device,
+    /// Name of the task.
+    #[arg(long)]
+    task: String,
+    /// The device's examples: CSV without header, numbers and at the end the class (from 0). They stay here.
+    #[arg(long)]
+    data: PathBuf,
+    /// The CSV's numbers are divided by this.
+    #[arg(long, default_value_t = 1.0)]
+    scale: f32,
+    /// Passes over the examples in a round.
+    #[arg(long, default_value_t = 3)]
+    epochs: usize,
+    /// Examples in a step.
+    #[arg(long, default_value_t = 16)]
+    batch: usize,
+    /// Learning rate.
+    #[arg(long, default_value_t = 0.3)]
+    learning_rate: f32,
+    /// Smallest number of updates in a sum that this device accepts.
+    #[arg(long, default_value_t = 10)]
+    n_min: u32,
+    /// Smallest adversarial fraction that a round must withstand.
+    #[arg(long, default_value_t = 0.01)]
+    min_gamma: f64,
+    /// Largest drop-out fraction for which a round may be made.
+    #[arg(long, default_value_t = 0.4)]
+    max_delta: f64,
+    /// Shortest time between two rounds, in seconds.
+    #[arg(long, default_value_t = 0)]
+    min_interval: u64,
+    /// Take part in rounds without signatures, roster and consistency check.
+    #[arg(long)]
+    allow_semi_honest: bool,
+}
+
+impl Device {
+    fn builder(&self, task: &str) -> Result<ClientBuilder> {
+        let keys = read_key(&self.keys, DeviceKeys::from_text)?;
+        let parse = |text: &str| keyfile::verifying_key_from_text(Role::Registrar, text);
+        let registrar: Option<VerifyingKey> = self.registrar.as_ref().map(|path| read_key(path, parse)).transpose()?;
+        let builder = Client::builder(&self.coordinator, task, keys).state_dir(&self.state_dir).on_event(log);
+        Ok(match registrar {
+            Some(key) => builder.registrar(key),
+            None => builder,
+        })
+    }
+}
+
+fn log(event: &Event<'_>) {
+    match event {
+        Event::Joined { round } => tracing::info!(round, "joined"),
+        Event::Phase { round, phase } => tracing::debug!(round, %phase, "waiting for the phase"),
+        Event::Trained { round, weight, .. } => tracing::info!(round, weight, "trained"),
+        Event::Completed { round, traffic } => {
+            tracing::info!(round, up = traffic.total_up(), down = traffic.total_down(), "completed");
+        }
+        Event::Missed { round, error } => tracing::warn!(round, %error, "missed"),
+        _ => {}
+    }
+}
+
+pub fn run(command: Command) -> Result<()> {
+    match command {
+        Command::Keys { file } => {
+            let keys = DeviceKeys::generate(&mut UnwrapErr(SysRng));
+            write_key(&file, &keys.to_text(), "device keys (secret)")?;
+            let mut public = file.into_os_string();
+            public.push(".pub");
+            write_key(public.as_ref(), &keys.enrolment().to_text(), "device public keys, for the registrar")?;
+            println!("client id: {}", keys.client_id);
+            Ok(())
+        }
+        Command::Run(run) => {
+            let file = File::open(&run.data).with_context(|| format!("can't read {}", run.data.display()))?;
+            let examples = Examples::from_csv(file, run.scale).with_context(|| run.data.display().to_string())?;
+            tracing::info!(examples = examples.len(), features = examples.columns(), "read the device's data");
+            let sgd = Sgd { epochs: run.epochs, batch: run.batch, learning_rate: run.learning_rate };
+            let policy = Policy {
+                n_min: run.n_min,
+                min_gamma: run.min_gamma,
+                max_delta: run.max_delta,
+                min_interval_s: run.min_interval,
+                allow_semi_honest: run.allow_semi_honest,
+                ..Policy::default()
+            };
+            let trainer = SoftmaxTrainer::new(examples, sgd, rand::random());
+            let mut client = run.device.builder(&run.task)?.policy(policy).build(trainer)?;
+            let summary = tokio::runtime::Runtime::new()?.block_on(client.run())?;
+            println!("the task is finished: {} rounds completed, {} missed", summary.completed, summary.missed);
+            Ok(())
+        }
+        Command::Open { device, model, out, max_mib } => {
+            let no_training = |_: &unisono::client::TrainingRound| Err("this client only opens releases".into());
+            let mut client = device.builder(&model)?.build(no_training)?;
+            let opened = tokio::runtime::Runtime::new()?.block_on(client.open_release(&model, max_mib << 20))?;
+            files::replace(&out, &opened.plaintext).with_context(|| format!("can't write {}", out.display()))?;
+            let header = &opened.header;
+            println!(
+                "{} version {}: {} bytes to {}",
+                header.model_id,
+                header.version,
+                opened.plaintext.len(),
+                out.display()
+            );
+            Ok(())
+        }
+    }
+}

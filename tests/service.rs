@@ -1,0 +1,470 @@
+//! The service over real gRPC: bad input gets a typed error and the round goes on for the others; a restarted or killed
+//! coordinator goes on; an interrupted upload resumes.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use prost::Message;
+use tokio::task::JoinSet;
+use tonic::transport::Channel;
+use tonic::{Code, Status};
+use unisono::client::{Client, ClientBuilder, Error, Event, Retry, Summary, TrainingRound, Update};
+use unisono::coordinator::{Config, Coordinator, Event as Happened, RoundResult};
+use unisono::crypto::kdf::label;
+use unisono::local::{Deployment, Plan, TASK};
+use unisono::protocol::keyfile::DeviceKeys;
+use unisono::protocol::policy::Policy;
+use unisono::protocol::proto::{Advert, ClientMessage, UploadHeader, client_message::Step};
+use unisono::protocol::signed;
+use unisono::wire::proto::coordinator_client::CoordinatorClient;
+use unisono::wire::proto::get_round_response::State;
+use unisono::wire::proto::poll_response::Answer;
+use unisono::wire::proto::{GetRoundRequest, PollRequest, RoundPhase, UploadChunk, UploadStatusRequest};
+use unisono::wire::{MAX_MESSAGE_LEN, REASON_KEY};
+
+const CLIENTS: u32 = 5;
+
+fn deployment(rounds: u64) -> Deployment {
+    let mut deployment = Deployment::make(&Plan { clients: CLIENTS, rounds, delta: 0.2, max_examples: 10 }).unwrap();
+    // Several chunks of 650 elements; phases that wait for all who live.
+    deployment.config.round.chunk_elements = 64;
+    deployment
+}
+
+/// An update that tells the device apart.
+fn constant(i: u32) -> impl FnMut(&TrainingRound) -> Result<Update, unisono::client::TrainError> + Send + 'static {
+    move |round: &TrainingRound| {
+        let update = vec![0.01 * (i + 1) as f32; round.model.values().len()];
+        Ok(Update { update, weight: 1.0, metrics: vec![1.0, 0.5] })
+    }
+}
+
+fn builder(deployment: &Deployment, endpoint: &str, i: u32) -> ClientBuilder {
+    let retry = Retry { max_pause: Duration::from_millis(300), ..Retry::default() };
+    Client::builder(endpoint, TASK, deployment.device_keys(i))
+        .registrar(deployment.registrar.clone())
+        .policy(Policy { n_min: deployment.n_min, ..Policy::default() })
+        .state_dir(deployment.device_state(i))
+        .retry(retry)
+}
+
+/// Honest devices with the given numbers.
+fn devices(deployment: &Deployment, endpoint: &str, which: std::ops::Range<u32>) -> JoinSet<Result<Summary, Error>> {
+    let mut set = JoinSet::new();
+    for i in which {
+        let mut client = builder(deployment, endpoint, i).build(constant(i)).unwrap();
+        set.spawn(async move { client.run().await });
+    }
+    set
+}
+
+async fn all(mut devices: JoinSet<Result<Summary, Error>>) -> Vec<Summary> {
+    let mut summaries = Vec::new();
+    while let Some(result) = devices.join_next().await {
+        summaries.push(result.unwrap().unwrap());
+    }
+    summaries
+}
+
+/// The next round that is finished.
+async fn finished(events: &mut tokio::sync::broadcast::Receiver<Happened>) -> Arc<RoundResult> {
+    loop {
+        match events.recv().await.unwrap() {
+            Happened::RoundFinished(result) => return result,
+            Happened::RoundAborted { reason, .. } => panic!("aborted: {reason}"),
+            _ => {}
+        }
+    }
+}
+
+fn reason(status: &Status) -> &str {
+    status.metadata().get(REASON_KEY).map_or("", |value| value.to_str().unwrap())
+}
+
+/// A client made of raw calls, for what the SDK would never send.
+struct Raw {
+    stub: CoordinatorClient<Channel>,
+    keys: DeviceKeys,
+    round_id: Vec<u8>,
+}
+
+impl Raw {
+    async fn join(endpoint: &str, keys: DeviceKeys) -> Self {
+        let channel = Channel::from_shared(endpoint.to_owned()).unwrap().connect().await.unwrap();
+        let mut stub = CoordinatorClient::new(channel).max_encoding_message_size(2 * MAX_MESSAGE_LEN);
+        let request = GetRoundRequest { task: TASK.into(), after_round: 0, wait_ms: 10_000 };
+        let response = stub.get_round(request).await.unwrap().into_inner();
+        assert_eq!(response.state, State::Open as i32);
+        let params = response.offer.unwrap().params.unwrap();
+        let round_id = unisono::protocol::params::RoundParams::from_payload(&params.payload).unwrap().round_id;
+        Self { stub, keys, round_id: round_id.to_vec() }
+    }
+
+    fn message(&self, step: Step) -> ClientMessage {
+        ClientMessage { round_id: self.round_id.clone(), client_id: self.keys.client_id.to_vec(), step: Some(step) }
+    }
+
+    async fn submit(&mut self, message: ClientMessage) -> Result<bool, Status> {
+        self.stub.submit(message).await.map(|response| response.into_inner().repeat)
+    }
+
+    /// An advert with keys of its own.
+    fn advert(&self) -> ClientMessage {
+        let key = || DeviceKeys::generate(&mut rand_core::UnwrapErr(getrandom::SysRng)).release_key.encapsulation_key();
+        let advert = Advert {
+            round_id: self.round_id.clone(),
+            client_id: self.keys.client_id.to_vec(),
+            mask_ek: key().as_bytes().to_vec(),
+            channel_ek: key().as_bytes().to_vec(),
+            self_mask_commitment: vec![7; 32],
+        };
+        self.message(Step::Advert(signed::sign(&advert, label::SIG_ADVERT, Some(&self.keys.signing_key))))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bad_messages_get_typed_errors_and_the_round_goes_on_for_the_others() {
+    let deployment = deployment(1);
+    let coordinator = Coordinator::start(deployment.config.clone()).await.unwrap();
+    let mut events = coordinator.events();
+    let endpoint = format!("http://{}", coordinator.address());
+    let mut raw = Raw::join(&endpoint, deployment.device_keys(4)).await;
+    let refused = |result: Result<bool, Status>, code: Code, name: &str| {
+        let status = result.unwrap_err();
+        assert_eq!((status.code(), reason(&status)), (code, name), "{status}");
+    };
+
+    // A stranger; a message of another round; a forged signature; no step; a frame beyond the limit.
+    let stranger = DeviceKeys::generate(&mut rand_core::UnwrapErr(getrandom::SysRng));
+    let mut unknown = Raw::join(&endpoint, stranger).await;
+    let advert = unknown.advert();
+    refused(unknown.submit(advert).await, Code::PermissionDenied, "unknown_client");
+    let good = raw.advert();
+    let other = ClientMessage { round_id: vec![9; 32], ..good.clone() };
+    refused(raw.submit(other).await, Code::FailedPrecondition, "no_such_round");
+    let mut forged = good.clone();
+    let Some(Step::Advert(signed)) = &mut forged.step else { unreachable!() };
+    signed.signature[100] ^= 1;
+    refused(raw.submit(forged).await, Code::InvalidArgument, "signature");
+    refused(raw.submit(ClientMessage { step: None, ..good.clone() }).await, Code::InvalidArgument, "incomplete");
+    let mut huge = good.clone();
+    let Some(Step::Advert(signed)) = &mut huge.step else { unreachable!() };
+    signed.payload = vec![0; MAX_MESSAGE_LEN + 1];
+    assert_eq!(raw.submit(huge).await.unwrap_err().code(), Code::OutOfRange);
+
+    // The same advert again is a repeat; another one under the same id, and a later phase's step, are refused.
+    assert!(!raw.submit(good.clone()).await.unwrap());
+    assert!(raw.submit(good).await.unwrap());
+    let second = raw.advert();
+    refused(raw.submit(second).await, Code::AlreadyExists, "conflict");
+    let header = UploadHeader { cohort_id: vec![0; 32], from: 0, length: 1, hash: vec![0; 32] };
+    let header = raw.message(Step::Upload(signed::sign(&header, label::SIG_UPLOAD, Some(&raw.keys.signing_key))));
+    refused(raw.submit(header).await, Code::FailedPrecondition, "wrong_phase");
+
+    // Polls and uploads of nobody, and of no round.
+    let poll = |round_id: Vec<u8>, client_id: Vec<u8>| PollRequest {
+        round_id,
+        client_id,
+        phase: RoundPhase::Share as i32,
+        wait_ms: 0,
+    };
+    let status = raw.stub.poll(poll(vec![1], vec![2])).await.unwrap_err();
+    assert_eq!((status.code(), reason(&status)), (Code::InvalidArgument, "malformed"));
+    let answer = raw.stub.poll(poll(vec![1; 32], vec![2; 16])).await.unwrap().into_inner().answer;
+    assert!(matches!(answer, Some(Answer::Ended(_))), "{answer:?}");
+    let chunk = UploadChunk {
+        round_id: raw.round_id.clone(),
+        client_id: raw.keys.client_id.to_vec(),
+        upload_hash: vec![0; 32],
+        index: 0,
+        data: vec![1],
+    };
+    let status = raw.stub.upload(tokio_stream::iter([chunk])).await.unwrap_err();
+    assert_eq!(reason(&status), "incomplete", "{status}");
+    let request = GetRoundRequest { task: "another".into(), after_round: 0, wait_ms: 0 };
+    assert_eq!(reason(&raw.stub.get_round(request).await.unwrap_err()), "no_such_task");
+
+    // The four honest devices finish the round; the raw one counts as a drop-out.
+    let honest = devices(&deployment, &endpoint, 0..4);
+    let result = finished(&mut events).await;
+    assert_eq!((result.outcome.cohort.len(), result.outcome.survivors.len()), (5, 4));
+    assert!((result.aggregate.mean[0] - 0.025).abs() < 1e-3, "{}", result.aggregate.mean[0]);
+    assert!(all(honest).await.iter().all(|summary| summary.completed == 1));
+    coordinator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_that_lies_about_itself_is_refused_and_an_interrupted_one_resumes() {
+    let mut deployment = deployment(1);
+    deployment.config.round.straggler_grace_ms = Some(20_000);
+    let coordinator = Coordinator::start(deployment.config.clone()).await.unwrap();
+    let mut events = coordinator.events();
+    let endpoint = format!("http://{}", coordinator.address());
+    let honest = devices(&deployment, &endpoint, 0..4);
+
+    // Device 4 drives the SDK's state machine by hand up to its upload.
+    let keys = deployment.device_keys(4);
+    let mut raw = Raw::join(&endpoint, deployment.device_keys(4)).await;
+    let request = GetRoundRequest { task: TASK.into(), after_round: 0, wait_ms: 10_000 };
+    let offer = raw.stub.get_round(request).await.unwrap().into_inner().offer.unwrap();
+    let policy = Policy { n_min: deployment.n_min, ..Policy::default() };
+    let trust = unisono::protocol::client::Trust { registrar: Some(deployment.registrar.clone()), policy };
+    let mut record = unisono::protocol::policy::MemoryRecord::default();
+    let rng = &mut rand_core::UnwrapErr(getrandom::SysRng);
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let joining =
+        unisono::protocol::client::Joining::new(&offer, Arc::new(keys.identity()), &trust, &mut record, now).unwrap();
+    let params = joining.params().clone();
+    let advertised = joining.advertise(rng);
+    raw.submit(advertised.message().clone()).await.unwrap();
+    let poll = |phase: RoundPhase| PollRequest {
+        round_id: params.round_id.to_vec(),
+        client_id: keys.client_id.to_vec(),
+        phase: phase as i32,
+        wait_ms: 20_000,
+    };
+    macro_rules! view {
+        ($phase:ident, $kind:ident) => {
+            loop {
+                match raw.stub.poll(poll(RoundPhase::$phase)).await.unwrap().into_inner().answer.unwrap() {
+                    Answer::View(view) => match view.view {
+                        Some(unisono::protocol::proto::server_message::View::$kind(view)) => break view,
+                        _ => panic!("another view"),
+                    },
+                    Answer::Waiting(_) => {}
+                    Answer::Ended(ended) => panic!("{}", ended.reason),
+                }
+            }
+        };
+    }
+    let shared = advertised.share(&view!(Share, Cohort), now, rng).unwrap();
+    raw.submit(shared.message().clone()).await.unwrap();
+    let update = vec![0.05; params.wire.dimension as usize];
+    let contribution = unisono::protocol::encoding::Contribution { update: &update, metrics: &[1.0, 0.5], weight: 1.0 };
+    let input = params.quantiser.encode(contribution, update.len(), params.modulus, rng).unwrap();
+    let masked = shared.mask(&view!(Mask, Masking), input, &mut record, now).unwrap();
+    raw.submit(masked.message().clone()).await.unwrap();
+    let Some(Step::Upload(header)) = &masked.message().step else { unreachable!() };
+    let hash = UploadHeader::decode(header.payload.as_slice()).unwrap().hash;
+    let chunk = |index: u64, data: Vec<u8>| UploadChunk {
+        round_id: params.round_id.to_vec(),
+        client_id: keys.client_id.to_vec(),
+        upload_hash: hash.clone(),
+        index,
+        data,
+    };
+    let good = |index: u64| chunk(index, masked.chunk(index).unwrap());
+    let total = masked.chunks();
+    assert!(total > 3);
+
+    // Too short a chunk, too long a one, out of order, beyond the end, of another upload.
+    let (mut uploader, mut stub) = (raw.stub.clone(), raw.stub.clone());
+    let mut send =
+        async |chunks: Vec<UploadChunk>| uploader.upload(tokio_stream::iter(chunks)).await.map(|r| r.into_inner());
+    let bad = |status: Status, name: &str| assert_eq!(reason(&status), name, "{status}");
+    bad(send(vec![chunk(0, masked.chunk(0).unwrap()[1..].to_vec())]).await.unwrap_err(), "upload_length");
+    bad(send(vec![chunk(0, [masked.chunk(0).unwrap(), vec![0]].concat())]).await.unwrap_err(), "upload_length");
+    bad(send(vec![good(1)]).await.unwrap_err(), "upload_order");
+    let other = UploadChunk { upload_hash: vec![1; 32], ..good(0) };
+    bad(send(vec![other]).await.unwrap_err(), "upload_hash");
+
+    // Two chunks, and the stream ends: the third is what is missing, and sending it alone is enough.
+    assert_eq!(send(vec![good(0), good(1)]).await.unwrap().chunks, 2);
+    let mut wrong: Vec<UploadChunk> = (2..total).map(good).collect();
+    wrong[0].data[0] ^= 1;
+    bad(send(wrong).await.unwrap_err(), "upload_hash");
+    // The whole was wrong, so that none of it counts; the right one does.
+    let status = UploadStatusRequest { round_id: params.round_id.to_vec(), client_id: keys.client_id.to_vec() };
+    let arrived = stub.get_upload_status(status.clone()).await.unwrap().into_inner();
+    assert_eq!((arrived.chunks, arrived.complete), (0, false));
+    assert_eq!(send((0..3).map(good).collect()).await.unwrap().chunks, 3);
+    let resumed = send((3..total).map(good).collect()).await.unwrap();
+    assert!(resumed.complete && stub.get_upload_status(status).await.unwrap().into_inner().complete);
+
+    let confirmed = masked.confirm(&view!(Confirm, Survivors)).unwrap();
+    raw.submit(confirmed.message().clone()).await.unwrap();
+    let done = confirmed.release(&view!(Unmask, Tags)).unwrap();
+    raw.submit(done.message().clone()).await.unwrap();
+    let result = finished(&mut events).await;
+    assert_eq!(result.outcome.survivors.len(), 5);
+    assert!((result.aggregate.mean[0] - 0.03).abs() < 1e-3, "{}", result.aggregate.mean[0]);
+    assert_eq!(all(honest).await.len(), 4);
+    coordinator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_update_with_nan_misses_the_round_of_its_own_device_only() {
+    let deployment = deployment(1);
+    let coordinator = Coordinator::start(deployment.config.clone()).await.unwrap();
+    let mut events = coordinator.events();
+    let endpoint = format!("http://{}", coordinator.address());
+    let honest = devices(&deployment, &endpoint, 0..4);
+    let nan = |round: &TrainingRound| {
+        let mut update = vec![0.0; round.model.values().len()];
+        update[17] = f32::NAN;
+        Ok(Update { update, weight: 1.0, metrics: vec![0.0, 0.0] })
+    };
+    let mut client = builder(&deployment, &endpoint, 4).build(nan).unwrap();
+    let missed = client.run_round().await.unwrap().unwrap().unwrap_err();
+    assert_eq!(missed.to_string(), "element 17 of the update is NaN: only finite numbers can be sent");
+    let result = finished(&mut events).await;
+    assert_eq!(result.outcome.survivors.len(), 4);
+    all(honest).await;
+    coordinator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_revoked_device_is_told_so_and_gets_no_grant() {
+    let mut deployment = deployment(1);
+    deployment.config.round.n_min = 4;
+    let mut registrar = unisono::registrar::Registrar::open(&deployment.folder().join("registrar")).unwrap();
+    let keys = deployment.config.round_keys().unwrap().unwrap();
+    let publisher = deployment.config.release_keys().unwrap().unwrap().publisher.verifying_key();
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    registrar.revoke(deployment.device_keys(4).client_id, now).unwrap();
+    let roster = registrar.publish(&[keys.signing_key.verifying_key()], &[publisher], now).unwrap();
+    unisono::files::replace(&deployment.folder().join("roster.bin"), &roster.to_bytes()).unwrap();
+
+    let mut coordinator = Coordinator::start(deployment.config.clone()).await.unwrap();
+    let endpoint = format!("http://{}", coordinator.address());
+    let mut revoked = builder(&deployment, &endpoint, 4).build(constant(4)).unwrap();
+    let error = revoked.run().await.unwrap_err();
+    assert!(error.is_final() && error.to_string().contains("revoked"), "{error}");
+    let mut honest = devices(&deployment, &endpoint, 0..4);
+    coordinator.trained().await.unwrap();
+    let error = revoked.open_release(TASK, 1 << 20).await.err().unwrap();
+    assert!(error.to_string().contains("unknown_client"), "{error}");
+    while let Some(result) = honest.join_next().await {
+        assert_eq!(result.unwrap().unwrap().completed, 1);
+    }
+    let mut enrolled = builder(&deployment, &endpoint, 0).build(constant(0)).unwrap();
+    let opened = enrolled.open_release(TASK, 1 << 20).await.unwrap();
+    assert!((opened.model().unwrap().values()[0] - 0.025).abs() < 1e-3);
+    assert!(matches!(enrolled.open_release(TASK, 10).await, Err(Error::Release(_))), "larger than the device takes");
+    coordinator.stop().await;
+}
+
+/// A coordinator as a process of its own.
+struct Process(Child);
+
+impl Process {
+    fn start(deployment: &Deployment, listen: &str) -> Self {
+        let path = deployment.folder().join("coordinator.toml");
+        let text = std::fs::read_to_string(&path).unwrap();
+        let line = |line: &str| match line.starts_with("listen") {
+            true => format!("listen = \"{listen}\"\n"),
+            false => format!("{line}\n"),
+        };
+        // Phases wait for everybody: a client that pauses before it dials again is no straggler here.
+        let fixed: String = text.lines().filter(|line| !line.contains("straggler_grace_ms")).map(line).collect();
+        std::fs::write(&path, fixed).unwrap();
+        let mut child = Command::new(env!("CARGO_BIN_EXE_unisono"))
+            .args(["coordinator", "--config"])
+            .arg(&path)
+            .env("RUST_LOG", "info")
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // Serving when it says so.
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        assert!(lines.by_ref().map_while(Result::ok).any(|line| line.contains("serving")), "it stopped at once");
+        std::thread::spawn(move || lines.for_each(drop));
+        Self(child)
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // SIGKILL: nothing is written in passing.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_coordinator_killed_in_any_phase_goes_on_with_the_round_and_clients_hardly_notice() {
+    let deployment = Arc::new(deployment(5));
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (listen, endpoint) = (port.to_string(), format!("http://{port}"));
+    let (told, mut phases) = tokio::sync::mpsc::unbounded_channel();
+    let process = Arc::new(std::sync::Mutex::new(Some(Process::start(&deployment, &listen))));
+
+    let mut set = JoinSet::new();
+    for i in 0..CLIENTS {
+        let told = told.clone();
+        let observe = move |event: &Event<'_>| match event {
+            Event::Phase { round, phase } if i == 0 => drop(told.send((*round, *phase))),
+            Event::Missed { round, error } => eprintln!("device {i} missed round {round}: {error}"),
+            _ => {}
+        };
+        let mut client = builder(&deployment, &endpoint, i).on_event(observe).build(constant(i)).unwrap();
+        set.spawn(async move { client.run().await });
+    }
+    drop(told);
+    // Round 1 is killed in phase 0, round 2 in phase 1, and so on.
+    let mut kills = 0;
+    while let Some((round, phase)) = phases.recv().await {
+        if round == kills + 1 && phase as u64 == kills {
+            kills += 1;
+            let (process, deployment, listen) = (process.clone(), deployment.clone(), listen.clone());
+            let restart = move || {
+                let mut process = process.lock().unwrap();
+                drop(process.take());
+                *process = Some(Process::start(&deployment, &listen));
+            };
+            tokio::task::spawn_blocking(restart).await.unwrap();
+        }
+    }
+    assert_eq!(kills, 5);
+    for summary in all(set).await {
+        assert_eq!(summary, Summary { completed: 5, missed: 0 });
+    }
+    drop(process.lock().unwrap().take());
+    // The model moved by the mean of all five devices' updates in each of the five rounds: nothing was lost or counted twice.
+    let config = Config::load(&deployment.folder().join("coordinator.toml")).unwrap();
+    let model = std::fs::read(config.state_dir.join("blobs/models/digits/5/model.safetensors")).unwrap();
+    let model = unisono::wire::model::Model::from_safetensors(&model).unwrap();
+    assert!((model.values()[0] - 0.15).abs() < 5e-3, "{}", model.values()[0]);
+}
+
+#[test]
+fn a_configuration_that_could_overflow_or_is_infeasible_says_what_would_help() {
+    let check = |from: &str, to: &str| {
+        let deployment = deployment(1);
+        let path = deployment.folder().join("coordinator.toml");
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(text.contains(from), "{text}");
+        std::fs::write(&path, text.replace(from, to)).unwrap();
+        let output = Command::new(env!("CARGO_BIN_EXE_unisono"))
+            .args(["coordinator", "--check", "--config"])
+            .arg(&path)
+            .output()
+            .unwrap();
+        (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    assert!(check("rounds = 1", "rounds = 2").0);
+    for (from, to, words) in [
+        ("delta = 0.2", "delta = 0.6", "no secure graph"),
+        ("bits = 16", "bits = 40", "1 to 32"),
+        ("clip = 4.0", "clip = 0.0", "above 0"),
+        ("rounds = 1", "rounds = 0", "1 or more"),
+        ("n_max = 5", "n_max = 2", "n_min"),
+        ("bits = 16", "bitz = 16", "unknown field"),
+        ("key = \"coordinator.key\"", "key = \"publisher.key\"", "not a coordinator secret key"),
+        ("roster = \"roster.bin\"", "roster = \"missing.bin\"", "can't read"),
+    ] {
+        let (good, stderr) = check(from, to);
+        assert!(!good && stderr.contains(words), "{to}: {stderr}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_coordinator_on_the_same_state_is_refused() {
+    let deployment = deployment(1);
+    let first = Coordinator::start(deployment.config.clone()).await.unwrap();
+    let second = Coordinator::start(deployment.config.clone()).await.err().unwrap();
+    assert!(second.to_string().contains("in use by another coordinator"), "{second}");
+    first.stop().await;
+}

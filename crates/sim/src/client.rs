@@ -7,7 +7,7 @@ use unisono_protocol::encoding::Contribution;
 use unisono_protocol::params::RoundParams;
 use unisono_protocol::proto::{ClientMessage, RoundOffer, ServerMessage, server_message::View};
 
-use crate::cpu::measure;
+use crate::cpu::{Of, measure};
 use crate::network::Compute;
 use crate::population::{Device, NOW, Purpose, crypto_rng};
 use crate::update::Update;
@@ -64,7 +64,7 @@ impl Scene<'_> {
     pub fn advertise(&self, number: usize, device: &mut Device) -> Result<(State, Step), ClientError> {
         let mut cpu = 0.0;
         let mut rng = crypto_rng(self.seed, Purpose::Round, number as u64, self.round);
-        let state = measure(&mut cpu, || {
+        let state = measure(Of::Thread, &mut cpu, || {
             let joining =
                 Joining::new(self.offer, device.identity.clone(), self.trust, &mut device.record, NOW + self.round)?;
             Ok::<_, ClientError>(joining.advertise(&mut rng))
@@ -96,7 +96,8 @@ impl Scene<'_> {
         match (state, view.view.as_ref()) {
             (State::Advertised(state), Some(View::Cohort(view))) => {
                 let mut rng = crypto_rng(self.seed, Purpose::Round, number as u64, !self.round);
-                let shared = measure(&mut cpu, || state.share(view, NOW + self.round, &mut rng)).map_err(error)?;
+                let shared =
+                    measure(Of::Thread, &mut cpu, || state.share(view, NOW + self.round, &mut rng)).map_err(error)?;
                 let mut shared = Box::new(shared);
                 shared.share_memory(self.pool);
                 let step = step(shared.message(), cpu, self.compute.neighbour_ms * 1e-3 * view.neighbours.len() as f64);
@@ -104,16 +105,16 @@ impl Scene<'_> {
             }
             (State::Shared(state), Some(View::Masking(view))) => {
                 let update = (self.update)(number as u32, self.round);
-                let input = measure(&mut cpu, || self.encode(number, &update))?;
+                let input = measure(Of::Thread, &mut cpu, || self.encode(number, &update))?;
                 drop(update);
                 let plain = input.clone();
-                let mut masked = measure(&mut cpu, || {
+                let mut masked = measure(Of::Thread, &mut cpu, || {
                     let masked = state.mask(view, input, &mut device.record, NOW + self.round)?;
                     Ok::<_, Rejected<Shared>>(Box::new(masked))
                 })
                 .map_err(error)?;
                 let mut packed = Vec::with_capacity(self.params.packed_len() as usize);
-                measure(&mut cpu, || {
+                measure(Of::Thread, &mut cpu, || {
                     (0..masked.chunks()).filter_map(|i| masked.chunk(i)).for_each(|c| packed.extend(c))
                 });
                 // The simulated connection does not break: what is packed counts as acknowledged.
@@ -127,16 +128,16 @@ impl Scene<'_> {
                 Ok((State::Masked(masked), step))
             }
             (State::Masked(state), Some(View::Survivors(view))) if self.params.malicious() => {
-                let confirmed = measure(&mut cpu, || state.confirm(view)).map_err(error)?;
+                let confirmed = measure(Of::Thread, &mut cpu, || state.confirm(view)).map_err(error)?;
                 let step = step(confirmed.message(), cpu, 0.0);
                 Ok((State::Confirmed(Box::new(confirmed)), step))
             }
             (State::Masked(state), Some(View::Survivors(view))) => {
-                let done = measure(&mut cpu, || state.release(view)).map_err(error)?;
+                let done = measure(Of::Thread, &mut cpu, || state.release(view)).map_err(error)?;
                 Ok((State::Gone, step(done.message(), cpu, 0.0)))
             }
             (State::Confirmed(state), Some(View::Tags(view))) => {
-                let done = measure(&mut cpu, || state.release(view)).map_err(error)?;
+                let done = measure(Of::Thread, &mut cpu, || state.release(view)).map_err(error)?;
                 Ok((State::Gone, step(done.message(), cpu, 0.0)))
             }
             _ => Err(ClientError::Missing("view for this client's phase")),

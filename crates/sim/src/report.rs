@@ -147,7 +147,6 @@ pub struct PhaseTiming {
     pub phase: &'static str,
     /// CPU seconds of one client.
     pub client_seconds: Spread,
-    /// Seconds of the coordinator: CPU time for the views that it sends, and wall-clock time, with all threads, for messages,
-    /// uploads and closing the phase.
+    /// CPU seconds of the coordinator, over all threads: views, messages, uploads, closing the phase.
     pub server_seconds: f64,
 }

@@ -6,10 +6,10 @@ use unisono_crypto::ring::RingVector;
 use unisono_protocol::ClientId;
 use unisono_protocol::client::KeyPool;
 use unisono_protocol::encoding::Aggregate;
-use unisono_protocol::server::{Accepted, Closed, Outcome, Phase, Server};
+use unisono_protocol::server::{Closed, Outcome, Phase, Server};
 
 use crate::client::{Scene, State, Step};
-use crate::cpu::measure;
+use crate::cpu::{Of, measure};
 use crate::network::Compute;
 use crate::observer::Observer;
 use crate::population::{NOW, Population};
@@ -133,8 +133,8 @@ pub(crate) fn play(
 
         // With everybody's answer, or enough for the sum, the phase ends at once; otherwise at its deadline.
         let everybody = meter.answered >= expected;
-        let closing = Instant::now();
-        let early = everybody || (phase == Phase::Unmask && server.ready());
+        let mut ready = || measure(Of::Process, &mut meter.server, || server.ready());
+        let early = everybody || (phase == Phase::Unmask && ready());
         let length = if early { meter.last_arrival } else { deadline };
         report.virtual_seconds += length;
         report.phases.push(PhaseReport {
@@ -146,9 +146,12 @@ pub(crate) fn play(
             sent: meter.sent.spread(),
             received: meter.received.spread(),
         });
-        let closed = server.close();
-        let server_seconds = meter.server + closing.elapsed().as_secs_f64();
-        timings.push(PhaseTiming { phase: phase.name(), client_seconds: meter.client.spread(), server_seconds });
+        let closed = measure(Of::Process, &mut meter.server, || server.close());
+        timings.push(PhaseTiming {
+            phase: phase.name(),
+            client_seconds: meter.client.spread(),
+            server_seconds: meter.server,
+        });
         match closed {
             Ok(Closed::Next(next)) => server = *next,
             Ok(Closed::Finished(outcome)) => break Ok(outcome),
@@ -199,7 +202,7 @@ fn take_turn(
             return (Turn::Silent, 0.0);
         }
         State::Idle if phase == Phase::Advertise => scene.advertise(number, device),
-        before => match measure(&mut view_seconds, || server.view(device.identity.client_id)) {
+        before => match measure(Of::Thread, &mut view_seconds, || server.view(device.identity.client_id)) {
             Some(view) => scene.answer(number, device, before, &view),
             None => {
                 *state = State::Gone;
@@ -237,14 +240,14 @@ fn absorb(
     }
     meter.last_arrival = meter.last_arrival.max(arrival);
     let Step { message, upload, .. } = step;
-    // The coordinator has all cores, so its own time is wall-clock time.
-    let began = Instant::now();
-    let accepted =
-        server.absorb(&message, NOW).and_then(|_| match (&upload, ClientId::from_slice(&message.client_id)) {
+    // Clients rest meanwhile, so the process's time is the coordinator's.
+    let accepted = measure(Of::Process, &mut meter.server, || {
+        let absorbed = server.absorb(&message, NOW)?;
+        match (&upload, ClientId::from_slice(&message.client_id)) {
             (Some((packed, _)), Some(client)) => server.absorb_upload(client, packed),
-            _ => Ok(Accepted::New),
-        });
-    meter.server += began.elapsed().as_secs_f64();
+            _ => Ok(absorbed),
+        }
+    });
     accepted.map_err(|refusal| Some(refusal.to_string()))?;
     meter.answered += 1;
     if let Some((_, input)) = upload {

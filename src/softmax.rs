@@ -27,7 +27,7 @@ pub struct Sgd {
 
 impl Default for Sgd {
     fn default() -> Self {
-        Self { epochs: 3, batch: 16, learning_rate: 0.3 }
+        Self { epochs: 25, batch: 8, learning_rate: 0.3 }
     }
 }
 

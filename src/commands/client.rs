@@ -73,10 +73,10 @@ pub struct Run {
     #[arg(long, default_value_t = 1.0)]
     scale: f32,
     /// Passes over the examples in a round.
-    #[arg(long, default_value_t = 3)]
+    #[arg(long, default_value_t = 25)]
     epochs: usize,
     /// Examples in a step.
-    #[arg(long, default_value_t = 16)]
+    #[arg(long, default_value_t = 8)]
     batch: usize,
     /// Learning rate.
     #[arg(long, default_value_t = 0.3)]

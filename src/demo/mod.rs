@@ -46,6 +46,9 @@ pub struct Args {
     /// Fraction of the clients that vanish in each round, spread over the phases.
     #[arg(long, default_value_t = 0.2)]
     drop: f64,
+    /// Passes over its own examples that a client makes in a round.
+    #[arg(long, default_value_t = 25, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    epochs: u32,
     /// Seed of the data's split and of who vanishes when. Keys and masks come from the operating system all the same.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -80,7 +83,7 @@ async fn play(args: &Args) -> Result<Summary> {
     let digits = Examples::digits()?;
     let (training, held_out) = digits.split(HELD_OUT, &mut rng);
     let parts = training.deal(args.clients as usize, &mut rng);
-    let sgd = Sgd::default();
+    let sgd = Sgd { epochs: args.epochs as usize, ..Sgd::default() };
 
     let view = View::new(args);
     view.line(format!(

@@ -3,6 +3,8 @@
 mod commands;
 mod demo;
 
+use std::process::ExitCode;
+
 use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
@@ -44,8 +46,22 @@ enum Command {
     Model(commands::model::Command),
 }
 
-fn main() -> anyhow::Result<()> {
-    let cli = Cli::parse();
+fn main() -> ExitCode {
+    match run(Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Some errors tell their cause themselves.
+            let tell = |text: String, cause: &(dyn std::error::Error + 'static)| match cause.to_string() {
+                cause if text.contains(&cause) => text,
+                cause => format!("{text}: {cause}"),
+            };
+            eprintln!("error: {}", error.chain().fold(String::new(), tell).trim_start_matches(": "));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<()> {
     let default = if matches!(cli.command, Command::Demo(_) | Command::Simulate(_)) { "error" } else { "info" };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);

@@ -1,5 +1,6 @@
 //! The way to the coordinator: one channel that dials again by itself, one policy for repeating calls.
 
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
@@ -45,7 +46,9 @@ impl Default for Retry {
 }
 
 pub(crate) struct Connection {
-    stub: Stub,
+    endpoint: Endpoint,
+    /// Made by the first call: only then there has to be a runtime.
+    stub: OnceLock<Stub>,
     retry: Retry,
     observer: Observer,
     counters: Counters,
@@ -67,8 +70,17 @@ impl Connection {
             .http2_keep_alive_interval(Duration::from_secs(30))
             .keep_alive_while_idle(true)
             .tcp_nodelay(true);
-        let counters = Counters::default();
-        let counted = counters.clone();
+        Ok(Self { endpoint, stub: OnceLock::new(), retry, observer, counters: Counters::default() })
+    }
+
+    /// The generated client; for calls that are not repeated as they are, too.
+    pub fn stub(&self) -> Stub {
+        self.stub.get_or_init(|| self.dial()).clone()
+    }
+
+    /// A channel that dials when it is used, and again when the connection is lost.
+    fn dial(&self) -> Stub {
+        let counted = self.counters.clone();
         let connector = tower::service_fn(move |uri: Uri| {
             let counters = counted.clone();
             async move {
@@ -79,16 +91,9 @@ impl Connection {
                 Ok::<_, std::io::Error>(TokioIo::new(Counted::new(stream, counters)))
             }
         });
-        let channel = endpoint.connect_with_connector_lazy(connector);
-        let stub = CoordinatorClient::new(channel)
+        CoordinatorClient::new(self.endpoint.connect_with_connector_lazy(connector))
             .max_decoding_message_size(MAX_MESSAGE_LEN)
-            .max_encoding_message_size(MAX_MESSAGE_LEN);
-        Ok(Self { stub, retry, observer, counters })
-    }
-
-    /// For a call that is not repeated as it is.
-    pub fn stub(&self) -> Stub {
-        self.stub.clone()
+            .max_encoding_message_size(MAX_MESSAGE_LEN)
     }
 
     pub fn counters(&self) -> Counters {
@@ -101,7 +106,7 @@ impl Connection {
         F: Future<Output = Result<Response<T>, Status>>,
     {
         self.repeat(|| {
-            let answer = tokio::time::timeout(CALL_TIMEOUT, call(self.stub.clone()));
+            let answer = tokio::time::timeout(CALL_TIMEOUT, call(self.stub()));
             async move {
                 let late = |_| Status::deadline_exceeded(format!("no answer within {} s", CALL_TIMEOUT.as_secs()));
                 answer.await.map_err(late).flatten().map(Response::into_inner).map_err(Error::of_status)
@@ -116,7 +121,7 @@ impl Connection {
         F: Future<Output = Result<Response<Streaming<FileChunk>>, Status>>,
     {
         self.repeat(|| {
-            let answer = call(self.stub.clone());
+            let answer = call(self.stub());
             async move {
                 let mut stream = answer.await.map_err(Error::of_status)?.into_inner();
                 let mut file = Vec::new();
@@ -154,6 +159,22 @@ impl Connection {
                 }
                 result => return result,
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    #[test]
+    fn a_connection_is_made_without_a_runtime_and_an_address_that_is_none_is_refused() {
+        let new = |endpoint| Connection::new(endpoint, Retry::default(), Arc::new(|_: &Event<'_>| {}));
+        assert!(new("http://127.0.0.1:7700").is_ok());
+        for bad in ["", "coordinator", "ftp://coordinator:1", "http://", "https://coordinator:7700"] {
+            assert!(matches!(new(bad), Err(Error::Endpoint { .. })), "{bad:?}");
         }
     }
 }

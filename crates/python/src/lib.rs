@@ -35,7 +35,7 @@ mod _unisono {
     #[pymodule_export]
     use crate::release::{ContentKey, Grant, Release, grant, seal};
     #[pymodule_export]
-    use crate::server_round::{Outcome, ServerRound};
+    use crate::server_round::{Outcome, ServerRound, sender_of};
     use pyo3::prelude::*;
 
     #[pymodule_init]

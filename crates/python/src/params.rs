@@ -2,8 +2,9 @@
 
 use numpy::PyArray1;
 use prost::Message;
+use pyo3::PyTypeInfo;
 use pyo3::prelude::*;
-use pyo3::types::PyBytes;
+use pyo3::types::{IntoPyDict, PyBytes, PyDict, PyTuple};
 use unisono_protocol::degree::{self, Assumptions, SecurityMode};
 use unisono_protocol::encoding::{self, Rounding};
 use unisono_protocol::params::{self, SUITE_V1};
@@ -12,6 +13,12 @@ use unisono_protocol::{policy, proto};
 use crate::errors;
 use crate::keys::Roster;
 use crate::rng::unix_time;
+
+/// What pickle calls to make a frozen object again: its class with the same keyword arguments.
+fn reduce<'py, T: PyTypeInfo>(py: Python<'py>, settings: Bound<'py, PyDict>) -> PyResult<Bound<'py, PyTuple>> {
+    let new = py.import("copyreg")?.getattr("__newobj_ex__")?;
+    (new, (py.get_type::<T>(), PyTuple::empty(py), settings)).into_pyobject(py)
+}
 
 fn mode_of(name: &str) -> PyResult<SecurityMode> {
     match name {
@@ -123,6 +130,17 @@ impl Quantiser {
     #[getter]
     fn metrics(&self) -> Vec<(f32, f32)> {
         self.inner.metric_bounds.clone()
+    }
+
+    fn __reduce__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
+        let q = &self.inner;
+        let settings = [("bits", q.bits)].into_py_dict(py)?;
+        settings.set_item("clip", q.clip)?;
+        settings.set_item("max_weight", q.max_weight)?;
+        settings.set_item("l2_clip", q.l2_clip)?;
+        settings.set_item("rounding", self.rounding())?;
+        settings.set_item("metrics", self.metrics())?;
+        reduce::<Self>(py, settings)
     }
 
     fn __repr__(&self) -> String {
@@ -313,6 +331,22 @@ impl Policy {
             min_interval_s,
         };
         Self { inner }
+    }
+
+    fn __reduce__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
+        let p = &self.inner;
+        let settings = [
+            ("max_dimension", p.max_dimension),
+            ("min_roster_epoch", p.min_roster_epoch),
+            ("min_model_version", p.min_model_version),
+            ("min_interval_s", p.min_interval_s),
+        ]
+        .into_py_dict(py)?;
+        settings.set_item("n_min", p.n_min)?;
+        settings.set_item("min_gamma", p.min_gamma)?;
+        settings.set_item("max_delta", p.max_delta)?;
+        settings.set_item("allow_semi_honest", p.allow_semi_honest)?;
+        reduce::<Self>(py, settings)
     }
 
     fn __repr__(&self) -> String {

@@ -85,6 +85,13 @@ fn client_id(bytes: &[u8]) -> PyResult<ClientId> {
     })
 }
 
+/// Which client a message names as its sender; true only once the round has absorbed the message.
+#[pyfunction]
+pub fn sender_of<'py>(py: Python<'py>, message: &[u8]) -> PyResult<Bound<'py, PyBytes>> {
+    let message = proto::ClientMessage::decode(message).map_err(|error| errors::malformed("message", error))?;
+    Ok(PyBytes::new(py, &client_id(&message.client_id)?.0))
+}
+
 #[pymethods]
 impl ServerRound {
     /// Opens a round. In malicious mode the coordinator's key and the roster make its word count.

@@ -1,4 +1,6 @@
-"""Keys, rosters and releases; secrets are never shown."""
+"""Keys, rosters and releases; secrets are never shown, and never pickled."""
+
+import pickle
 
 import numpy as np
 import pytest
@@ -79,3 +81,15 @@ def test_a_release_opens_for_its_device_under_its_publisher_and_goes_back_to_no_
     with pytest.raises(unisono.ReleaseError):
         unisono.Release.from_bytes(b"")
     assert repr(key) == "ContentKey(..)"
+
+
+def test_settings_are_pickled_and_secrets_are_not():
+    for settings in (
+        unisono.Policy(n_min=4, min_gamma=0.02, allow_semi_honest=True, max_dimension=77),
+        unisono.Quantiser(bits=9, clip=0.5, l2_clip=2.0, rounding="deterministic", metrics=[(0.0, 2.0)]),
+    ):
+        again = pickle.loads(pickle.dumps(settings))
+        assert repr(again) == repr(settings)
+    for secret in (unisono.DeviceKeys.generate(), unisono.SigningKey.generate("registrar")):
+        with pytest.raises(TypeError, match="pickle"):
+            pickle.dumps(secret)

@@ -61,6 +61,8 @@ def grant(
     roster_epoch: int = 0,
 ) -> Grant: ...
 
+def sender_of(message: bytes) -> bytes: ...
+
 @final
 class DecapsulationKey:
     @staticmethod

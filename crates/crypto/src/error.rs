@@ -47,4 +47,9 @@ pub enum CryptoError {
     /// One PRG seed would serve more than 2^32 blocks.
     #[error("the key stream of one seed ends after 2^32 blocks (256 GiB); bytes up to {0} were asked for")]
     StreamExhausted(u128),
+    /// `UNISONO_PRG` names no backend of the mask PRG that this build and processor have.
+    #[error(
+        "the mask PRG has no backend `{0}` on this processor: unset UNISONO_PRG, or set it to portable, avx2, avx512 or neon"
+    )]
+    Backend(String),
 }

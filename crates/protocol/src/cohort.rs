@@ -1,6 +1,7 @@
 //! The closed cohort and its adverts (section 3), as both sides read them.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use prost::Message;
 use unisono_crypto::kdf::{hash, label};
@@ -51,7 +52,7 @@ pub struct Cohort {
     /// Hash of the encoded `Cohort`.
     pub id: CohortId,
     /// Its graph.
-    pub graph: Graph,
+    pub graph: Arc<Graph>,
     /// Merkle root of the adverts' payloads.
     pub adverts_root: [u8; 32],
 }
@@ -99,7 +100,7 @@ impl Cohort {
     /// The cohort of a payload whose content is known to be `n`, `topology` and `adverts_root`.
     pub(crate) fn of_payload(payload: &[u8], n: u32, topology: Topology, adverts_root: [u8; 32]) -> Self {
         let id = CohortId(hash(label::COHORT_ID, &[payload]));
-        Self { id, graph: Graph::new(id, n, topology), adverts_root }
+        Self { id, graph: Arc::new(Graph::new(id, n, topology)), adverts_root }
     }
 
     /// Shares that rebuild a secret.
@@ -109,7 +110,7 @@ impl Cohort {
 }
 
 /// A parsed advert. Its keys were checked to be well-formed.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Advert {
     /// The sender.
     pub client_id: ClientId,

@@ -6,7 +6,7 @@ use crate::degree::Topology;
 use crate::ids::CohortId;
 
 /// A cohort's graph. Clients are named by their index in the cohort.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Graph {
     topology: Topology,
     /// Index of the client at each place of the ring.

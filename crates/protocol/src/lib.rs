@@ -7,7 +7,8 @@
 //! - [`server`] holds the states of the coordinator, one type a phase;
 //! - [`roster`] is what the registrar publishes, [`policy`] what a client refuses;
 //! - [`keyfile`] is the text in which keys are stored;
-//! - [`params`], [`degree`], [`graph`] and [`encoding`] are what both sides compute alike.
+//! - [`params`], [`degree`], [`graph`] and [`encoding`] are what both sides compute alike;
+//! - [`traffic`] is what all of it costs a client, in bytes.
 
 pub mod bitmap;
 pub mod client;
@@ -24,5 +25,6 @@ pub mod proto;
 pub mod roster;
 pub mod server;
 pub mod signed;
+pub mod traffic;
 
 pub use ids::{ClientId, CohortId, RoundId};

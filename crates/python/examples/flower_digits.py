@@ -24,7 +24,8 @@ from flwr.simulation import run_simulation
 from sklearn.datasets import load_digits
 from unisono.flower import UnisonoWorkflow, provision, unisono_mod
 
-CLIP = 0.5
+# Above any element of an update here: what is clipped is not averaged as it was.
+CLIP = 2.0
 
 
 def partition(clients, alpha=1.0):

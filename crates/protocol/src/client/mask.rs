@@ -152,7 +152,7 @@ impl Shared {
         let cohort = &self.cohort;
         let malformed = |why: &dyn ToString| signed::SignedError::malformed(WHAT, why.to_string());
         let root = delivery.root.as_ref().ok_or_else(|| malformed(&"no root"))?;
-        let root: proto::SharesRoot = signed::verify(root, label::SIG_SHARES, neighbour.identity.as_ref(), WHAT)?;
+        let root: proto::SharesRoot = signed::verify(root, label::SIG_SHARES, neighbour.identity.as_deref(), WHAT)?;
         if root.cohort_id != cohort.id.0 || root.from != neighbour.index {
             return Err(NeighbourFault::Addressee);
         }
@@ -207,6 +207,11 @@ impl Masked {
         &self.message
     }
 
+    /// Frees the masked vector, once the coordinator has acknowledged the whole upload. [`Self::chunk`] has nothing then.
+    pub fn uploaded(&mut self) {
+        self.vector = RingVector::zeros(self.vector.modulus(), 0);
+    }
+
     /// Number of chunks of the upload.
     pub fn chunks(&self) -> u64 {
         self.member.round.params.chunks()
@@ -217,7 +222,7 @@ impl Masked {
         self.member.round.params.chunk_len()
     }
 
-    /// Chunk `index` of the packed masked vector; `None` beyond the last, and after the state was resumed.
+    /// Chunk `index` of the packed masked vector; `None` beyond the last, and after [`Self::uploaded`] or when the state was resumed.
     pub fn chunk(&self, index: u64) -> Option<Vec<u8>> {
         let elements = self.member.round.params.wire.chunk_elements as usize;
         if index < self.chunks() && !self.vector.is_empty() {

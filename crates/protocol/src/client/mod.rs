@@ -12,6 +12,7 @@
 
 mod error;
 mod mask;
+mod pool;
 mod saved;
 mod share;
 mod unmask;
@@ -36,6 +37,7 @@ use crate::signed;
 
 pub use error::ClientError;
 pub use mask::Masked;
+pub use pool::KeyPool;
 pub use saved::Resumed;
 pub use share::Shared;
 pub use unmask::{Confirmed, Done};

@@ -334,7 +334,7 @@ impl Saved {
         if self.index >= self.n || !(params.wire.n_min..=params.wire.n_max).contains(&self.n) {
             return Err(ClientError::Saved("its cohort is of another size than the round's"));
         }
-        Ok(Cohort { id, graph: Graph::new(id, self.n, params.topology(self.n)?), adverts_root: root })
+        Ok(Cohort { id, graph: Arc::new(Graph::new(id, self.n, params.topology(self.n)?)), adverts_root: root })
     }
 
     fn shared(&self, round: Round, message: ClientMessage) -> Result<Shared, ClientError> {
@@ -355,6 +355,7 @@ impl Saved {
                 let (ct, secret) = advert.mask_ek.encapsulate_with_coins(&coins);
                 pairwise::pair_mask(&secret, cohort.id, from, End { index, advert: &advert }, &ct)
             });
+            let (advert, identity) = (Arc::new(advert), identity.map(Arc::new));
             neighbours.push(Neighbour { index, advert, identity, sent: secret(&peer.secret)?, mask });
         }
         Ok(Shared { secrets, cohort, index: self.index, neighbours, message })

@@ -1,6 +1,7 @@
 //! Phase 1: the cohort is checked, both secrets are split among the neighbours (section 4).
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use prost::Message;
 use rand_core::CryptoRng;
@@ -22,9 +23,9 @@ use crate::signed;
 #[derive(Clone)]
 pub(super) struct Neighbour {
     pub index: u32,
-    pub advert: Advert,
+    pub advert: Arc<Advert>,
     /// Verifies what it signs, in malicious mode.
-    pub identity: Option<VerifyingKey>,
+    pub identity: Option<Arc<VerifyingKey>>,
     /// The secret encapsulated to its channel key.
     pub sent: Secret32,
     /// The pair's mask, where this device is the encapsulator.
@@ -139,6 +140,7 @@ impl Advertised {
                 mask_ct = ct;
             }
             messages.push(proto::NeighbourShares { from: own, to: index, channel_ct, sealed, mask_ct }.encode_to_vec());
+            let (advert, identity) = (Arc::new(advert), identity.map(Arc::new));
             neighbours.push(Neighbour { index, advert, identity, sent, mask });
         }
         let root = proto::SharesRoot {

@@ -5,6 +5,7 @@ mod liars;
 mod network;
 mod refusals;
 mod resume;
+mod traffic;
 mod world;
 
 use network::{Faults, play};

@@ -1,0 +1,45 @@
+//! Thousands of clients in one process, without a network: the protocol's own state machines on a virtual clock.
+//!
+//! Nothing here models the protocol. Every client runs [`unisono_protocol::client`], the coordinator
+//! [`unisono_protocol::server`], with real keys and signatures; only sockets and waiting are left out. Two kinds of time
+//! come out, and are kept apart:
+//!
+//! - *virtual* time, from the models of latency, bandwidth, computing speed and drop-outs ([`Network`], [`Dropout`]);
+//!   it is the same for the same seed;
+//! - *measured* CPU time of each client's and the coordinator's computing in this process ([`Timing`]).
+//!
+//! Clients' updates are generated when they are needed and never stored, and what many clients know in common is held
+//! once, so that 10,000 clients with 100,000 elements fit in a few GiB.
+//!
+//! ```
+//! use unisono_sim::{Dropout, Simulation};
+//!
+//! let simulation = Simulation::builder().clients(20).dimension(500).dropout(Dropout::constant(0.1)?).build()?;
+//! let report = simulation.run(&mut ())?;
+//! assert_eq!(report.rounds[0].survivors, 18);
+//! assert_eq!(report.rounds[0].exact_sum, Some(true));
+//! # Ok::<(), unisono_sim::SimError>(())
+//! ```
+//!
+//! Researchers bring their own updates with [`updates`] and apply each round's mean in [`Observer::round_finished`].
+
+mod client;
+mod cpu;
+mod dropout;
+mod error;
+mod network;
+mod observer;
+mod population;
+mod report;
+mod round;
+mod simulation;
+mod trace;
+mod update;
+
+pub use dropout::Dropout;
+pub use error::SimError;
+pub use network::{Compute, DeviceClass, Network};
+pub use observer::Observer;
+pub use report::{PhaseReport, PhaseTiming, Report, RoundReport, Settings, Spread, Timing};
+pub use simulation::{Builder, Simulation, updates};
+pub use update::{Update, UpdateSource};

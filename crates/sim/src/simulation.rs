@@ -1,0 +1,270 @@
+//! The settings of a simulation, checked once, and the loop over its rounds.
+
+use std::sync::Arc;
+
+use unisono_protocol::degree::{Assumptions, SecurityMode, find};
+use unisono_protocol::encoding::{Quantiser, Rounding, modulus_bits};
+use unisono_protocol::params::{MAX_COHORT, ParamsError, quantiser_to_wire};
+use unisono_protocol::proto;
+use unisono_protocol::server::Server;
+
+use crate::dropout::Dropout;
+use crate::error::{SimError, setting};
+use crate::network::Network;
+use crate::observer::Observer;
+use crate::population::{NOW, Population, Purpose, rng};
+use crate::report::{Report, Settings};
+use crate::round::{Plan, play};
+use crate::update::{UpdateSource, generated};
+
+/// Settings of a simulation; see [`Simulation::builder`].
+#[derive(Clone)]
+pub struct Builder {
+    clients: u32,
+    dimension: u64,
+    mode: SecurityMode,
+    gamma: f64,
+    delta: Option<f64>,
+    n_min: Option<u32>,
+    quantiser: Quantiser,
+    network: Network,
+    dropout: Dropout,
+    deadline: f64,
+    rounds: u64,
+    seed: u64,
+    threads: usize,
+    update: Option<UpdateSource>,
+}
+
+impl Default for Builder {
+    fn default() -> Self {
+        let rounding = Rounding::Stochastic;
+        let quantiser =
+            Quantiser { bits: 16, clip: 1.0, l2_clip: None, max_weight: 1.0, rounding, metric_bounds: Vec::new() };
+        Self {
+            clients: 100,
+            dimension: 10_000,
+            mode: SecurityMode::Malicious,
+            gamma: 0.05,
+            delta: None,
+            n_min: None,
+            quantiser,
+            network: Network::lan(),
+            dropout: Dropout::None,
+            deadline: 300.0,
+            rounds: 1,
+            seed: 0,
+            threads: 0,
+            update: None,
+        }
+    }
+}
+
+macro_rules! setters {
+    ($($(#[$doc:meta])* $name:ident: $type:ty;)*) => {
+        $($(#[$doc])* #[must_use] pub fn $name(mut self, $name: $type) -> Self { self.$name = $name; self })*
+    };
+}
+
+impl Builder {
+    setters! {
+        /// Number of devices, all of which try to take part in every round; 3 to 2^20. Default 100.
+        clients: u32;
+        /// Elements of an update, d. Default 10,000.
+        dimension: u64;
+        /// Security mode. Default malicious.
+        mode: SecurityMode;
+        /// Assumed adversarial fraction. Default 0.05.
+        gamma: f64;
+        /// Clipping, bits and rounding. Default 16 bits, clip 1, stochastic rounding.
+        quantiser: Quantiser;
+        /// Connections and devices. Default [`Network::lan`].
+        network: Network;
+        /// Who vanishes. Default nobody.
+        dropout: Dropout;
+        /// Virtual seconds after which a phase is closed without those that have not answered. Default 300.
+        deadline: f64;
+        /// Rounds. Default 1.
+        rounds: u64;
+        /// Seed of everything random. Default 0.
+        seed: u64;
+        /// Threads; 0 for as many as there are cores. Default 0.
+        threads: usize;
+    }
+
+    /// Assumed drop-out fraction. Default: what the drop-out model leads one to expect, at least 0.05.
+    #[must_use]
+    pub fn delta(mut self, delta: f64) -> Self {
+        self.delta = Some(delta);
+        self
+    }
+
+    /// Smallest number of updates whose sum may be learned. Default: the cohort less the assumed drop-outs and a tenth, or
+    /// the smallest number above that which the rules allow.
+    #[must_use]
+    pub fn n_min(mut self, n_min: u32) -> Self {
+        self.n_min = Some(n_min);
+        self
+    }
+
+    /// Clients' updates. Default: uniform values within the quantiser's clip, generated from the seed.
+    #[must_use]
+    pub fn updates(mut self, update: UpdateSource) -> Self {
+        self.update = Some(update);
+        self
+    }
+
+    /// Checks the settings.
+    ///
+    /// # Errors
+    /// [`SimError`]: a setting out of range, or a cohort that is infeasible, with what would be feasible.
+    pub fn build(self) -> Result<Simulation, SimError> {
+        let Self { clients, dimension, mode, gamma, .. } = self;
+        if !(3..=MAX_COHORT).contains(&clients) {
+            return Err(setting("clients", clients, format!("3 to {MAX_COHORT}")));
+        }
+        if dimension == 0 || dimension > 1 << 30 {
+            return Err(setting("dimension", dimension, format!("1 to {}", 1 << 30)));
+        }
+        if self.rounds == 0 {
+            return Err(setting("rounds", 0, "at least 1"));
+        }
+        if !(self.deadline > 0.0 && self.deadline.is_finite()) {
+            return Err(setting("deadline", self.deadline, "seconds above 0"));
+        }
+        self.quantiser.validate()?;
+        let expected = self.dropout.expected(clients as usize, &self.network);
+        let delta = self.delta.unwrap_or_else(|| expected.max(0.05));
+        let assumptions = Assumptions { gamma, delta, mode };
+        let infeasible = |n| move |source| SimError::Params(ParamsError::Infeasible { n, source });
+        let topology = find(clients, &assumptions).map_err(infeasible(clients))?;
+        let lowest = ((f64::from(clients) * (1.0 - delta) * 0.9) as u32).clamp(3, clients);
+        let feasible = |n: &u32| find(*n, &assumptions).is_ok();
+        let n_min = self.n_min.unwrap_or_else(|| (lowest..=clients).find(feasible).unwrap_or(clients));
+        let settings = Settings {
+            clients,
+            dimension,
+            mode: if mode == SecurityMode::Malicious { "malicious" } else { "semi-honest" }.into(),
+            gamma,
+            delta,
+            n_min,
+            quantiser_bits: self.quantiser.bits,
+            modulus_bits: modulus_bits(self.quantiser.bits, clients)?,
+            degree: topology.degree,
+            threshold: topology.threshold,
+            window_bound: topology.window_bound,
+            seed: self.seed,
+        };
+        let update = self.update.clone().unwrap_or_else(|| {
+            let metrics = self.quantiser.metric_bounds.iter().map(|(lower, _)| *lower).collect();
+            generated(self.seed, dimension as usize, self.quantiser.clip, metrics, self.quantiser.max_weight)
+        });
+        let simulation = Simulation { builder: self, settings, update };
+        // What the protocol itself has against the parameters is said now, not in the first round.
+        unisono_protocol::params::RoundParams::from_payload(&prost::Message::encode_to_vec(&simulation.params(
+            1,
+            simulation.builder.mode == SecurityMode::Malicious,
+            None,
+        )))?;
+        Ok(simulation)
+    }
+}
+
+/// A simulation whose settings were checked.
+pub struct Simulation {
+    builder: Builder,
+    settings: Settings,
+    update: UpdateSource,
+}
+
+impl Simulation {
+    /// A builder with its defaults: 100 clients, 10,000 elements, malicious mode, one round.
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+
+    /// The settings, as they will be used.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Plays the rounds. A round that is aborted is reported, and the next one begins.
+    ///
+    /// # Errors
+    /// [`SimError`] when the population or a round can't be set up.
+    pub fn run(&self, observer: &mut (dyn Observer + Send)) -> Result<Report, SimError> {
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(self.builder.threads)
+            .build()
+            .map_err(|error| SimError::Threads(error.to_string()))?;
+        pool.install(|| self.run_here(observer))
+    }
+
+    fn run_here(&self, observer: &mut (dyn Observer + Send)) -> Result<Report, SimError> {
+        let Builder { network, dropout, seed, rounds, mode, .. } = &self.builder;
+        let malicious = *mode == SecurityMode::Malicious;
+        let mut population = Population::new(self.settings.clients, malicious, network, *seed)?;
+        let mut report = Report { settings: self.settings.clone(), rounds: Vec::new(), interrupted: false };
+        for round in 1..=*rounds {
+            let head = population.authority.as_ref().map(|authority| authority.roster.head());
+            let params = self.params(round, malicious, head.map(|head| (head.epoch, head.root)));
+            let class = |i: usize| population.devices[i].link.class;
+            let mut random = rng(*seed, Purpose::Dropout, 0, round);
+            let fates = dropout.draw(round, population.devices.len(), network, class, &mut random);
+            let plan = Plan {
+                round,
+                seed: *seed,
+                server: Server::open(&params, population.authority.clone())?,
+                fates,
+                compute: network.compute,
+                deadline: self.builder.deadline,
+                update: &self.update,
+            };
+            let Some((played, aggregate)) = play(plan, &mut population, observer) else {
+                report.interrupted = true;
+                break;
+            };
+            observer.round_finished(&played, aggregate.as_ref());
+            report.rounds.push(played);
+        }
+        Ok(report)
+    }
+
+    fn params(&self, round: u64, malicious: bool, roster: Option<(u64, [u8; 32])>) -> proto::RoundParams {
+        let Settings { clients, dimension, n_min, modulus_bits, gamma, delta, .. } = self.settings;
+        let mode = if malicious { proto::SecurityMode::Malicious } else { proto::SecurityMode::SemiHonest };
+        let deadline_ms = (self.builder.deadline * 1e3) as u64;
+        let (roster_epoch, root) = roster.unwrap_or_default();
+        proto::RoundParams {
+            task: "simulation".into(),
+            round,
+            suite: 1,
+            roster_epoch,
+            roster_root: if malicious { root.to_vec() } else { Vec::new() },
+            dimension,
+            modulus_bits,
+            quantiser: Some(quantiser_to_wire(&self.builder.quantiser)),
+            n_min,
+            n_max: clients,
+            gamma,
+            delta,
+            mode: mode as i32,
+            deadlines: Some(proto::PhaseDeadlines {
+                advertise_ms: deadline_ms,
+                share_ms: deadline_ms,
+                mask_ms: deadline_ms,
+                confirm_ms: deadline_ms,
+                unmask_ms: deadline_ms,
+            }),
+            model_version: round - 1,
+            model_hash: vec![0; 32],
+            chunk_elements: 1 << 16,
+            opened_at: NOW + round,
+        }
+    }
+}
+
+/// A source of updates from a closure; see [`UpdateSource`].
+pub fn updates(source: impl Fn(u32, u64) -> crate::Update + Send + Sync + 'static) -> UpdateSource {
+    Arc::new(source)
+}

@@ -100,3 +100,14 @@ pub fn release(error: ReleaseError) -> PyErr {
 pub fn malformed(what: &str, error: prost::DecodeError) -> PyErr {
     class::ClientError::new_err(format!("the {what} can't be decoded: {error}"))
 }
+
+pub fn simulation(error: unisono_sim::SimError) -> PyErr {
+    use unisono_sim::SimError as E;
+    match error {
+        E::Params(error) => params(error),
+        E::Encoding(error) => encoding(error),
+        E::Open(error) => open(error),
+        E::Roster(error) => roster(error),
+        other => class::ParamsError::new_err(other.to_string()),
+    }
+}

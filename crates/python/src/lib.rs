@@ -14,6 +14,7 @@ mod record;
 mod release;
 mod rng;
 mod server_round;
+mod simulate;
 mod state;
 
 use pyo3::prelude::*;
@@ -36,6 +37,8 @@ mod _unisono {
     use crate::release::{ContentKey, Grant, Release, grant, seal};
     #[pymodule_export]
     use crate::server_round::{Outcome, ServerRound, sender_of};
+    #[pymodule_export]
+    use crate::simulate::simulate;
     use pyo3::prelude::*;
 
     #[pymodule_init]

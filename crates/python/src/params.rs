@@ -20,7 +20,7 @@ fn reduce<'py, T: PyTypeInfo>(py: Python<'py>, settings: Bound<'py, PyDict>) -> 
     (new, (py.get_type::<T>(), PyTuple::empty(py), settings)).into_pyobject(py)
 }
 
-fn mode_of(name: &str) -> PyResult<SecurityMode> {
+pub fn mode_of(name: &str) -> PyResult<SecurityMode> {
     match name {
         "malicious" => Ok(SecurityMode::Malicious),
         "semi-honest" => Ok(SecurityMode::SemiHonest),

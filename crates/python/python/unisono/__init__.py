@@ -4,6 +4,7 @@
 - keys and rosters: :class:`DeviceKeys`, :class:`SigningKey`, :class:`Roster`;
 - primitives: :func:`mask`, :func:`unmask`, :func:`quantise`, :func:`dequantise`, :func:`split_secret`, ...;
 - released models: :func:`seal`, :func:`grant`, :class:`Release`, :class:`Grant`;
+- experiments: :func:`simulate`, thousands of clients in this process;
 - Flower: :mod:`unisono.flower` (needs the extra ``flower``).
 
 Arrays that are passed in are read where they lie, with the GIL released: don't write to them from another thread meanwhile.
@@ -64,6 +65,7 @@ from .errors import (
     StateError,
 )
 from .records import FileRecord, MemoryRecord, Record
+from .simulation import Simulated, simulate
 
 __all__ = [
     "AbortError",
@@ -96,6 +98,7 @@ __all__ = [
     "RoundParams",
     "ServerRound",
     "SigningKey",
+    "Simulated",
     "StateError",
     "Topology",
     "__version__",
@@ -112,6 +115,7 @@ __all__ = [
     "ring_dtype",
     "seal",
     "sender_of",
+    "simulate",
     "split_secret",
     "unmask",
     "unpack",

@@ -1,6 +1,6 @@
 """Types of the extension module. Every name is documented on the object itself and in docs/python.md."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, final
 
 import numpy as np
@@ -61,6 +61,22 @@ def grant(
     roster_epoch: int = 0,
 ) -> Grant: ...
 
+def simulate(
+    clients: int,
+    dim: int,
+    *,
+    dropout: str,
+    mode: _Mode,
+    rounds: int,
+    seed: int,
+    quantiser: Quantiser,
+    gamma: float,
+    delta: float | None,
+    n_min: int | None,
+    threads: int,
+    updates: Callable[[int, int], tuple[NDArray[np.float32], float]] | None = None,
+    round_finished: Callable[[int, NDArray[np.float32] | None], object] | None = None,
+) -> tuple[str, list[NDArray[np.float32] | None]]: ...
 def sender_of(message: bytes) -> bytes: ...
 
 @final

@@ -1,1 +1,304 @@
-//! The device SDK of unisono: transport, retries, durable state, the Trainer trait.
+//! The device SDK of unisono: a [`Trainer`] computes updates, a [`Client`] takes part in rounds with them and opens the
+//! released model.
+//!
+//! The client only dials out. Every step is repeated until it is acknowledged, an upload goes on at the first chunk that is
+//! missing, and a client that lost its connection goes on in the phase where it was. What must survive the process is in a
+//! [`Record`]: in which rounds this device took part, and the newest roster and model that it has seen.
+//!
+//! ```no_run
+//! # use unisono_client::{Client, TrainError, Trainer, TrainingRound, Update};
+//! struct Mine;
+//! impl Trainer for Mine {
+//!     fn train(&mut self, round: &TrainingRound) -> Result<Update, TrainError> {
+//!         let update = vec![0.0; round.model.values().len()]; // new weights minus `round.model`
+//!         Ok(Update { update, weight: 1.0, metrics: vec![] })
+//!     }
+//! }
+//! # async fn run(keys: unisono_protocol::keyfile::DeviceKeys, registrar: unisono_crypto::sign::VerifyingKey)
+//! # -> Result<(), unisono_client::Error> {
+//! let mut client = Client::builder("http://coordinator.example:7700", "digits", keys)
+//!     .registrar(registrar)
+//!     .state_dir("/var/lib/mine")
+//!     .build(Mine)?;
+//! let summary = client.run().await?;
+//! println!("took part in {} rounds", summary.completed);
+//! # Ok(())
+//! # }
+//! ```
+
+mod connection;
+mod error;
+mod record;
+mod release;
+mod round;
+mod trainer;
+mod traffic;
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use unisono_crypto::ring::RingVector;
+use unisono_crypto::sign::VerifyingKey;
+use unisono_protocol::client::{Identity, Trust};
+use unisono_protocol::keyfile::DeviceKeys;
+use unisono_protocol::policy::{ParticipationRecord, Policy};
+use unisono_protocol::server::Phase;
+use unisono_wire::proto::get_round_response::State;
+use unisono_wire::proto::{GetRoundRequest, GetRoundResponse};
+
+use connection::Connection;
+pub use connection::Retry;
+pub use error::Error;
+pub use record::{Record, RecordFileError};
+pub use release::OpenedRelease;
+pub use traffic::Traffic;
+pub use trainer::{TrainError, Trainer, TrainingRound, Update};
+
+/// What happens, for logs and live views. It is not printable as a whole: one kind holds this device's update.
+#[non_exhaustive]
+pub enum Event<'a> {
+    /// The coordinator has no round to join; the client waits.
+    Waiting,
+    /// A round was accepted by trust anchors, policy and record.
+    Joined {
+        /// Its number.
+        round: u64,
+    },
+    /// The client has taken the step before and waits for this phase, or has begun it.
+    Phase {
+        /// Number of the round.
+        round: u64,
+        /// The phase.
+        phase: Phase,
+    },
+    /// The trainer is done.
+    Trained {
+        /// Number of the round.
+        round: u64,
+        /// The update's weight.
+        weight: f32,
+        /// The trainer's metrics.
+        metrics: &'a [f32],
+    },
+    /// The update as it will be masked. It is this device's secret: for tests and audits in this process only.
+    Encoded {
+        /// Number of the round.
+        round: u64,
+        /// The encoded update.
+        vector: &'a RingVector,
+    },
+    /// This client's part of the round is done.
+    Completed {
+        /// Number of the round.
+        round: u64,
+        /// Bytes sent and received in each phase.
+        traffic: &'a Traffic,
+    },
+    /// The round ended for this client without its full part.
+    Missed {
+        /// Number of the round, 0 when the offer could not be read.
+        round: u64,
+        /// Why.
+        error: &'a Error,
+    },
+    /// A call failed and will be repeated.
+    Retrying {
+        /// What failed.
+        error: &'a Error,
+        /// Pause before the next try.
+        pause: Duration,
+    },
+}
+
+type Observer = Arc<dyn Fn(&Event<'_>) + Send + Sync>;
+
+/// What a run came to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Summary {
+    /// Rounds in which every step was taken.
+    pub completed: u64,
+    /// Rounds that were joined or offered, and not completed.
+    pub missed: u64,
+}
+
+/// Makes a [`Client`].
+pub struct ClientBuilder {
+    endpoint: String,
+    task: String,
+    keys: DeviceKeys,
+    registrar: Option<VerifyingKey>,
+    policy: Policy,
+    state_dir: Option<PathBuf>,
+    retry: Retry,
+    max_failures: u64,
+    observer: Observer,
+}
+
+impl ClientBuilder {
+    /// The registrar's verifying key. Without it only semi-honest rounds can be joined, and no release opened.
+    pub fn registrar(mut self, key: VerifyingKey) -> Self {
+        self.registrar = Some(key);
+        self
+    }
+
+    /// This device's own limits; the default is [`Policy::default`].
+    pub fn policy(mut self, policy: Policy) -> Self {
+        self.policy = policy;
+        self
+    }
+
+    /// Folder of the durable [`Record`], made if missing. Without it the record is in memory, and a restart forgets in which
+    /// rounds this device took part: for tests only.
+    pub fn state_dir(mut self, folder: impl Into<PathBuf>) -> Self {
+        self.state_dir = Some(folder.into());
+        self
+    }
+
+    /// How failed calls are repeated.
+    pub fn retry(mut self, retry: Retry) -> Self {
+        self.retry = retry;
+        self
+    }
+
+    /// Rounds missed in a row after which [`Client::run`] gives up; 10 unless set.
+    pub fn max_failures(mut self, rounds: u64) -> Self {
+        self.max_failures = rounds.max(1);
+        self
+    }
+
+    /// A function that is told what happens. It is called from the client's task and must not block.
+    pub fn on_event(mut self, observer: impl Fn(&Event<'_>) + Send + Sync + 'static) -> Self {
+        self.observer = Arc::new(observer);
+        self
+    }
+
+    /// Makes the client; nothing is dialled yet.
+    ///
+    /// # Errors
+    /// [`Error::Endpoint`] for an address that is none, [`Error::Record`] when the state folder can't be used.
+    pub fn build(self, trainer: impl Trainer + 'static) -> Result<Client, Error> {
+        let record = match &self.state_dir {
+            Some(folder) => Record::open(folder)?,
+            None => Record::in_memory(),
+        };
+        Ok(Client {
+            connection: Connection::new(&self.endpoint, self.retry, self.observer.clone())?,
+            task: self.task,
+            identity: Arc::new(self.keys.identity()),
+            trust: Trust { registrar: self.registrar, policy: self.policy },
+            keys: self.keys,
+            record,
+            trainer: Arc::new(Mutex::new(Box::new(trainer))),
+            observer: self.observer,
+            max_failures: self.max_failures,
+            attempted: 0,
+        })
+    }
+}
+
+/// One device's part in one task.
+pub struct Client {
+    connection: Connection,
+    task: String,
+    keys: DeviceKeys,
+    identity: Arc<Identity>,
+    trust: Trust,
+    record: Record,
+    trainer: Arc<Mutex<Box<dyn Trainer>>>,
+    observer: Observer,
+    max_failures: u64,
+    /// Highest round number that this process has tried.
+    attempted: u64,
+}
+
+/// What the coordinator says about rounds.
+enum Offer {
+    Round(Box<unisono_protocol::proto::RoundOffer>),
+    Finished,
+}
+
+impl Client {
+    /// A client for `task` of the coordinator at `endpoint` (`http://host:port`).
+    pub fn builder(endpoint: impl Into<String>, task: impl Into<String>, keys: DeviceKeys) -> ClientBuilder {
+        ClientBuilder {
+            endpoint: endpoint.into(),
+            task: task.into(),
+            keys,
+            registrar: None,
+            policy: Policy::default(),
+            state_dir: None,
+            retry: Retry::default(),
+            max_failures: 10,
+            observer: Arc::new(|_| {}),
+        }
+    }
+
+    fn tell(&self, event: &Event<'_>) {
+        (self.observer)(event);
+    }
+
+    /// Takes part in rounds until the coordinator says that the task is finished.
+    ///
+    /// # Errors
+    /// What can't get better by waiting ([`Error::is_final`]), or the last of [`ClientBuilder::max_failures`] rounds missed in a row.
+    pub async fn run(&mut self) -> Result<Summary, Error> {
+        let mut summary = Summary::default();
+        let mut failures = 0;
+        while let Some(result) = self.run_round().await? {
+            match result {
+                Ok(()) => {
+                    summary.completed += 1;
+                    failures = 0;
+                }
+                Err(error) => {
+                    summary.missed += 1;
+                    failures += 1;
+                    if failures >= self.max_failures {
+                        return Err(error);
+                    }
+                }
+            }
+        }
+        Ok(summary)
+    }
+
+    /// Waits for the next round and takes part in it: `None` when the task is finished, otherwise whether the round was
+    /// completed or why not. A missed round is told to the observer too.
+    ///
+    /// # Errors
+    /// What can't get better by waiting ([`Error::is_final`]).
+    pub async fn run_round(&mut self) -> Result<Option<Result<(), Error>>, Error> {
+        let Offer::Round(offer) = self.next_offer().await? else { return Ok(None) };
+        match self.take_part(&offer).await {
+            Ok(()) => Ok(Some(Ok(()))),
+            Err(error) => {
+                self.tell(&Event::Missed { round: self.attempted, error: &error });
+                if error.is_final() { Err(error) } else { Ok(Some(Err(error))) }
+            }
+        }
+    }
+
+    async fn next_offer(&mut self) -> Result<Offer, Error> {
+        loop {
+            let spent = self.record.last(&self.task)?.map_or(0, |last| last.round);
+            let request = GetRoundRequest {
+                task: self.task.clone(),
+                after_round: spent.max(self.attempted),
+                wait_ms: connection::WAIT_MS,
+            };
+            let call = async |mut stub: connection::Stub| stub.get_round(request.clone()).await;
+            let GetRoundResponse { state, offer } = self.connection.call(call).await?;
+            match (State::try_from(state), offer) {
+                (Ok(State::Open), Some(offer)) => return Ok(Offer::Round(Box::new(offer))),
+                (Ok(State::Finished), _) => return Ok(Offer::Finished),
+                _ => self.tell(&Event::Waiting),
+            }
+        }
+    }
+}
+
+/// Unix time in seconds.
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
+}

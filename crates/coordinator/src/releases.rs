@@ -8,9 +8,9 @@ use unisono_crypto::kdf::label;
 use unisono_crypto::kem::EncapsulationKey;
 use unisono_protocol::ClientId;
 use unisono_protocol::roster::release_key_hash;
-use unisono_release::proto::{PayloadType, Provenance, ProvenanceMode, ReleaseHeader, SignedGrant};
+use unisono_release::proto::{PayloadType, Provenance, ProvenanceMode, ReleaseHeader};
 use unisono_release::{ContentKey, Recipient, Release, grant, seal};
-use unisono_wire::proto::{GrantRequest, GrantRequestBody};
+use unisono_wire::proto::{GrantRequest, GrantRequestBody, GrantResponse};
 
 use crate::service::refuse;
 use crate::storage::{FinishedRound, StoredRelease};
@@ -76,7 +76,7 @@ pub(crate) async fn release(shared: &Shared, last: Option<&FinishedRound>) -> Re
 }
 
 /// Checks a device's request and issues its grant.
-pub(crate) async fn issue(shared: &Shared, request: &GrantRequest) -> Result<SignedGrant, Status> {
+pub(crate) async fn issue(shared: &Shared, request: &GrantRequest) -> Result<GrantResponse, Status> {
     let store = |error: StoreError| refuse(tonic::Code::Unavailable, "storage", &error);
     let (Some(keys), Some(round_keys)) = (&shared.release_keys, &shared.round_keys) else {
         return Err(refuse(tonic::Code::FailedPrecondition, "no_releases", &"this coordinator releases no models"));
@@ -113,5 +113,6 @@ pub(crate) async fn issue(shared: &Shared, request: &GrantRequest) -> Result<Sig
     let content = keys.key_encryption_key.unwrap(&stored.wrapped_key, &stored.header_hash).map_err(internal)?;
     let recipient = Recipient { client_id: client.0, key, roster_epoch: epoch };
     let rng = &mut UnwrapErr(SysRng);
-    tokio::task::block_in_place(|| grant(&header, &content, &recipient, &keys.publisher, rng)).map_err(internal)
+    let grant = tokio::task::block_in_place(|| grant(&header, &content, &recipient, &keys.publisher, rng));
+    Ok(GrantResponse { grant: Some(grant.map_err(internal)?), roster_head: Some(roster.signed_head().clone()) })
 }

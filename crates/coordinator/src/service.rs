@@ -350,9 +350,9 @@ impl Coordinator for Service {
     }
 
     async fn request_grant(&self, request: Request<GrantRequest>) -> Result<Response<GrantResponse>, Status> {
-        let grant = releases::issue(&self.shared, &request.into_inner()).await?;
+        let response = releases::issue(&self.shared, &request.into_inner()).await?;
         counter!("unisono_grants_total").increment(1);
-        Ok(Response::new(GrantResponse { grant: Some(grant) }))
+        Ok(Response::new(response))
     }
 }
 

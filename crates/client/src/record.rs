@@ -1,0 +1,192 @@
+//! What a device must not forget: its rounds, the newest roster, the newest models. One small JSON file, replaced atomically
+//! and on stable storage before a method returns; a lock file keeps a second process from using it.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use serde::{Deserialize, Serialize};
+use unisono_protocol::policy::{Participation, ParticipationRecord, RecordError};
+use unisono_release::{ReleaseError, VersionRecord};
+
+/// The record's file can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum RecordFileError {
+    /// Reading or writing failed.
+    #[error("the record in {}: {source}", .path.display())]
+    Io {
+        /// Which file or folder.
+        path: PathBuf,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// Another process holds it.
+    #[error("the record in {} is in use by another process: a device runs one client at a time", .path.display())]
+    InUse {
+        /// Which folder.
+        path: PathBuf,
+    },
+    /// Not what this library wrote. It is never taken for empty: that would allow a round to be answered twice.
+    #[error("the record {} is damaged ({why}); restore it, or enrol the device anew under another id", .path.display())]
+    Damaged {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong.
+        why: String,
+    },
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Content {
+    /// Last participation by task: round number and Unix time.
+    tasks: BTreeMap<String, (u64, u64)>,
+    roster_epoch: u64,
+    /// Highest version opened by model id.
+    models: BTreeMap<String, u64>,
+}
+
+struct Inner {
+    content: Content,
+    /// File and lock; `None` in memory.
+    file: Option<(PathBuf, File)>,
+}
+
+/// A device's durable record. Clones are handles to one record.
+#[derive(Clone)]
+pub struct Record(Arc<Mutex<Inner>>);
+
+const NAME: &str = "record.json";
+
+impl Record {
+    /// A record that is forgotten with the process.
+    pub fn in_memory() -> Self {
+        Self(Arc::new(Mutex::new(Inner { content: Content::default(), file: None })))
+    }
+
+    /// Opens the record in `folder`, which is made if missing.
+    ///
+    /// # Errors
+    /// [`RecordFileError`].
+    pub fn open(folder: &Path) -> Result<Self, RecordFileError> {
+        let error = |source| RecordFileError::Io { path: folder.into(), source };
+        std::fs::create_dir_all(folder).map_err(error)?;
+        let lock = File::create(folder.join("lock")).map_err(error)?;
+        lock.try_lock().map_err(|e| match e {
+            std::fs::TryLockError::WouldBlock => RecordFileError::InUse { path: folder.into() },
+            std::fs::TryLockError::Error(source) => error(source),
+        })?;
+        let path = folder.join(NAME);
+        let content = match std::fs::read(&path) {
+            Ok(bytes) => serde_json::from_slice(&bytes)
+                .map_err(|e| RecordFileError::Damaged { path: path.clone(), why: e.to_string() })?,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Content::default(),
+            Err(source) => return Err(RecordFileError::Io { path, source }),
+        };
+        Ok(Self(Arc::new(Mutex::new(Inner { content, file: Some((path, lock)) }))))
+    }
+
+    fn read<T>(&self, get: impl FnOnce(&Content) -> T) -> T {
+        get(&self.0.lock().unwrap_or_else(PoisonError::into_inner).content)
+    }
+
+    /// Changes the content; the change counts only when it is on stable storage.
+    fn change(&self, change: impl FnOnce(&mut Content)) -> std::io::Result<()> {
+        let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut content = inner.content.clone();
+        change(&mut content);
+        if let Some((path, _)) = &inner.file {
+            write(path, &content)?;
+        }
+        inner.content = content;
+        Ok(())
+    }
+}
+
+fn write(path: &Path, content: &Content) -> std::io::Result<()> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let mut file = tempfile::NamedTempFile::new_in(folder)?;
+    file.write_all(&serde_json::to_vec(content)?)?;
+    file.as_file().sync_all()?;
+    file.persist(path)?;
+    File::open(folder)?.sync_all()
+}
+
+impl ParticipationRecord for Record {
+    fn last(&self, task: &str) -> Result<Option<Participation>, RecordError> {
+        Ok(self.read(|content| content.tasks.get(task).map(|&(round, at)| Participation { round, at })))
+    }
+
+    fn spend(&mut self, task: &str, participation: Participation) -> Result<(), RecordError> {
+        self.change(|content| {
+            content.tasks.insert(task.to_owned(), (participation.round, participation.at));
+        })
+        .map_err(|e| RecordError(e.to_string()))
+    }
+
+    fn roster_epoch(&self) -> Result<u64, RecordError> {
+        Ok(self.read(|content| content.roster_epoch))
+    }
+
+    fn see_roster_epoch(&mut self, epoch: u64) -> Result<(), RecordError> {
+        if epoch <= self.read(|content| content.roster_epoch) {
+            return Ok(());
+        }
+        self.change(|content| content.roster_epoch = epoch).map_err(|e| RecordError(e.to_string()))
+    }
+}
+
+impl VersionRecord for Record {
+    fn highest(&self, model_id: &str) -> Result<u64, ReleaseError> {
+        Ok(self.read(|content| content.models.get(model_id).copied().unwrap_or(0)))
+    }
+
+    fn see(&mut self, model_id: &str, version: u64) -> Result<(), ReleaseError> {
+        self.change(|content| {
+            let seen = content.models.entry(model_id.to_owned()).or_default();
+            *seen = version.max(*seen);
+        })
+        .map_err(|e| ReleaseError::Record(e.to_string()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_recorded_is_there_after_a_restart_and_one_process_holds_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut record = Record::open(folder.path()).unwrap();
+        assert!(matches!(Record::open(folder.path()), Err(RecordFileError::InUse { .. })));
+        assert_eq!(record.last("t").unwrap(), None);
+        record.spend("t", Participation { round: 4, at: 9 }).unwrap();
+        record.see_roster_epoch(3).unwrap();
+        record.see_roster_epoch(2).unwrap();
+        record.see("m", 5).unwrap();
+        record.see("m", 4).unwrap();
+        drop(record);
+        let record = Record::open(folder.path()).unwrap();
+        assert_eq!(record.last("t").unwrap(), Some(Participation { round: 4, at: 9 }));
+        assert_eq!((record.roster_epoch().unwrap(), record.highest("m").unwrap()), (3, 5));
+    }
+
+    #[test]
+    fn a_damaged_record_is_not_taken_for_an_empty_one() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join(NAME), b"{\"tasks\":").unwrap();
+        assert!(matches!(Record::open(folder.path()), Err(RecordFileError::Damaged { .. })));
+    }
+
+    #[test]
+    fn a_record_that_can_not_be_written_changes_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let inside = folder.path().join("state");
+        let mut record = Record::open(&inside).unwrap();
+        std::fs::remove_dir_all(&inside).unwrap();
+        assert!(record.spend("t", Participation { round: 1, at: 0 }).is_err());
+        assert_eq!(record.last("t").unwrap(), None);
+    }
+}

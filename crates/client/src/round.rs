@@ -1,0 +1,239 @@
+//! One round as a device lives it: the protocol's states, driven over the network.
+
+use std::sync::Arc;
+
+use getrandom::SysRng;
+use prost::Message;
+use rand_core::UnwrapErr;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio_stream::wrappers::ReceiverStream;
+use unisono_crypto::ring::RingVector;
+use unisono_protocol::client::{Joining, Masked, Rejected};
+use unisono_protocol::encoding::Contribution;
+use unisono_protocol::params::RoundParams;
+use unisono_protocol::proto::{
+    ClientMessage, CohortView, ForwardedTags, MaskingView, RoundOffer, SurvivorsView, UploadHeader,
+    client_message::Step, server_message::View,
+};
+use unisono_protocol::server::Phase;
+use unisono_wire::model::{Model, model_hash};
+use unisono_wire::proto::poll_response::Answer;
+use unisono_wire::proto::{
+    GetModelRequest, PollRequest, RoundPhase, UploadChunk, UploadStatusRequest, UploadStatusResponse,
+};
+
+use crate::connection::{Stub, WAIT_MS};
+use crate::traffic::Meter;
+use crate::{Client, Error, Event, TrainingRound, Update, now};
+
+/// Bytes that a model's file may have beyond its elements: names, shapes, alignment.
+const MODEL_OVERHEAD: usize = 1 << 20;
+
+fn rng() -> UnwrapErr<SysRng> {
+    UnwrapErr(SysRng)
+}
+
+/// Runs what takes long on a thread that may block.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(value) => value,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}
+
+/// The error alone; the state that refused goes with the round.
+fn refused<S>(rejected: Rejected<S>) -> Error {
+    Error::Protocol(Box::new(rejected.error))
+}
+
+/// A kind of view, and the phase in which it is shown.
+trait Shown: Sized {
+    fn take(view: View) -> Option<Self>;
+}
+
+macro_rules! shown {
+    ($($type:ty: $variant:ident),*) => {
+        $(impl Shown for $type {
+            fn take(view: View) -> Option<Self> {
+                match view {
+                    View::$variant(view) => Some(view),
+                    _ => None,
+                }
+            }
+        })*
+    };
+}
+
+shown!(CohortView: Cohort, MaskingView: Masking, SurvivorsView: Survivors, ForwardedTags: Tags);
+
+impl Client {
+    /// Takes part in the offered round from the first step to the last.
+    pub(crate) async fn take_part(&mut self, offer: &RoundOffer) -> Result<(), Error> {
+        // Whatever comes of it, this process does not try the round again: a second advert would be another one.
+        let params = offer.params.as_ref().map(|signed| RoundParams::from_payload(&signed.payload));
+        self.attempted = match params {
+            Some(Ok(params)) => params.wire.round,
+            Some(Err(error)) => return Err(error.into()),
+            None => return Err(Error::Answer("the offer has no parameters".into())),
+        };
+        let joining = Joining::new(offer, self.identity.clone(), &self.trust, &mut self.record, now())?;
+        let params = Arc::new(joining.params().clone());
+        let round = params.wire.round;
+        let mut meter = Meter::new(self.connection.counters());
+        self.tell(&Event::Joined { round });
+
+        self.tell(&Event::Phase { round, phase: Phase::Advertise });
+        let advertised = blocking(move || joining.advertise(&mut rng())).await;
+        self.submit(advertised.message()).await?;
+        meter.assign(Phase::Advertise);
+
+        let view: CohortView = self.poll(&params, Phase::Share).await?;
+        let shared = blocking(move || advertised.share(&view, now(), &mut rng())).await.map_err(refused)?;
+        let training = self.start_training(&params).await?;
+        self.submit(shared.message()).await?;
+        meter.assign(Phase::Share);
+
+        let view: MaskingView = self.poll(&params, Phase::Mask).await?;
+        let input = self.input(&params, training).await?;
+        let mut record = self.record.clone();
+        let masked = blocking(move || shared.mask(&view, input, &mut record, now())).await.map_err(refused)?;
+        self.submit(masked.message()).await?;
+        self.upload(&params, &masked).await?;
+        meter.assign(Phase::Mask);
+
+        let done = if params.malicious() {
+            let view: SurvivorsView = self.poll(&params, Phase::Confirm).await?;
+            let confirmed = masked.confirm(&view).map_err(refused)?;
+            self.submit(confirmed.message()).await?;
+            meter.assign(Phase::Confirm);
+            let view: ForwardedTags = self.poll(&params, Phase::Unmask).await?;
+            confirmed.release(&view).map_err(refused)?
+        } else {
+            let view: SurvivorsView = self.poll(&params, Phase::Unmask).await?;
+            masked.release(&view).map_err(refused)?
+        };
+        self.submit(done.message()).await?;
+        meter.assign(Phase::Unmask);
+        self.tell(&Event::Completed { round, traffic: meter.traffic() });
+        Ok(())
+    }
+
+    async fn submit(&self, message: &ClientMessage) -> Result<(), Error> {
+        self.connection.call(async |mut stub: Stub| stub.submit(message.clone()).await).await.map(|_| ())
+    }
+
+    /// Waits for a phase, and for what this device gets to see in it.
+    async fn poll<V: Shown>(&self, params: &RoundParams, phase: Phase) -> Result<V, Error> {
+        self.tell(&Event::Phase { round: params.wire.round, phase });
+        let request = PollRequest {
+            round_id: params.round_id.to_vec(),
+            client_id: self.identity.client_id.to_vec(),
+            phase: RoundPhase::from(phase) as i32,
+            wait_ms: WAIT_MS,
+        };
+        loop {
+            let response = self.connection.call(async |mut stub: Stub| stub.poll(request.clone()).await).await?;
+            match response.answer {
+                Some(Answer::Waiting(_)) => {}
+                Some(Answer::Ended(ended)) => return Err(Error::Ended(ended.reason)),
+                Some(Answer::View(view)) => {
+                    let view = view.view.and_then(V::take);
+                    return view.ok_or_else(|| Error::Answer(format!("phase {phase} came with another phase's view")));
+                }
+                None => return Err(Error::Answer("an empty answer to a poll".into())),
+            }
+        }
+    }
+
+    /// Fetches the base model and starts the trainer, which works while the keys are shared.
+    async fn start_training(&self, params: &Arc<RoundParams>) -> Result<JoinHandle<Result<Update, Error>>, Error> {
+        let version = params.wire.model_version;
+        let request = GetModelRequest { task: self.task.clone(), version };
+        let limit = params.wire.dimension as usize * size_of::<f32>() + MODEL_OVERHEAD;
+        let call = async |mut stub: Stub| stub.get_model(request.clone()).await;
+        let bytes = self.connection.fetch("base model", limit, call).await?;
+        if model_hash(&bytes).as_slice() != params.wire.model_hash {
+            return Err(Error::ModelHash { version });
+        }
+        let model = Model::from_safetensors(&bytes)?;
+        if model.values().len() as u64 != params.wire.dimension {
+            let (elements, dimension) = (model.values().len(), params.wire.dimension);
+            return Err(Error::Answer(format!("the base model has {elements} elements, the round {dimension}")));
+        }
+        let round = TrainingRound { params: params.clone(), model: Arc::new(model) };
+        let trainer = self.trainer.clone();
+        Ok(tokio::task::spawn_blocking(move || {
+            let mut trainer = trainer.lock().map_err(|_| Error::TrainerPanicked)?;
+            trainer.train(&round).map_err(Error::Train)
+        }))
+    }
+
+    /// Waits for the trainer, and encodes its update.
+    async fn input(
+        &self,
+        params: &Arc<RoundParams>,
+        training: JoinHandle<Result<Update, Error>>,
+    ) -> Result<RingVector, Error> {
+        let round = params.wire.round;
+        let update = training.await.unwrap_or(Err(Error::TrainerPanicked))?;
+        self.tell(&Event::Trained { round, weight: update.weight, metrics: &update.metrics });
+        let params = params.clone();
+        let vector = blocking(move || {
+            let Update { update, weight, metrics } = &update;
+            let contribution = Contribution { update, metrics, weight: *weight };
+            params.quantiser.encode(contribution, params.wire.dimension as usize, params.modulus, &mut rng())
+        })
+        .await?;
+        self.tell(&Event::Encoded { round, vector: &vector });
+        Ok(vector)
+    }
+
+    /// Uploads the masked vector, from the first chunk that the coordinator does not have, until it has all.
+    async fn upload(&self, params: &RoundParams, masked: &Masked) -> Result<(), Error> {
+        let Some(Step::Upload(header)) = &masked.message().step else { unreachable!("a masked state's step") };
+        let header = UploadHeader::decode(header.payload.as_slice()).map_err(|e| Error::Answer(e.to_string()))?;
+        let status = UploadStatusRequest {
+            round_id: params.round_id.to_vec(),
+            client_id: self.identity.client_id.to_vec(),
+        };
+        while !self.connection.repeat(async || self.upload_missing(masked, &status, &header.hash).await).await? {}
+        Ok(())
+    }
+
+    /// Sends what is missing in one stream; whether the upload is complete. Without any progress that is an error that
+    /// passes, so that the pauses of the retry policy apply.
+    async fn upload_missing(&self, masked: &Masked, who: &UploadStatusRequest, hash: &[u8]) -> Result<bool, Error> {
+        let status = async || {
+            let call = async |mut stub: Stub| stub.get_upload_status(who.clone()).await;
+            self.connection.call(call).await
+        };
+        let UploadStatusResponse { chunks: first, complete } = status().await?;
+        if complete {
+            return Ok(true);
+        }
+        // Packed one by one while they are sent: the packed vector is never held as a whole.
+        let (sender, receiver) = mpsc::channel(2);
+        let feed = async move {
+            for index in first..masked.chunks() {
+                let chunk = UploadChunk {
+                    round_id: who.round_id.clone(),
+                    client_id: who.client_id.clone(),
+                    upload_hash: hash.to_vec(),
+                    index,
+                    data: masked.chunk(index).unwrap_or_default(),
+                };
+                if sender.send(chunk).await.is_err() {
+                    return;
+                }
+            }
+        };
+        let mut stub = self.connection.stub();
+        let (sent, ()) = tokio::join!(stub.upload(ReceiverStream::new(receiver)), feed);
+        match sent.map_err(Error::of_status) {
+            Ok(response) => Ok(response.get_ref().complete),
+            Err(error) if error.is_passing() && status().await?.chunks > first => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+}

@@ -1,0 +1,44 @@
+//! What an application implements: from a model to an update.
+
+use std::sync::Arc;
+
+use unisono_protocol::params::RoundParams;
+use unisono_wire::model::Model;
+
+/// What a trainer reports when it can't give an update. The round is missed, later ones are tried.
+pub type TrainError = Box<dyn std::error::Error + Send + Sync>;
+
+/// One round, as a trainer sees it.
+#[derive(Debug, Clone)]
+pub struct TrainingRound {
+    /// The round's parameters: number, quantiser with its bounds, assumptions.
+    pub params: Arc<RoundParams>,
+    /// The base model; its hash was checked against the parameters.
+    pub model: Arc<Model>,
+}
+
+/// What a device contributes. It leaves the device masked only.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Update {
+    /// New weights minus the base model's, in the order of [`Model::values`]; finite, clipped to the quantiser's bound.
+    pub update: Vec<f32>,
+    /// Weight in the mean, for instance the number of examples; above 0 up to the quantiser's `max_weight`.
+    pub weight: f32,
+    /// The task's metrics in their configured order, for instance the loss; their weighted means are learned.
+    pub metrics: Vec<f32>,
+}
+
+/// Computes updates on data that stays with the device.
+pub trait Trainer: Send {
+    /// Trains on the round's base model. Runs on a thread that may block.
+    ///
+    /// # Errors
+    /// Any reason not to take part in this round.
+    fn train(&mut self, round: &TrainingRound) -> Result<Update, TrainError>;
+}
+
+impl<F: FnMut(&TrainingRound) -> Result<Update, TrainError> + Send> Trainer for F {
+    fn train(&mut self, round: &TrainingRound) -> Result<Update, TrainError> {
+        self(round)
+    }
+}

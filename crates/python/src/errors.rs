@@ -21,6 +21,7 @@ pub mod class {
     import_exception!(unisono.errors, KeyFileError);
     import_exception!(unisono.errors, RosterError);
     import_exception!(unisono.errors, ClientError);
+    import_exception!(unisono.errors, ConnectionError);
     import_exception!(unisono.errors, PolicyError);
     import_exception!(unisono.errors, RecordError);
     import_exception!(unisono.errors, RefusalError);
@@ -109,5 +110,18 @@ pub fn simulation(error: unisono_sim::SimError) -> PyErr {
         E::Open(error) => open(error),
         E::Roster(error) => roster(error),
         other => class::ParamsError::new_err(other.to_string()),
+    }
+}
+
+pub fn sdk(error: unisono_client::Error) -> PyErr {
+    use unisono_client::Error as E;
+    match error {
+        E::Protocol(error) => client(*error),
+        E::Release(error) => release(error),
+        E::Unreachable(_) | E::Refused { .. } | E::Ended(_) | E::Endpoint { .. } => {
+            class::ConnectionError::new_err(error.to_string())
+        }
+        E::Record(error) => class::RecordError::new_err(error.to_string()),
+        other => class::ClientError::new_err(other.to_string()),
     }
 }

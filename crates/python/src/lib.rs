@@ -5,6 +5,7 @@
 //! a time, and is refused in a forked process, where a copy of it could release a second share.
 
 mod arrays;
+mod client;
 mod client_round;
 mod errors;
 mod keys;
@@ -22,6 +23,8 @@ use pyo3::prelude::*;
 /// What the package `unisono` re-exports; documented there and in `_unisono.pyi`.
 #[pymodule(gil_used = false)]
 mod _unisono {
+    #[pymodule_export]
+    use crate::client::{Client, TrainingRound};
     #[pymodule_export]
     use crate::client_round::ClientRound;
     #[pymodule_export]

@@ -32,13 +32,9 @@ pub fn ring_dtype(modulus_bits: u32) -> PyResult<&'static str> {
 
 fn apply<T: StreamElement + Send>(slice: &mut [T], masks: &[(Seed, Sign)], reduce: impl Fn(&mut T)) -> PyResult<()> {
     // Refuse a vector that is too long before the first element changes.
-    if let (Some((seed, sign)), Some(last)) = (masks.first(), slice.len().checked_sub(1)) {
-        prg::apply(seed, last as u64, *sign, &mut [slice[last]]).map_err(errors::crypto)?;
-    }
+    prg::check_range::<T>(0, slice.len()).map_err(errors::crypto)?;
     for (i, chunk) in slice.chunks_mut(CHUNK).enumerate() {
-        for (seed, sign) in masks {
-            prg::apply(seed, (i * CHUNK) as u64, *sign, chunk).map_err(errors::crypto)?;
-        }
+        prg::apply_all(masks, (i * CHUNK) as u64, chunk).map_err(errors::crypto)?;
         chunk.iter_mut().for_each(&reduce);
     }
     Ok(())

@@ -158,6 +158,32 @@ def test_threads_take_one_step_once(world):
     assert sorted(news) == [False] * 7 + [True]
 
 
+def _whole_round_in_child(queue):
+    world = World(4)
+    quantiser = unisono.Quantiser()
+    server = world.open(dimension=50_000, quantiser=quantiser)
+    outcome = play(world, server, [np.zeros(50_000, np.float32)] * 4, [1.0] * 4)
+    queue.put(len(outcome.survivors))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_forked_process_plays_rounds_of_its_own(world):
+    server = world.open(dimension=50_000, quantiser=unisono.Quantiser(max_weight=10.0))
+    updates, weights = inputs(world, 50_000)
+    play(world, server, updates, weights)
+    unisono.simulate(clients=5, dim=100)
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    child = context.Process(target=_whole_round_in_child, args=(queue,))
+    child.start()
+    try:
+        assert queue.get(timeout=60) == 4
+    finally:
+        child.kill()
+        child.join()
+
+
 def _in_child(client, queue):
     try:
         client.message()

@@ -1,6 +1,7 @@
 """Secure aggregation for federated learning: the real protocol, NumPy in, NumPy out.
 
 - a round without a network: :class:`RoundParams`, :class:`ServerRound`, :class:`ClientRound`, bytes in and bytes out;
+- a device of a running coordinator: :class:`Client` with a trainer in Python;
 - keys and rosters: :class:`DeviceKeys`, :class:`SigningKey`, :class:`Roster`;
 - primitives: :func:`mask`, :func:`unmask`, :func:`quantise`, :func:`dequantise`, :func:`split_secret`, ...;
 - released models: :func:`seal`, :func:`grant`, :class:`Release`, :class:`Grant`;
@@ -29,6 +30,7 @@ from ._unisono import (
     ServerRound,
     SigningKey,
     Topology,
+    TrainingRound,
     __version__,
     dequantise,
     encapsulate,
@@ -52,6 +54,7 @@ from .errors import (
     AbortError,
     ArrayError,
     ClientError,
+    ConnectionError,
     CryptoError,
     EncodingError,
     Error,
@@ -64,6 +67,7 @@ from .errors import (
     RosterError,
     StateError,
 )
+from .client import Client
 from .records import FileRecord, MemoryRecord, Record
 from .simulation import Simulated, simulate
 
@@ -71,8 +75,10 @@ __all__ = [
     "AbortError",
     "Aggregate",
     "ArrayError",
+    "Client",
     "ClientError",
     "ClientRound",
+    "ConnectionError",
     "ContentKey",
     "CryptoError",
     "DecapsulationKey",
@@ -101,6 +107,7 @@ __all__ = [
     "Simulated",
     "StateError",
     "Topology",
+    "TrainingRound",
     "__version__",
     "dequantise",
     "encapsulate",

@@ -1,10 +1,13 @@
 """Types of the extension module. Every name is documented on the object itself and in docs/python.md."""
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, final
 
 import numpy as np
 from numpy.typing import NDArray
+
+from typing_extensions import Self
 
 from .records import Record
 
@@ -78,6 +81,38 @@ def simulate(
     round_finished: Callable[[int, NDArray[np.float32] | None], object] | None = None,
 ) -> tuple[str, list[NDArray[np.float32] | None]]: ...
 def sender_of(message: bytes) -> bytes: ...
+
+class Client:
+    def __new__(
+        cls,
+        endpoint: str,
+        task: str,
+        keys: DeviceKeys,
+        trainer: Callable[
+            [TrainingRound], tuple[NDArray[np.float32], float] | tuple[NDArray[np.float32], float, Sequence[float]]
+        ],
+        *,
+        registrar_key: bytes | None = None,
+        policy: Policy | None = None,
+        state_dir: str | os.PathLike[str] | None = None,
+        max_failures: int = 10,
+    ) -> Self: ...
+    def run(self) -> dict[str, int]: ...
+    def run_round(self) -> bool | None: ...
+
+@final
+class TrainingRound:
+    @property
+    def number(self) -> int: ...
+    @property
+    def task(self) -> str: ...
+    @property
+    def clip(self) -> float: ...
+    @property
+    def max_weight(self) -> float: ...
+    @property
+    def parameters(self) -> NDArray[np.float32]: ...
+    def tensor(self, name: str) -> NDArray[np.float32]: ...
 
 @final
 class DecapsulationKey:

@@ -9,6 +9,7 @@ __all__ = [
     "AbortError",
     "ArrayError",
     "ClientError",
+    "ConnectionError",
     "CryptoError",
     "EncodingError",
     "Error",
@@ -61,6 +62,10 @@ class PolicyError(ClientError):
 
 class RecordError(ClientError):
     """The round was spent before, or the durable record can't be read or written."""
+
+
+class ConnectionError(ClientError):  # noqa: A001 (it is this package's, and always qualified)
+    """The coordinator can't be reached or refuses, or the round ended without this device."""
 
 
 class RefusalError(Error):

@@ -1,8 +1,9 @@
 //! A client's vector, from `f32` to packed bytes, and the masks alone; throughput in bytes of `f32` input.
 //! `RAYON_NUM_THREADS=1 cargo bench --bench client_path` for one thread.
 
+mod support;
+
 use std::hint::black_box;
-use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use rand_chacha::ChaCha20Rng;
@@ -56,12 +57,5 @@ fn client_path(criterion: &mut Criterion) {
     group.finish();
 }
 
-fn settings() -> Criterion {
-    Criterion::default()
-        .sample_size(10)
-        .warm_up_time(Duration::from_millis(200))
-        .measurement_time(Duration::from_secs(1))
-}
-
-criterion_group! { name = benches; config = settings(); targets = client_path }
+criterion_group! { name = benches; config = support::settings(); targets = client_path }
 criterion_main!(benches);

@@ -1,7 +1,8 @@
 //! Keys, ciphertexts and signatures: what phases 0 to 2 cost beside the masks. `cargo bench --bench key_agreement`.
 
+mod support;
+
 use std::hint::black_box;
-use std::time::Duration;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use unisono_crypto::kdf::label;
@@ -29,12 +30,5 @@ fn key_agreement(criterion: &mut Criterion) {
     group.finish();
 }
 
-fn settings() -> Criterion {
-    Criterion::default()
-        .sample_size(20)
-        .warm_up_time(Duration::from_millis(300))
-        .measurement_time(Duration::from_secs(1))
-}
-
-criterion_group! { name = benches; config = settings(); targets = key_agreement }
+criterion_group! { name = benches; config = support::settings(); targets = key_agreement }
 criterion_main!(benches);

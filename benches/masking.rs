@@ -1,6 +1,8 @@
 //! The hot loop alone: one stream of 32-bit mask words added to a vector, by every backend, beside what it is measured
 //! against. `cargo bench --bench masking`; throughput is in bytes of mask.
 
+mod support;
+
 use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
@@ -62,13 +64,5 @@ fn masking(criterion: &mut Criterion) {
     group.finish();
 }
 
-fn settings() -> Criterion {
-    use std::time::Duration;
-    Criterion::default()
-        .sample_size(20)
-        .warm_up_time(Duration::from_millis(300))
-        .measurement_time(Duration::from_secs(1))
-}
-
-criterion_group! { name = benches; config = settings(); targets = masking }
+criterion_group! { name = benches; config = support::settings(); targets = masking }
 criterion_main!(benches);

@@ -1,7 +1,8 @@
 //! Packing and unpacking of 2^20 elements; throughput in unpacked bytes. `cargo bench --bench packing`.
 
+mod support;
+
 use std::hint::black_box;
-use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use unisono_crypto::ring::{Modulus, RingVector};
@@ -29,12 +30,5 @@ fn packing(criterion: &mut Criterion) {
     group.finish();
 }
 
-fn settings() -> Criterion {
-    Criterion::default()
-        .sample_size(20)
-        .warm_up_time(Duration::from_millis(300))
-        .measurement_time(Duration::from_secs(1))
-}
-
-criterion_group! { name = benches; config = settings(); targets = packing }
+criterion_group! { name = benches; config = support::settings(); targets = packing }
 criterion_main!(benches);

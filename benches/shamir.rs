@@ -1,7 +1,8 @@
 //! Secrets of a round rebuilt: k = 98, t = 67 as for a thousand clients. `cargo bench --bench shamir`.
 
+mod support;
+
 use std::hint::black_box;
-use std::time::Duration;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use rand_chacha::ChaCha20Rng;
@@ -31,12 +32,5 @@ fn shamir(criterion: &mut Criterion) {
     group.finish();
 }
 
-fn settings() -> Criterion {
-    Criterion::default()
-        .sample_size(10)
-        .warm_up_time(Duration::from_millis(300))
-        .measurement_time(Duration::from_secs(1))
-}
-
-criterion_group! { name = benches; config = settings(); targets = shamir }
+criterion_group! { name = benches; config = support::settings(); targets = shamir }
 criterion_main!(benches);

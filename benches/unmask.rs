@@ -1,8 +1,9 @@
 //! A coordinator's unmasking of a sum at k = 98: one self mask for each survivor, and the masks between each client that
 //! dropped out and its surviving neighbours. Throughput in bytes of mask. `cargo bench --bench unmask`.
 
+mod support;
+
 use std::hint::black_box;
-use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use unisono_crypto::prg::{Seed, Sign};
@@ -36,12 +37,5 @@ fn unmask(criterion: &mut Criterion) {
     group.finish();
 }
 
-fn settings() -> Criterion {
-    Criterion::default()
-        .sample_size(10)
-        .warm_up_time(Duration::from_millis(100))
-        .measurement_time(Duration::from_secs(1))
-}
-
-criterion_group! { name = benches; config = settings(); targets = unmask }
+criterion_group! { name = benches; config = support::settings(); targets = unmask }
 criterion_main!(benches);

@@ -10,11 +10,10 @@ use libcrux_ml_kem::mlkem768::{self, MlKem768Ciphertext, MlKem768PrivateKey, MlK
 use rand_core::CryptoRng;
 use sha3::{Digest, Sha3_256};
 use shake::{ExtendableOutput, Shake256, Update, XofReader};
-use x25519_dalek::{PublicKey, StaticSecret};
 use zeroize::{Zeroize, Zeroizing};
 
-use crate::CryptoError;
 use crate::secret::Secret32;
+use crate::{CryptoError, x25519};
 
 const ML_EK_LEN: usize = 1184;
 const ML_DK_LEN: usize = 2400;
@@ -40,7 +39,7 @@ fn combine(ml: &[u8; 32], x: &[u8; 32], x_ct: &[u8; 32], x_key: &[u8; 32]) -> Se
 pub struct EncapsulationKey {
     bytes: Vec<u8>,
     ml: Box<MlKem768PublicKey>,
-    x: PublicKey,
+    x: [u8; 32],
 }
 
 impl PartialEq for EncapsulationKey {
@@ -66,7 +65,7 @@ impl EncapsulationKey {
         let (ml, x) = bytes.split_at_checked(ML_EK_LEN).ok_or_else(error)?;
         let ml = Box::new(MlKem768PublicKey::try_from(ml).map_err(|_| error())?);
         let x: [u8; 32] = x.try_into().map_err(|_| error())?;
-        Ok(Self { bytes: bytes.to_vec(), ml, x: PublicKey::from(x) })
+        Ok(Self { bytes: bytes.to_vec(), ml, x })
     }
 
     /// The key's [`EK_LEN`] bytes.
@@ -90,11 +89,10 @@ impl EncapsulationKey {
         x_coins.copy_from_slice(&coins[32..]);
         let (ml_ct, ml_secret) = mlkem768::encapsulate(&self.ml, *ml_coins);
         let ml_secret = Zeroizing::new(ml_secret);
-        let ephemeral = StaticSecret::from(*x_coins);
-        let x_ct = PublicKey::from(&ephemeral);
-        let x_secret = ephemeral.diffie_hellman(&self.x);
-        let secret = combine(&ml_secret, x_secret.as_bytes(), x_ct.as_bytes(), self.x.as_bytes());
-        ([ml_ct.as_ref(), x_ct.as_bytes()].concat(), secret)
+        let x_ct = x25519::public_key(&x_coins);
+        let x_secret = x25519::diffie_hellman(&x_coins, &self.x);
+        let secret = combine(&ml_secret, &x_secret, &x_ct, &self.x);
+        ([ml_ct.as_ref(), x_ct.as_slice()].concat(), secret)
     }
 }
 
@@ -120,7 +118,7 @@ impl Drop for MlKey {
 pub struct DecapsulationKey {
     seed: Secret32,
     ml: MlKey,
-    x: StaticSecret,
+    x: Secret32,
     public: EncapsulationKey,
 }
 
@@ -135,10 +133,10 @@ impl DecapsulationKey {
         let mut x_seed = Zeroizing::new([0; 32]);
         ml_seed.copy_from_slice(&expanded[..64]);
         x_seed.copy_from_slice(&expanded[64..]);
+        let x = Secret32::from_bytes(*x_seed);
         let (ml, ml_public) = mlkem768::generate_key_pair(*ml_seed).into_parts();
-        let x = StaticSecret::from(*x_seed);
-        let x_public = PublicKey::from(&x);
-        let bytes = [ml_public.as_ref(), x_public.as_bytes()].concat();
+        let x_public = x25519::public_key(x.expose());
+        let bytes = [ml_public.as_ref(), x_public.as_slice()].concat();
         let public = EncapsulationKey { bytes, ml: Box::new(ml_public), x: x_public };
         Self { seed: seed.clone(), ml: MlKey(Box::new(ml)), x, public }
     }
@@ -168,8 +166,8 @@ impl DecapsulationKey {
         let ml_ct = MlKem768Ciphertext::try_from(ml_ct).map_err(|_| error())?;
         let x_ct: [u8; 32] = x_ct.try_into().map_err(|_| error())?;
         let ml_secret = Zeroizing::new(mlkem768::decapsulate(&self.ml.0, &ml_ct));
-        let x_secret = self.x.diffie_hellman(&PublicKey::from(x_ct));
-        Ok(combine(&ml_secret, x_secret.as_bytes(), &x_ct, self.public.x.as_bytes()))
+        let x_secret = x25519::diffie_hellman(self.x.expose(), &x_ct);
+        Ok(combine(&ml_secret, &x_secret, &x_ct, &self.public.x))
     }
 }
 

@@ -97,6 +97,19 @@ fn check_abscissas(abscissas: &[u32]) -> Result<(), CryptoError> {
     }
 }
 
+/// The product of small numbers, as many of them as 128 bits hold at a time: abscissas have few bits, and a multiplication in
+/// the field costs that of a dozen of them.
+fn product(factors: impl Iterator<Item = u32>) -> Scalar {
+    let (mut product, mut small) = (Scalar::ONE, 1u128);
+    for factor in factors {
+        small *= u128::from(factor);
+        if small.leading_zeros() < 32 {
+            product *= Scalar::from(std::mem::replace(&mut small, 1));
+        }
+    }
+    product * Scalar::from(small)
+}
+
 /// Splits `secret` into one share for each abscissa; any `threshold` of them rebuild it, fewer say nothing.
 ///
 /// # Errors
@@ -143,15 +156,15 @@ impl Interpolator {
             return Err(CryptoError::Range { what: "number of shares", got: 0, min: 1, max: u32::MAX.into() });
         }
         check_abscissas(abscissas)?;
-        let points: Vec<Scalar> = abscissas.iter().map(|&x| Scalar::from(x)).collect();
         // The coefficient of x_i is the product of all x_j over x_i times the product of all (x_j - x_i): one inversion
         // for all of them (Montgomery's trick; zero is excluded above).
-        let all: Scalar = points.iter().product();
-        let denominator = |(i, xi): (usize, &Scalar)| {
-            let others = points.iter().enumerate().filter(|&(j, _)| j != i);
-            others.fold(*xi, |product, (_, xj)| product * (xj - xi))
+        let all = product(abscissas.iter().copied());
+        let denominator = |&xi: &u32| {
+            let others = || abscissas.iter().filter(|&&xj| xj != xi);
+            let distances = product(std::iter::once(xi).chain(others().map(|xj| xj.abs_diff(xi))));
+            if others().filter(|&&xj| xj < xi).count() % 2 == 0 { distances } else { -distances }
         };
-        let mut coefficients: Vec<Scalar> = points.iter().enumerate().map(denominator).collect();
+        let mut coefficients: Vec<Scalar> = abscissas.iter().map(denominator).collect();
         Scalar::invert_batch_alloc(&mut coefficients);
         coefficients.iter_mut().for_each(|coefficient| *coefficient *= all);
         Ok(Self { abscissas: abscissas.to_vec(), coefficients })

@@ -6,8 +6,10 @@
 use std::fmt;
 
 use ed25519_dalek::Signer;
-use ml_dsa::{EncodedVerifyingKey, MlDsa44, MlDsa65, MlDsaParams};
+use libcrux_ml_dsa::ml_dsa_44::{self, MLDSA44Signature, MLDSA44SigningKey, MLDSA44VerificationKey};
+use libcrux_ml_dsa::ml_dsa_65::{self, MLDSA65Signature, MLDSA65SigningKey, MLDSA65VerificationKey};
 use rand_core::CryptoRng;
+use zeroize::Zeroize;
 
 use crate::CryptoError;
 use crate::kdf::{Label, derive_secret, label};
@@ -37,10 +39,20 @@ impl Level {
     }
 }
 
+/// ML-DSA's expanded key, erased when dropped.
 #[derive(Clone)]
 enum MlDsaKey {
-    L44(Box<ml_dsa::SigningKey<MlDsa44>>),
-    L65(Box<ml_dsa::SigningKey<MlDsa65>>),
+    L44(Box<MLDSA44SigningKey>),
+    L65(Box<MLDSA65SigningKey>),
+}
+
+impl Drop for MlDsaKey {
+    fn drop(&mut self) {
+        match self {
+            Self::L44(key) => key.as_mut_slice().zeroize(),
+            Self::L65(key) => key.as_mut_slice().zeroize(),
+        }
+    }
 }
 
 /// A signing key: one seed for both halves. Erased when dropped; neither printed nor compared.
@@ -51,6 +63,8 @@ pub struct SigningKey {
     ml: MlDsaKey,
     verifying: VerifyingKey,
 }
+
+const SIGNS: &str = "a label is shorter than a context may be, and 814 rejections in a row are not to be seen";
 
 fn message_bytes(label: Label, message: &[u8]) -> Vec<u8> {
     [label.as_str().as_bytes(), &[0], message].concat()
@@ -69,14 +83,14 @@ impl SigningKey {
         let mut bytes = ed.verifying_key().to_bytes().to_vec();
         let ml = match level {
             Level::L44 => {
-                let key = ml_dsa::SigningKey::<MlDsa44>::from_seed(ml_seed.expose().into());
-                bytes.extend_from_slice(&key.expanded_key().verifying_key().encode());
-                MlDsaKey::L44(Box::new(key))
+                let pair = ml_dsa_44::generate_key_pair(*ml_seed.expose());
+                bytes.extend_from_slice(pair.verification_key.as_slice());
+                MlDsaKey::L44(Box::new(pair.signing_key))
             }
             Level::L65 => {
-                let key = ml_dsa::SigningKey::<MlDsa65>::from_seed(ml_seed.expose().into());
-                bytes.extend_from_slice(&key.expanded_key().verifying_key().encode());
-                MlDsaKey::L65(Box::new(key))
+                let pair = ml_dsa_65::generate_key_pair(*ml_seed.expose());
+                bytes.extend_from_slice(pair.verification_key.as_slice());
+                MlDsaKey::L65(Box::new(pair.signing_key))
             }
         };
         let verifying = VerifyingKey { level, ed: ed.verifying_key(), bytes };
@@ -103,15 +117,15 @@ impl SigningKey {
         let bytes = message_bytes(label, message);
         let mut signature = self.ed.sign(&bytes).to_bytes().to_vec();
         let context = label.as_str().as_bytes();
-        const SHORT: &str = "a label is shorter than the 255 bytes that a context may have";
+        // FIPS 204's deterministic variant: 32 zero bytes in place of randomness (section 3.4).
         match &self.ml {
             MlDsaKey::L44(key) => {
-                signature
-                    .extend_from_slice(&key.expanded_key().sign_deterministic(&bytes, context).expect(SHORT).encode());
+                let ml = ml_dsa_44::sign(key, &bytes, context, [0; 32]);
+                signature.extend_from_slice(ml.unwrap_or_else(|_| unreachable!("{SIGNS}")).as_slice());
             }
             MlDsaKey::L65(key) => {
-                signature
-                    .extend_from_slice(&key.expanded_key().sign_deterministic(&bytes, context).expect(SHORT).encode());
+                let ml = ml_dsa_65::sign(key, &bytes, context, [0; 32]);
+                signature.extend_from_slice(ml.unwrap_or_else(|_| unreachable!("{SIGNS}")).as_slice());
             }
         }
         signature
@@ -164,22 +178,19 @@ impl VerifyingKey {
         let (ed, ml) = signature.split_at(ED_SIG_LEN);
         let ed = ed25519_dalek::Signature::from_slice(ed).map_err(|_| error())?;
         self.ed.verify_strict(&bytes, &ed).map_err(|_| error())?;
-        let key = &self.bytes[ED_KEY_LEN..];
+        let (key, context) = (&self.bytes[ED_KEY_LEN..], label.as_str().as_bytes());
         let verified = match self.level {
-            Level::L44 => ml_verify::<MlDsa44>(key, label, &bytes, ml),
-            Level::L65 => ml_verify::<MlDsa65>(key, label, &bytes, ml),
+            Level::L44 => key.try_into().ok().zip(ml.try_into().ok()).is_some_and(|(key, ml)| {
+                let (key, ml) = (MLDSA44VerificationKey::new(key), MLDSA44Signature::new(ml));
+                ml_dsa_44::verify(&key, &bytes, context, &ml).is_ok()
+            }),
+            Level::L65 => key.try_into().ok().zip(ml.try_into().ok()).is_some_and(|(key, ml)| {
+                let (key, ml) = (MLDSA65VerificationKey::new(key), MLDSA65Signature::new(ml));
+                ml_dsa_65::verify(&key, &bytes, context, &ml).is_ok()
+            }),
         };
         if verified { Ok(()) } else { Err(error()) }
     }
-}
-
-fn ml_verify<P: MlDsaParams>(key: &[u8], label: Label, message: &[u8], signature: &[u8]) -> bool {
-    let (Ok(key), Ok(signature)) =
-        (<&EncodedVerifyingKey<P>>::try_from(key), ml_dsa::Signature::<P>::try_from(signature))
-    else {
-        return false;
-    };
-    ml_dsa::VerifyingKey::<P>::decode(key).verify_with_context(message, label.as_str().as_bytes(), &signature)
 }
 
 impl fmt::Debug for VerifyingKey {
@@ -217,6 +228,27 @@ mod tests {
             assert!(public.verify(label::SIG_ADVERT, b"m", &mixed).is_err());
             assert!(other.verifying_key().verify(label::SIG_ADVERT, b"m", &mixed).is_err());
         }
+    }
+
+    /// The keys and signatures of the `ml-dsa` crate, an implementation of its own.
+    fn other_implementation<P: ml_dsa::MlDsaParams>(level: Level) {
+        let seed = Secret32::from_bytes([5; 32]);
+        let key = SigningKey::from_seed(level, &seed);
+        let ml_seed = derive_secret(label::SIGN_ML_DSA, seed.expose(), &[]);
+        let theirs = ml_dsa::SigningKey::<P>::from_seed(ml_seed.expose().into());
+        assert_eq!(key.verifying_key().as_bytes()[ED_KEY_LEN..], theirs.expanded_key().verifying_key().encode()[..]);
+        for message in [&b""[..], b"m", &[7; 3000]] {
+            let bytes = message_bytes(label::SIG_SHARES, message);
+            let context = label::SIG_SHARES.as_str().as_bytes();
+            let signature = theirs.expanded_key().sign_deterministic(&bytes, context).unwrap();
+            assert_eq!(key.sign(label::SIG_SHARES, message)[ED_SIG_LEN..], signature.encode()[..]);
+        }
+    }
+
+    #[test]
+    fn another_implementation_gives_the_same_keys_and_signatures() {
+        other_implementation::<ml_dsa::MlDsa44>(Level::L44);
+        other_implementation::<ml_dsa::MlDsa65>(Level::L65);
     }
 
     #[test]

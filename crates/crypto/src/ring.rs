@@ -171,7 +171,7 @@ impl RingVector {
         })
     }
 
-    /// `len` elements as `fill` gives them: it gets the place of a chunk's first element, and the chunk to be overwritten.
+    /// `len` elements as `fill` gives them: it gets the place of a chunk's first element, and the chunk, all zeros.
     /// Chunks have the same places whatever the number of threads.
     ///
     /// # Errors
@@ -183,15 +183,22 @@ impl RingVector {
     ) -> Result<Self, E> {
         let mut vector = Self::zeros(modulus, len);
         let mask = modulus.mask();
-        each_width!(&mut vector.elements, v: T => each_chunk(v, |(i, chunk)| -> Result<(), E> {
-            let mut values = Zeroizing::new([0u32; CHUNK]);
-            let values = &mut values[..chunk.len()];
+        let fill = |(i, values): (usize, &mut [u32])| -> Result<(), E> {
             fill(i * CHUNK, values)?;
             let all = values.iter().fold(0, |all, value| all | value);
             if u64::from(all) > mask {
                 let got = values.iter().copied().max().unwrap_or(0).into();
                 return Err(CryptoError::Range { what: "ring element", got, min: 0, max: mask }.into());
             }
+            Ok(())
+        };
+        if let Elements::W32(v) = &mut vector.elements {
+            each_chunk(v, fill)?;
+            return Ok(vector);
+        }
+        each_width!(&mut vector.elements, v: T => each_chunk(v, |(i, chunk)| -> Result<(), E> {
+            let mut values = Zeroizing::new([0u32; CHUNK]);
+            fill((i, &mut values[..chunk.len()]))?;
             chunk.iter_mut().zip(&*values).for_each(|(x, &value)| *x = value as T);
             Ok(())
         }))?;

@@ -214,15 +214,13 @@ impl Quantiser {
         });
         let last: Zeroizing<Vec<f64>> = Zeroizing::new(metrics.chain([share]).collect());
         let rounder = Rounder::new(self.rounding, self.scale(), rng);
-        let (factor, half) = (share / (2.0 * clip), 0.5);
+        let factor = share / (2.0 * clip);
         let encoded = RingVector::from_chunks(modulus, dimension + last.len(), |start, out| {
             rounder.coins(start, out)?;
             let inside = out.len().min(dimension.saturating_sub(start));
             let (updates, others) = out.split_at_mut(inside);
-            for (x, &value) in updates.iter_mut().zip(&update[start.min(dimension)..]) {
-                let clipped = (f64::from(value) * shrink).clamp(-clip, clip);
-                *x = rounder.round(clipped * factor + half, *x);
-            }
+            let values = &update[start.min(dimension)..];
+            pulp::Arch::new().dispatch(Quantise { updates, values, shrink, clip, factor, rounder: &rounder });
             let from = start.max(dimension) - dimension;
             others.iter_mut().zip(&last[from..]).for_each(|(x, &unit)| *x = rounder.round(unit, *x));
             Ok(())
@@ -269,10 +267,43 @@ impl Quantiser {
     }
 }
 
+/// The loop over an update's elements; `dispatch` runs it compiled for the widest vectors that the processor has.
+struct Quantise<'a> {
+    /// The coins at first, then the elements.
+    updates: &'a mut [u32],
+    values: &'a [f32],
+    shrink: f64,
+    clip: f64,
+    factor: f64,
+    rounder: &'a Rounder,
+}
+
+impl pulp::NullaryFnOnce for Quantise<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        let Self { updates, values, shrink, clip, factor, rounder } = self;
+        for (x, &value) in updates.iter_mut().zip(values) {
+            let clipped = (f64::from(value) * shrink).clamp(-clip, clip);
+            *x = rounder.round(clipped * factor + 0.5, *x);
+        }
+    }
+}
+
 /// Place of the first value that is NaN or infinite.
 fn first_not_finite(values: &[f32]) -> Option<usize> {
     // Whole chunks first, without a branch for each value.
-    let good = |chunk: &[f32]| chunk.iter().fold(true, |good, x| good & x.is_finite());
+    struct AllFinite<'a>(&'a [f32]);
+    impl pulp::NullaryFnOnce for AllFinite<'_> {
+        type Output = bool;
+
+        #[inline(always)]
+        fn call(self) -> bool {
+            self.0.iter().fold(true, |all, x| all & x.is_finite())
+        }
+    }
+    let good = |chunk| pulp::Arch::new().dispatch(AllFinite(chunk));
     let chunk = values.chunks(1024).position(|chunk| !good(chunk))?;
     values[1024 * chunk..].iter().position(|x| !x.is_finite()).map(|index| 1024 * chunk + index)
 }
@@ -302,10 +333,11 @@ impl Rounder {
         Self { coins: (rounding == Rounding::Stochastic).then(|| seed(rng)), scale }
     }
 
-    /// Fills `out` with the random words for the elements from `start` on.
+    /// Fills `out`, which is all zeros, with the random words for the elements from `start` on.
     fn coins(&self, start: usize, out: &mut [u32]) -> Result<(), CryptoError> {
         match &self.coins {
             Some(seed) => {
+                // They are zeros already, but pages that are read before they are first written fault twice.
                 out.fill(0);
                 prg::apply(seed, start as u64, Sign::Add, out)
             }

@@ -1,11 +1,12 @@
 //! The file: sealed by the publisher, verified by anybody, opened by a device with a grant.
 
 use aead_stream::{DecryptorBE32, EncryptorBE32};
+use chacha20poly1305::ChaCha20Poly1305;
 use chacha20poly1305::aead::Payload;
-use chacha20poly1305::{ChaCha20Poly1305, Key};
 use prost::Message;
 use rand_core::CryptoRng;
 use unisono_crypto::kdf::{Hasher, derive_secret, label};
+use unisono_crypto::secret::Secret32;
 use unisono_crypto::sign::{Level, SigningKey, VerifyingKey};
 use zeroize::Zeroizing;
 
@@ -25,8 +26,8 @@ fn sealed_len(payload_len: u64) -> u64 {
     payload_len + payload_len.div_ceil(CHUNK_LEN as u64).max(1) * TAG_LEN as u64
 }
 
-fn chunk_key(key: &ContentKey, header_hash: &[u8; 32]) -> Zeroizing<Key> {
-    Zeroizing::new(Key::from(*derive_secret(label::CHUNK_KEY, key.0.expose(), &[header_hash]).expose()))
+fn chunk_key(key: &ContentKey, header_hash: &[u8; 32]) -> Secret32 {
+    derive_secret(label::CHUNK_KEY, key.0.expose(), &[header_hash])
 }
 
 /// Seals and signs `payload`. In `fields`, the caller sets what the release is about; suite, payload length, chunk length,
@@ -59,7 +60,8 @@ pub fn seal<R: CryptoRng + ?Sized>(
     file.extend_from_slice(&(header.bytes.len() as u32).to_le_bytes());
     file.extend_from_slice(&header.bytes);
     let body_start = file.len();
-    let mut stream = EncryptorBE32::<ChaCha20Poly1305>::new(&chunk_key(key, &header.hash), &[0; 7].into());
+    let mut stream =
+        EncryptorBE32::<ChaCha20Poly1305>::new(chunk_key(key, &header.hash).expose().into(), &[0; 7].into());
     let last = payload.len().saturating_sub(1) / CHUNK_LEN * CHUNK_LEN;
     let too_long = |_| ReleaseError::HeaderMalformed { field: "payload_length", why: "too many chunks".into() };
     for chunk in payload[..last].chunks(CHUNK_LEN) {
@@ -154,7 +156,7 @@ impl<'a> Release<'a> {
             return Err(ReleaseError::WrongContentKey);
         }
         let aad = &self.header.hash;
-        let mut stream = DecryptorBE32::<ChaCha20Poly1305>::new(&chunk_key(key, aad), &[0; 7].into());
+        let mut stream = DecryptorBE32::<ChaCha20Poly1305>::new(chunk_key(key, aad).expose().into(), &[0; 7].into());
         let sealed_chunk = CHUNK_LEN + TAG_LEN;
         let last = (self.body.len() - 1) / sealed_chunk;
         let mut plaintext = Zeroizing::new(Vec::with_capacity(fields.payload_length as usize));

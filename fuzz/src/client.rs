@@ -166,7 +166,11 @@ pub fn run(data: &[u8]) {
 }
 
 fn play(u: &mut Unstructured<'_>) -> Result<()> {
-    let pick = |byte: u8| &RECORDINGS[byte as usize % RECORDINGS.len()];
+    // Signatures make a round ten times slower: one in four has them.
+    let pick = |byte: u8| match byte as usize % 8 {
+        which @ ..4 => &RECORDINGS[which],
+        which => &RECORDINGS[1 + which % 2 * 2],
+    };
     let mut home = pick(u.arbitrary()?);
     let mut device = Device::new(0, &home.server, SEED);
     device.trust.policy.allow_semi_honest |= u.arbitrary::<bool>()?;

@@ -217,7 +217,7 @@ fn server_sequences(seeds: &mut Vec<Seed>) {
     let n = super::server::CLIENTS as u8;
     for (flags, mode) in [(4u8, "malicious"), (5, "semi-honest")] {
         let phases: &[Phase] =
-            if flags & 1 == 0 { &Phase::ALL } else { &[Phase::Advertise, Phase::Share, Phase::Mask, Phase::Unmask] };
+            if flags & 3 == 0 { &Phase::ALL } else { &[Phase::Advertise, Phase::Share, Phase::Mask, Phase::Unmask] };
         // From which phase on the last device is gone, if at all; and whether device 1 lies in that phase.
         for (name, gone, lies) in [("all", None, None), ("late", Some(Phase::Mask), None), ("early", Some(Phase::Share), None)]
             .into_iter()

@@ -18,7 +18,7 @@ use unisono_release::{
     ContentKey, KeyEncryptionKey, OpenPolicy, Recipient, Release, ReleaseError, VersionRecord, grant, open, open_grant, seal,
 };
 
-use super::{Drawn, check};
+use super::{Drawn, check, decimal};
 
 const NOW: u64 = 1_800_000_000;
 
@@ -44,8 +44,8 @@ fn encoded_updates_and_their_mean_are_those_in_the_vectors() {
             "bits": bits, "clip": clip, "l2_clip": l2_clip, "max_weight": 16.0, "rounding": name,
             "metric_bounds": [[-1.0, 1.0]], "update": update, "metrics": metrics, "weight": 4.0,
             "rounding_secret": hex(rng.take()), "modulus_bits": modulus.bits(), "encoded": encoded.to_u64(),
-            "mean": decoded.mean, "mean_metrics": decoded.metrics, "total_weight": decoded.total_weight,
-            "error_bound": decoded.error_bound,
+            "mean_decimal": decimal(&decoded.mean), "mean_metrics_decimal": decimal(&decoded.metrics),
+            "total_weight_decimal": decoded.total_weight.to_string(), "error_bound_decimal": decoded.error_bound.to_string(),
         }));
     }
     let moduli: Vec<Value> = [(1u32, 1u32), (1, 2), (16, 20), (16, 1 << 16), (32, u32::MAX), (8, 257)]

@@ -43,6 +43,11 @@ fn difference(stored: &Value, computed: &Value, at: String) -> Option<String> {
     }
 }
 
+/// The shortest digits that give each number back. JSON's numbers are read to the last bit by few.
+fn decimal(values: &[f32]) -> Vec<String> {
+    values.iter().map(f32::to_string).collect()
+}
+
 /// A seeded generator that remembers what it gave.
 struct Drawn {
     rng: ChaCha20Rng,

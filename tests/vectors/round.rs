@@ -22,7 +22,7 @@ use unisono_protocol::roster::Roster;
 use unisono_protocol::server::{Authority, Closed, Server};
 
 use super::derivation::{self as derive, End};
-use super::{Again, Drawn, check};
+use super::{Again, Drawn, check, decimal};
 
 const NOW: u64 = 1_800_000_000;
 const N: usize = 5;
@@ -475,7 +475,8 @@ fn vectors(malicious: bool) -> Value {
         "shared": hex(&[0b1_1111u8]), "masking": masks_json,
         "survivors": hex(&survivors_bytes), "survivors_hash": hex(&survivors_hash), "confirm": confirm_json,
         "release": release_json, "sum": sum,
-        "mean": aggregate.mean, "mean_metrics": aggregate.metrics, "total_weight": aggregate.total_weight,
+        "mean_decimal": decimal(&aggregate.mean), "mean_metrics_decimal": decimal(&aggregate.metrics),
+        "total_weight_decimal": aggregate.total_weight.to_string(),
         // Client 0's side of the wire, as it is: envelopes, and what the coordinator showed.
         "client_0": {
             "messages": clients[0].messages.iter().map(|m| hex(&m.encode_to_vec())).collect::<Vec<_>>(),

@@ -171,7 +171,8 @@ fn play(u: &mut Unstructured<'_>) -> Result<()> {
         which @ ..4 => &RECORDINGS[which],
         which => &RECORDINGS[1 + which % 2 * 2],
     };
-    let mut home = pick(u.arbitrary()?);
+    let home = pick(u.arbitrary()?);
+    let mut accepted = home.server.offer().clone();
     let mut device = Device::new(0, &home.server, SEED);
     device.trust.policy.allow_semi_honest |= u.arbitrary::<bool>()?;
     let mut watch = Watch::default();
@@ -183,7 +184,7 @@ fn play(u: &mut Unstructured<'_>) -> Result<()> {
                 if let Some(offer) = u.arbitrary::<Tamper>()?.message(other.server.offer())
                     && device.join(&offer).is_ok()
                 {
-                    home = other;
+                    accepted = offer;
                 }
             }
             1 | 2 => {
@@ -202,7 +203,7 @@ fn play(u: &mut Unstructured<'_>) -> Result<()> {
                     let _ = device.receive(&view);
                 }
             }
-            _ => restart(&mut device, home),
+            _ => restart(&mut device, &accepted),
         }
         watch.check(&device);
     }
@@ -240,11 +241,11 @@ pub fn put(device: &mut Device, resumed: Resumed) {
     };
 }
 
-fn restart(device: &mut Device, home: &Recording) {
+fn restart(device: &mut Device, offer: &proto::RoundOffer) {
     let Some(saved) = save(device) else { return };
     let before = device.message().cloned();
     let registrar = CAST.registrar.verifying_key();
-    let resumed = Resumed::from_bytes(&saved, home.server.offer(), device.identity.clone(), Some(&registrar));
+    let resumed = Resumed::from_bytes(&saved, offer, device.identity.clone(), Some(&registrar));
     put(device, resumed.expect("a state that was saved is resumed"));
     assert_eq!(device.message().cloned(), before, "a restart changed the message that is owed");
 }

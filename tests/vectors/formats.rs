@@ -15,7 +15,8 @@ use unisono_protocol::keyfile::{self, DeviceKeys, Role};
 use unisono_protocol::{CohortId, roster};
 use unisono_release::proto::{Grant, PayloadType, Provenance, ProvenanceMode, ReleaseHeader, SignedGrant};
 use unisono_release::{
-    ContentKey, KeyEncryptionKey, OpenPolicy, Recipient, Release, ReleaseError, VersionRecord, grant, open, open_grant, seal,
+    ContentKey, KeyEncryptionKey, OpenPolicy, Recipient, Release, ReleaseError, VersionRecord, grant, open, open_grant,
+    seal,
 };
 
 use super::{Drawn, check, decimal};
@@ -33,8 +34,7 @@ fn encoded_updates_and_their_mean_are_those_in_the_vectors() {
         (24, 1.0, Some(2.0f32), Rounding::Stochastic, "stochastic"),
         (32, 4.0, None, Rounding::Deterministic, "deterministic"),
     ] {
-        let quantiser =
-            Quantiser { bits, clip, l2_clip, max_weight: 16.0, rounding, metric_bounds: vec![(-1.0, 1.0)] };
+        let quantiser = Quantiser { bits, clip, l2_clip, max_weight: 16.0, rounding, metric_bounds: vec![(-1.0, 1.0)] };
         let modulus = Modulus::new(modulus_bits(bits, 5).unwrap()).unwrap();
         let mut rng = Drawn::new(bits.into());
         let contribution = Contribution { update: &update, metrics: &metrics, weight: 4.0 };
@@ -75,12 +75,15 @@ fn degree_threshold_and_window_are_those_in_the_vectors() {
 #[test]
 fn rings_neighbours_and_windows_are_those_in_the_vectors() {
     let mut cases = Vec::new();
-    for (byte, n, degree, window_bound) in [(1u8, 5u32, 4u32, None), (2, 6, 5, None), (3, 20, 12, Some(1)), (4, 21, 4, None)] {
+    for (byte, n, degree, window_bound) in
+        [(1u8, 5u32, 4u32, None), (2, 6, 5, None), (3, 20, 12, Some(1)), (4, 21, 4, None)]
+    {
         let cohort = CohortId([byte; 32]);
         let graph = Graph::new(cohort, n, Topology { degree, threshold: 2, window_bound });
         let mut ring: Vec<u32> = (0..n).collect();
         ring.sort_by_key(|i| hash(label::GRAPH_SEED, &[&cohort.0, &i.to_le_bytes()]));
-        let encapsulated = |u: u32| graph.neighbours(u).into_iter().filter(|&v| graph.encapsulates(u, v)).collect::<Vec<_>>();
+        let encapsulated =
+            |u: u32| graph.neighbours(u).into_iter().filter(|&v| graph.encapsulates(u, v)).collect::<Vec<_>>();
         // A run of the ring that drops out, and whether the windows still hold.
         let windows: Vec<Value> = (0..n.min(8) as usize)
             .map(|gone| {

@@ -6,6 +6,7 @@
 
 mod derivation;
 mod formats;
+mod play;
 mod primitives;
 mod round;
 

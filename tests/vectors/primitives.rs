@@ -62,9 +62,11 @@ fn labelled_functions_are_those_in_the_vectors() {
 fn hybrid_signatures_are_those_in_the_vectors() {
     let mut cases = Vec::new();
     for (level, name) in [(Level::L44, "Ed25519 + ML-DSA-44"), (Level::L65, "Ed25519 + ML-DSA-65")] {
-        for (byte, label, message) in
-            [(1u8, label::SIG_ADVERT, &b""[..]), (2, label::SIG_ROSTER, b"message"), (3, label::SIG_GRANT, &[0xab; 300])]
-        {
+        for (byte, label, message) in [
+            (1u8, label::SIG_ADVERT, &b""[..]),
+            (2, label::SIG_ROSTER, b"message"),
+            (3, label::SIG_GRANT, &[0xab; 300]),
+        ] {
             let key = SigningKey::from_seed(level, &Secret32::from_bytes([byte; 32]));
             let signature = key.sign(label, message);
             let public = VerifyingKey::from_bytes(key.verifying_key().as_bytes()).unwrap();
@@ -149,7 +151,11 @@ fn the_mask_stream_is_the_one_in_the_vectors_at_every_width_and_offset() {
         let mut at = Vec::new();
         for offset in [0u64, 1, 255, 256, 511, 512, 1000, 1 << 20, (1 << 36) - 24] {
             // The stream ends after 2^38 bytes: 2^37, 2^36 and 2^35 elements.
-            let w64 = if offset < 1 << 35 { json!(elements::<u64>(&seed, offset).iter().map(u64::to_string).collect::<Vec<_>>()) } else { Value::Null };
+            let w64 = if offset < 1 << 35 {
+                json!(elements::<u64>(&seed, offset).iter().map(u64::to_string).collect::<Vec<_>>())
+            } else {
+                Value::Null
+            };
             at.push(json!({
                 "offset": offset, "width_16": elements::<u16>(&seed, offset), "width_32": elements::<u32>(&seed, offset),
                 "width_64_decimal": w64,

@@ -123,7 +123,11 @@ fn decoding_never_blames_more_shares_than_half_the_surplus() {
                 match shamir::decode(&shares, threshold).unwrap() {
                     Some(found) => {
                         decoded += 1;
-                        assert!(2 * found.wrong.len() <= n - threshold, "{values:?}, t = {threshold}: {:?}", found.wrong);
+                        assert!(
+                            2 * found.wrong.len() <= n - threshold,
+                            "{values:?}, t = {threshold}: {:?}",
+                            found.wrong
+                        );
                     }
                     None => refused += 1,
                 }

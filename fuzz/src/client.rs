@@ -1,0 +1,254 @@
+//! A device under a coordinator that sends what it likes, in any order: views of real rounds, changed, re-signed with the
+//! coordinator's own key and those of colluding clients, repeated, from another round, and restarts in between.
+//!
+//! Beside not panicking, the device must mask at most one input for a round number, release at most one of a neighbour's two
+//! secrets, and have recorded the round before its upload exists.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::LazyLock;
+
+use arbitrary::{Result, Unstructured};
+use prost::Message;
+use unisono_crypto::kdf::label;
+use unisono_crypto::merkle;
+use unisono_protocol::client::Resumed;
+use unisono_protocol::policy::ParticipationRecord;
+use unisono_protocol::proto::{self, ServerMessage, Signed, client_message::Step, server_message::View};
+use unisono_protocol::server::{Closed, Phase, Server};
+use unisono_protocol::signed;
+
+use super::tamper::Tamper;
+use super::world::{CAST, Device, NOW, State, open, params};
+
+/// Clients of a recorded round.
+pub const CLIENTS: usize = 5;
+const SEED: u64 = 11;
+
+/// What the coordinator of one real round showed everybody.
+pub struct Recording {
+    /// The round, as opened.
+    pub server: Server,
+    /// By phase, then by device; the last two phases once more for a round whose last device vanished before its upload.
+    pub views: [Vec<Vec<ServerMessage>>; 2],
+    malicious: bool,
+}
+
+/// Malicious and semi-honest, and each once more as another round.
+pub static RECORDINGS: LazyLock<[Recording; 4]> =
+    LazyLock::new(|| [record(true, 20), record(false, 20), record(true, 21), record(false, 21)]);
+
+fn record(malicious: bool, dimension: u64) -> Recording {
+    let wire = params(malicious, 3, CLIENTS as u32, 0.0, 0.25, dimension);
+    let views = [false, true].map(|vanishes| {
+        let mut server = open(&wire);
+        let mut devices: Vec<Device> = (0..CLIENTS).map(|i| Device::new(i, &server, SEED)).collect();
+        let mut views = Vec::new();
+        loop {
+            let phase = server.phase();
+            let gone = |i: usize| vanishes && i == CLIENTS - 1 && phase >= Phase::Mask;
+            let mut shown = Vec::new();
+            for (i, device) in devices.iter_mut().enumerate() {
+                match server.view(device.id()) {
+                    Some(view) => {
+                        device.receive(&view).expect("an honest view");
+                        shown.push(view);
+                    }
+                    None if phase == Phase::Advertise => device.join(server.offer()).expect("an honest offer"),
+                    None => continue,
+                }
+                if !gone(i) {
+                    server.absorb(device.message().expect("a step"), NOW).expect("an honest step");
+                    if let Some(upload) = device.upload() {
+                        server.absorb_upload(device.id(), &upload).expect("an honest upload");
+                    }
+                }
+            }
+            views.push(shown);
+            match server.close().expect("an honest round") {
+                Closed::Next(next) => server = *next,
+                Closed::Finished(_) => return views,
+            }
+        }
+    });
+    Recording { server: open(&wire), views, malicious }
+}
+
+impl Recording {
+    fn key(&self, client: usize) -> Option<&unisono_crypto::sign::SigningKey> {
+        self.malicious.then(|| &CAST.identities[client % CLIENTS].signing_key)
+    }
+
+    /// A view whose changed parts are signed by those who should, all in league but the device itself.
+    fn forge(&self, view: &mut ServerMessage, own: &[u8], which: u8, tamper: &Tamper) {
+        match &mut view.view {
+            Some(View::Cohort(view)) => self.forge_cohort(view, own, which, tamper),
+            Some(View::Masking(view)) => {
+                let count = view.deliveries.len().max(1);
+                let Some(delivery) = view.deliveries.get_mut(which as usize % count) else { return };
+                let Some(root) = delivery.root.as_mut() else { return };
+                let Ok(mut message) = proto::SharesRoot::decode(root.payload.as_slice()) else { return };
+                tamper.apply(&mut delivery.message);
+                // A tree of this one message.
+                (delivery.position, delivery.path, message.count) = (0, Vec::new(), 1);
+                message.root = merkle::Tree::new(label::TREE_SHARES, [&delivery.message]).root().to_vec();
+                *root = signed::sign(&message, label::SIG_SHARES, self.key(message.from as usize));
+            }
+            Some(View::Survivors(view)) => view.survivors = vec![which],
+            Some(View::Tags(view)) => {
+                if let Some(tag) = view.tags.get_mut(which as usize % CLIENTS) {
+                    tamper.apply(&mut tag.tag);
+                }
+            }
+            None => {}
+        }
+    }
+
+    /// Changes one neighbour's advert, or with `which` above their number the cohort itself, and proves all of it.
+    fn forge_cohort(&self, view: &mut proto::CohortView, own: &[u8], which: u8, tamper: &Tamper) {
+        let resign = |signed: &mut Signed, label, key| {
+            *signed = signed::sign_bytes(std::mem::take(&mut signed.payload), label, key);
+        };
+        if let Some(advert) = view.neighbours.get_mut(which as usize).and_then(|v| v.advert.as_mut()) {
+            tamper.apply(&mut advert.payload);
+            resign(advert, label::SIG_ADVERT, self.key(which as usize + usize::from(u32::from(which) >= view.index)));
+        }
+        let mut payloads: Vec<&[u8]> =
+            view.neighbours.iter().map(|v| v.advert.as_ref().map_or(&[][..], |advert| &advert.payload)).collect();
+        payloads.insert((view.index as usize).min(payloads.len()), own);
+        let tree = merkle::Tree::new(label::TREE_ADVERTS, &payloads);
+        let path =
+            |index: u32| tree.path(index as usize).unwrap_or_default().iter().map(|hash| hash.to_vec()).collect();
+        view.own_path = path(view.index);
+        view.neighbours.iter_mut().for_each(|v| v.advert_path = path(v.index));
+        let Some(signed) = view.cohort.as_mut() else { return };
+        let Ok(mut cohort) = proto::Cohort::decode(signed.payload.as_slice()) else { return };
+        cohort.adverts_root = tree.root().to_vec();
+        signed.payload = cohort.encode_to_vec();
+        if which as usize >= view.neighbours.len() {
+            tamper.apply(&mut signed.payload);
+        }
+        resign(signed, label::SIG_COHORT, self.malicious.then_some(&CAST.coordinator));
+    }
+}
+
+/// What must never happen twice, over the whole life of the device.
+#[derive(Default)]
+struct Watch {
+    uploads: BTreeSet<Vec<u8>>,
+    released: BTreeMap<(Vec<u8>, u32), i32>,
+}
+
+impl Watch {
+    fn check(&mut self, device: &Device) {
+        let masked = matches!(device.state, State::Masked(_) | State::Confirmed(_) | State::Done(_));
+        assert!(!masked || device.record.last("test").unwrap().is_some(), "masked before it was recorded");
+        match device.message().and_then(|message| message.step.as_ref()) {
+            Some(Step::Upload(header)) => {
+                self.uploads.insert(header.payload.clone());
+                assert!(self.uploads.len() < 2, "two inputs were masked for one round number");
+            }
+            Some(Step::Unmask(signed)) => {
+                let message = proto::UnmaskShares::decode(signed.payload.as_slice()).unwrap();
+                for share in message.shares {
+                    let kind = self.released.entry((message.cohort_id.clone(), share.of)).or_insert(share.kind);
+                    assert_eq!(*kind, share.kind, "both secrets of client {} were released", share.of);
+                    assert_ne!(share.of, message.from, "a share of its own secret was released");
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Runs one sequence.
+pub fn run(data: &[u8]) {
+    // A sequence ends where its bytes do.
+    let _ = play(&mut Unstructured::new(data));
+}
+
+fn play(u: &mut Unstructured<'_>) -> Result<()> {
+    // Signatures make a round ten times slower: one in four has them.
+    let pick = |byte: u8| match byte as usize % 8 {
+        which @ ..4 => &RECORDINGS[which],
+        which => &RECORDINGS[1 + which % 2 * 2],
+    };
+    let home = pick(u.arbitrary()?);
+    let mut accepted = home.server.offer().clone();
+    let mut device = Device::new(0, &home.server, SEED);
+    device.trust.policy.allow_semi_honest |= u.arbitrary::<bool>()?;
+    let mut watch = Watch::default();
+    while !u.is_empty() {
+        let kind = u.arbitrary::<u8>()? % 4;
+        match kind {
+            0 => {
+                let other = pick(u.arbitrary()?);
+                if let Some(offer) = u.arbitrary::<Tamper>()?.message(other.server.offer())
+                    && device.join(&offer).is_ok()
+                {
+                    accepted = offer;
+                }
+            }
+            1 | 2 => {
+                let [from, phase, client, vanishes] = u.arbitrary::<[u8; 4]>()?;
+                let from = pick(from);
+                let views = &from.views[vanishes as usize % 2];
+                let Some(view) = views.get(phase as usize).and_then(|views| views.get(client as usize)) else {
+                    continue;
+                };
+                let view = if kind == 1 {
+                    u.arbitrary::<Tamper>()?.message(view)
+                } else {
+                    let (which, mut forged) = (u.arbitrary()?, view.clone());
+                    from.forge(&mut forged, &own_advert(&device), which, &u.arbitrary()?);
+                    Some(forged)
+                };
+                if let Some(view) = view.filter(|view| view.view.is_some()) {
+                    let _ = device.receive(&view);
+                }
+            }
+            _ => restart(&mut device, &accepted),
+        }
+        watch.check(&device);
+    }
+    Ok(())
+}
+
+fn own_advert(device: &Device) -> Vec<u8> {
+    match device.message().and_then(|message| message.step.as_ref()) {
+        Some(Step::Advert(signed)) => signed.payload.clone(),
+        _ => Vec::new(),
+    }
+}
+
+/// The device's state as bytes.
+pub fn save(device: &Device) -> Option<Vec<u8>> {
+    let saved = match &device.state {
+        State::Idle => return None,
+        State::Advertised(state) => state.save(),
+        State::Shared(state) => state.save(),
+        State::Masked(state) => state.save(),
+        State::Confirmed(state) => state.save(),
+        State::Done(state) => state.save(),
+    };
+    Some(saved.to_vec())
+}
+
+/// Puts a resumed state in a device's place.
+pub fn put(device: &mut Device, resumed: Resumed) {
+    device.state = match resumed {
+        Resumed::Advertised(state) => State::Advertised(state),
+        Resumed::Shared(state) => State::Shared(state),
+        Resumed::Masked(state) => State::Masked(state),
+        Resumed::Confirmed(state) => State::Confirmed(state),
+        Resumed::Done(state) => State::Done(state),
+    };
+}
+
+fn restart(device: &mut Device, offer: &proto::RoundOffer) {
+    let Some(saved) = save(device) else { return };
+    let before = device.message().cloned();
+    let registrar = CAST.registrar.verifying_key();
+    let resumed = Resumed::from_bytes(&saved, offer, device.identity.clone(), Some(&registrar));
+    put(device, resumed.expect("a state that was saved is resumed"));
+    assert_eq!(device.message().cloned(), before, "a restart changed the message that is owed");
+}

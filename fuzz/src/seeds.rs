@@ -1,0 +1,245 @@
+//! The seed corpus: inputs that take every target through what real rounds and releases do. Deterministic, so that the
+//! committed files can be compared with what this makes (`tests/fuzz_corpus.rs`).
+
+use prost::Message;
+use unisono_crypto::aead;
+use unisono_crypto::kdf::label;
+use unisono_crypto::kem::{DecapsulationKey, EncapsulationKey};
+use unisono_crypto::secret::Secret32;
+use unisono_crypto::shamir::{self, SecretScalar};
+use unisono_crypto::sign::{Level, SigningKey};
+use unisono_protocol::keyfile::{self, DeviceKeys, Role};
+use unisono_protocol::proto::{self, ServerMessage, client_message::Step, server_message::View};
+use unisono_protocol::server::Phase;
+use unisono_wire::model::Model;
+
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::SeedableRng;
+
+use super::client::{self, RECORDINGS, Recording};
+use super::files::VAULT;
+use super::world::{CAST, Device, State};
+
+/// One seed: its target, a name, its bytes.
+pub type Seed = (&'static str, String, Vec<u8>);
+
+/// All seeds.
+pub fn all() -> Vec<Seed> {
+    let mut seeds = Vec::new();
+    decoders(&mut seeds);
+    files(&mut seeds);
+    client_sequences(&mut seeds);
+    server_sequences(&mut seeds);
+    seeds
+}
+
+fn chosen(target: &'static str, which: u8, name: &str, bytes: &[u8]) -> Seed {
+    (target, format!("{which:02}-{name}"), [&[which], bytes].concat())
+}
+
+/// Device 0 at each of its steps in a recorded round: the state, then the view that it goes on with.
+fn walk(recording: &Recording, mut step: impl FnMut(&Device, Option<&ServerMessage>)) {
+    let mut device = Device::new(0, &recording.server, 11);
+    device.join(recording.server.offer()).expect("an honest offer");
+    for views in recording.views[1].iter().skip(1) {
+        step(&device, views.first());
+        device.receive(&views[0]).expect("an honest view");
+    }
+    step(&device, None);
+}
+
+fn decoders(seeds: &mut Vec<Seed>) {
+    let mut add = |which: u8, name: &str, bytes: &[u8]| seeds.push(chosen("decoders", which, name, bytes));
+    // The semi-honest round, whose messages have no signatures of 2.5 kB.
+    let recording = &RECORDINGS[1];
+    let offer = recording.server.offer();
+    add(6, "offer", &offer.encode_to_vec());
+    let malicious = RECORDINGS[0].server.offer();
+    let params = &malicious.params.as_ref().expect("parameters").payload;
+    add(0, "signed", &malicious.params.as_ref().expect("parameters").encode_to_vec());
+    add(1, "params", params);
+    add(21, "params-checked", params);
+    add(21, "params-semi-honest", &offer.params.as_ref().expect("parameters").payload);
+    walk(recording, |device, view| {
+        let message = device.message().expect("a step");
+        match message.step.as_ref().expect("a step") {
+            Step::Advert(signed) => {
+                add(7, "advert", &signed.payload);
+                add(23, "advert-checked", &signed.payload);
+            }
+            Step::ShareKeys(shares) => {
+                add(12, "shares-root", &shares.root.as_ref().expect("a root").payload);
+                add(10, "neighbour-shares", &shares.messages[0]);
+            }
+            Step::Upload(signed) => {
+                add(15, "upload-header", &signed.payload);
+                let packed = device.upload().expect("a masked vector");
+                add(31, "packed", &[&[13, 21], packed.as_slice()].concat());
+            }
+            Step::Tags(signed) => add(16, "tags", &signed.payload),
+            Step::Unmask(signed) => {
+                add(18, "unmask", &signed.payload);
+                add(19, "client-message", &message.encode_to_vec());
+            }
+        }
+        match view.and_then(|view| view.view.as_ref()) {
+            Some(View::Cohort(view)) => {
+                add(9, "cohort-view", &view.encode_to_vec());
+                add(8, "cohort", &view.cohort.as_ref().expect("a cohort").payload);
+                add(22, "cohort-checked", &view.cohort.as_ref().expect("a cohort").payload);
+            }
+            Some(View::Survivors(_)) => add(20, "server-message", &view.expect("a view").encode_to_vec()),
+            _ => {}
+        }
+    });
+    if let Some(View::Tags(tags)) = &RECORDINGS[0].views[0][4][0].view {
+        add(17, "forwarded-tags", &tags.encode_to_vec());
+    }
+    let pair = proto::SharePair { from: 1, to: 2, self_mask_share: vec![1; 32], mask_share: vec![2; 32] };
+    add(11, "share-pair", &pair.encode_to_vec());
+
+    let file = CAST.roster.to_bytes();
+    let mut short = proto::RosterFile::decode(file.as_slice()).expect("a roster");
+    add(3, "roster-head", &short.head.as_ref().expect("a head").payload);
+    add(2, "leaf", &short.leaves[0]);
+    add(24, "leaf-checked", &short.leaves[0]);
+    short.leaves.truncate(2);
+    add(4, "roster", &short.encode_to_vec());
+    add(26, "roster-of-two", &short.encode_to_vec());
+
+    let mut rng = ChaCha8Rng::seed_from_u64(31);
+    let keys = DeviceKeys::generate(&mut rng);
+    add(27, "device-keys", keys.to_text().as_bytes());
+    add(28, "enrolment", keys.enrolment().to_text().as_bytes());
+    let key = SigningKey::generate(Level::L65, &mut rng);
+    add(29, "public-key", keyfile::verifying_key_to_text(Role::Publisher, &key.verifying_key()).as_bytes());
+    add(29, "secret-key", keyfile::signing_key_to_text(Role::Registrar, &key).as_bytes());
+    add(29, "kek", keyfile::key_encryption_key_to_text(&Secret32::from_bytes([2; 32])).as_bytes());
+    add(30, "bitmap", &[11, 0xff, 0x07]);
+    let secret = SecretScalar::random(&mut rng);
+    let shares = shamir::split(&secret, 3, &[1, 2, 3, 4, 5], &mut rng).expect("a threshold");
+    let shares: Vec<u8> =
+        shares.iter().flat_map(|share| [&[share.abscissa() as u8], share.value_bytes().as_slice()].concat()).collect();
+    add(32, "shares", &[&[3], shares.as_slice()].concat());
+    add(33, "merkle", &[&[2, 1, 1], [5; 32].as_slice(), b"leaf"].concat());
+    let kem = DecapsulationKey::from_seed(&Secret32::from_bytes([9; 32])).encapsulation_key();
+    add(34, "kem-key", kem.as_bytes());
+    let (ct, _) = EncapsulationKey::encapsulate_with_coins(&kem, &[1; 64]);
+    add(35, "kem-ciphertext", &ct);
+    let identity = &CAST.identities[0].signing_key;
+    add(36, "verifying-key", identity.verifying_key().as_bytes());
+    add(37, "signature", &identity.sign(label::SIG_ADVERT, b"message"));
+    let sealed = aead::seal(&Secret32::from_bytes([3; 32]), b"data", b"text").expect("a short text");
+    add(38, "sealed", &sealed);
+    add(39, "client-id", b"00112233445566778899aabbccddeeff");
+}
+
+fn files(seeds: &mut Vec<Seed>) {
+    let mut add = |which: u8, name: &str, bytes: &[u8]| seeds.push(chosen("files", which, name, bytes));
+    for which in 0..2 {
+        walk(&RECORDINGS[which], |device, _| {
+            let name = match device.state {
+                State::Advertised(_) => "advertised",
+                State::Shared(_) => "shared",
+                State::Masked(_) => "masked",
+                State::Confirmed(_) => "confirmed",
+                _ => "done",
+            };
+            // A saved state of malicious mode holds four keys of 1.3 kB and a signature; one of them is enough.
+            if which == 1 || name == "confirmed" {
+                add(which as u8, name, &client::save(device).expect("a state"));
+            }
+        });
+    }
+    let vault = &*VAULT;
+    add(2, "release", &vault.file);
+    let prologue = unisono_release::MAGIC.len() + 4;
+    let length = u32::from_le_bytes(vault.file[prologue - 4..prologue].try_into().expect("four bytes")) as usize;
+    let header = &vault.file[prologue..prologue + length];
+    let body = &vault.file[prologue + length..vault.file.len() - 64 - Level::L65.signature_len()];
+    add(3, "resealed", &[&(length as u16).to_le_bytes(), header, body].concat());
+    add(4, "header", header);
+    add(5, "grant", &vault.grant.encode_to_vec());
+    add(6, "resealed-grant", &vault.grant.payload);
+    add(7, "wrapped-key", &vault.kek.wrap(&vault.key, &vault.header.hash).expect("32 bytes"));
+    let model = Model::new([("b", vec![2], vec![5.0, 6.0]), ("a", vec![2, 2], vec![1.0, 2.0, 3.0, 4.0])]);
+    add(8, "model", &model.expect("a model").to_safetensors().expect("a model"));
+    let chunk = unisono_wire::proto::UploadChunk {
+        round_id: vec![1; 32],
+        client_id: vec![2; 16],
+        upload_hash: vec![3; 32],
+        index: 4,
+        data: vec![5; 40],
+    };
+    add(9, "upload-chunk", &[&[5], chunk.encode_to_vec().as_slice()].concat());
+}
+
+fn client_sequences(seeds: &mut Vec<Seed>) {
+    const JOIN: u8 = 0;
+    const VIEW: u8 = 1;
+    const FORGED: u8 = 2;
+    const RESTART: u8 = 3;
+    let phases = |malicious: bool| if malicious { 1..5u8 } else { 1..4 };
+    for (home, malicious) in [(0u8, true), (1, false)] {
+        for vanishes in [0u8, 1] {
+            let mut plain = vec![home, u8::from(!malicious), JOIN, home, 0];
+            let mut restarts = plain.clone();
+            for phase in phases(malicious) {
+                plain.extend([VIEW, home, phase, 0, vanishes, 0]);
+                restarts.extend([RESTART, VIEW, home, phase, 0, vanishes, 0, RESTART]);
+            }
+            seeds.push(("client", format!("round-{home}-{vanishes}"), plain));
+            seeds.push(("client", format!("restarts-{home}-{vanishes}"), restarts));
+        }
+        // Another device's views, another round's, each phase twice, and forged ones before the real ones.
+        let mut confused = vec![home, 0, JOIN, home, 0];
+        let mut forged = confused.clone();
+        for phase in phases(malicious) {
+            confused.extend([VIEW, home, phase, 1, 0, 0, VIEW, home ^ 2, phase, 0, 0, 0]);
+            confused.extend([VIEW, home, phase, 0, 0, 0, VIEW, home, phase, 0, 1, 0]);
+            forged.extend([FORGED, home, phase, 0, 0, 1, 4, 3, 0, 8]);
+            forged.extend([VIEW, home, phase, 0, 0, 0]);
+        }
+        seeds.push(("client", format!("confused-{home}"), confused));
+        seeds.push(("client", format!("forged-{home}"), forged));
+        let first = vec![home, 0, JOIN, home, 0, FORGED, home, 1, 0, 0, 9, 0, FORGED, home, 2, 0, 0, 1, 0];
+        seeds.push(("client", format!("forged-and-accepted-{home}"), first));
+    }
+}
+
+fn server_sequences(seeds: &mut Vec<Seed>) {
+    const ACT: u8 = 0;
+    const LIE: u8 = 1;
+    const UPLOAD: u8 = 2;
+    const REPLAY: u8 = 3;
+    const ASK: u8 = 4;
+    const CLOSE: u8 = 5;
+    let n = super::server::CLIENTS as u8;
+    for (flags, mode) in [(4u8, "malicious"), (5, "semi-honest")] {
+        let phases: &[Phase] =
+            if flags & 3 == 0 { &Phase::ALL } else { &[Phase::Advertise, Phase::Share, Phase::Mask, Phase::Unmask] };
+        // From which phase on the last device is gone, if at all; and whether device 1 lies in that phase.
+        for (name, gone, lies) in
+            [("all", None, None), ("late", Some(Phase::Mask), None), ("early", Some(Phase::Share), None)]
+                .into_iter()
+                .map(|(name, gone, lies): (_, _, Option<Phase>)| (name.to_owned(), gone, lies))
+                .chain(phases.iter().map(|&phase| (format!("lie-{phase}"), None, Some(phase))))
+        {
+            let mut ops = vec![flags];
+            for &phase in phases {
+                for i in (0..n).filter(|&i| i < n - 1 || gone.is_none_or(|gone| phase < gone)) {
+                    if lies == Some(phase) && i == 1 {
+                        ops.extend([LIE, i, 4, 40, 0, 1]);
+                    } else {
+                        ops.extend([ACT, i, 0]);
+                    }
+                    if phase == Phase::Mask {
+                        ops.extend([UPLOAD, i, 0, 0]);
+                    }
+                }
+                ops.extend([REPLAY, 0, 0, 0, ASK, 1, CLOSE]);
+            }
+            seeds.push(("server", format!("{mode}-{name}"), ops));
+        }
+    }
+}

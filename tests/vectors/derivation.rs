@@ -1,0 +1,116 @@
+//! Every derivation of a round as docs/protocol.md words it, from the labelled functions alone: what the crate does inside is
+//! compared with this.
+
+use unisono_crypto::kdf::{derive_bytes, derive_secret, hash, label, mac};
+use unisono_crypto::kem::{DecapsulationKey, EncapsulationKey};
+use unisono_crypto::prg::{self, Seed, Sign};
+use unisono_crypto::ring::{Modulus, RingVector};
+use unisono_crypto::secret::Secret32;
+use unisono_crypto::shamir::SecretScalar;
+
+/// Section 3: the mask key pair's X-Wing seed.
+pub fn mask_key_seed(mask_secret: &SecretScalar, round_id: &[u8]) -> Secret32 {
+    derive_secret(label::MASK_KEY, mask_secret.to_secret().expose(), &[round_id])
+}
+
+/// Section 3: the commitment to `b_u`.
+pub fn commitment(self_secret: &SecretScalar, round_id: &[u8], client_id: &[u8]) -> [u8; 32] {
+    hash(label::SELF_MASK_COMMITMENT, &[self_secret.to_secret().expose(), round_id, client_id])
+}
+
+/// Section 4: coins of `mask_ct`.
+pub fn mask_coins(mask_secret: &SecretScalar, cohort_id: &[u8], to: u32, mask_ek: &[u8]) -> [u8; 64] {
+    *derive_bytes(label::MASK_COINS, mask_secret.to_secret().expose(), &[cohort_id, &to.to_le_bytes(), mask_ek])
+}
+
+/// Section 4: `s_uv`.
+pub fn pair_secret(shared: &Secret32, cohort_id: &[u8], ends: [(u32, &[u8]); 2], mask_ct: &[u8]) -> Secret32 {
+    let [(u, u_ek), (v, v_ek)] = ends;
+    let context: [&[u8]; 6] = [cohort_id, &u.to_le_bytes(), &v.to_le_bytes(), u_ek, v_ek, mask_ct];
+    derive_secret(label::PAIR_MASK, shared.expose(), &context)
+}
+
+/// Section 5: the secret of `PRG(b_u)`.
+pub fn self_mask_secret(self_secret: &SecretScalar, cohort_id: &[u8]) -> Secret32 {
+    derive_secret(label::SELF_MASK, self_secret.to_secret().expose(), &[cohort_id])
+}
+
+/// One end of a channel: index, client id, channel key.
+#[derive(Clone, Copy)]
+pub struct End<'a>(pub u32, pub &'a [u8], pub &'a [u8]);
+
+/// Section 4: the AEAD key of the shares.
+pub fn share_key(secret: &Secret32, cohort_id: &[u8], from: End, to: End) -> Secret32 {
+    let (from_index, to_index) = (from.0.to_le_bytes(), to.0.to_le_bytes());
+    derive_secret(label::SHARE_KEY, secret.expose(), &[cohort_id, &from_index, &to_index, from.1, to.1, from.2, to.2])
+}
+
+/// Section 4: the key between two neighbours; the secret that the lower index encapsulated comes first.
+pub fn channel_key(cohort_id: &[u8], from_lower: &Secret32, from_higher: &Secret32) -> Secret32 {
+    let both = [from_lower.expose().as_slice(), from_higher.expose()].concat();
+    derive_secret(label::CHANNEL_KEY, &both, &[cohort_id])
+}
+
+/// Section 6: the tag of `sender`.
+pub fn tag(channel: &Secret32, cohort_id: &[u8], sender: u32, survivors: &[u8; 32]) -> [u8; 16] {
+    mac(channel, label::CONSISTENCY_TAG, &[cohort_id, &sender.to_le_bytes(), survivors])
+}
+
+/// Section 5: the ChaCha20 key of a mask.
+pub fn prg_key(secret: &Secret32) -> Secret32 {
+    derive_secret(label::PRG, secret.expose(), &[])
+}
+
+/// The first `len` elements of a mask modulo 2^b.
+pub fn mask(secret: &Secret32, modulus: Modulus, len: usize) -> Vec<u64> {
+    let seed = Seed::from_secret(secret);
+    let wide: Vec<u64> = match modulus.bits() {
+        ..=16 => stream::<u16>(&seed, len).into_iter().map(u64::from).collect(),
+        17..=32 => stream::<u32>(&seed, len).into_iter().map(u64::from).collect(),
+        _ => stream::<u64>(&seed, len),
+    };
+    wide.into_iter().map(|x| x & modulus.mask()).collect()
+}
+
+fn stream<T: prg::StreamElement + Default>(seed: &Seed, len: usize) -> Vec<T> {
+    let mut out = vec![T::default(); len];
+    prg::apply(seed, 0, Sign::Add, &mut out).unwrap();
+    out
+}
+
+/// Adds `sign * mask`, element by element.
+pub fn add(values: &mut [u64], mask: &[u64], plus: bool, modulus: Modulus) {
+    for (x, m) in values.iter_mut().zip(mask) {
+        *x = if plus { x.wrapping_add(*m) } else { x.wrapping_sub(*m) } & modulus.mask();
+    }
+}
+
+/// Packs after section 5: `b` bits an element, least significant bit first.
+pub fn pack(values: &[u64], bits: u32) -> Vec<u8> {
+    let bit = |i: usize| values[i / bits as usize] >> (i % bits as usize) & 1;
+    let count = values.len() * bits as usize;
+    (0..count.div_ceil(8))
+        .map(|byte| (0..8).filter(|j| 8 * byte + j < count).map(|j| (bit(8 * byte + j) as u8) << j).sum())
+        .collect()
+}
+
+/// Both ways to the secret in a mask ciphertext, which must be one.
+pub fn either_end(
+    encapsulator: &SecretScalar,
+    other: &SecretScalar,
+    (cohort_id, round_id, to): (&[u8], &[u8], u32),
+    mask_ek: &[u8],
+    mask_ct: &[u8],
+) -> Secret32 {
+    let coins = mask_coins(encapsulator, cohort_id, to, mask_ek);
+    let (ct, one) = EncapsulationKey::from_bytes(mask_ek).unwrap().encapsulate_with_coins(&coins);
+    assert_eq!(ct, mask_ct, "the coins give the ciphertext that was sent");
+    let two = DecapsulationKey::from_seed(&mask_key_seed(other, round_id)).decapsulate(mask_ct).unwrap();
+    assert!(one.ct_eq(&two), "both ends have one secret");
+    one
+}
+
+/// The packed vector's elements.
+pub fn unpack(bytes: &[u8], modulus: Modulus, len: usize) -> Vec<u64> {
+    RingVector::unpack(modulus, len, bytes).unwrap().to_u64()
+}

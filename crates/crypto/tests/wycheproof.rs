@@ -187,7 +187,11 @@ fn ml_dsa_verifies_as_every_case_says() {
 fn ml_dsa_sign_cases<I: MlDsa>(name: mldsa_sign::TestName) -> usize {
     let mut run = 0;
     for group in mldsa_sign::TestSet::load(name).unwrap().test_groups {
-        let seed = array::<32>(group.privseed.as_ref().unwrap()).unwrap();
+        let Some(seed) = group.privseed.as_ref().and_then(|seed| array::<32>(seed)) else {
+            assert!(group.tests.iter().all(|case| case.result == TestResult::Invalid), "a seed of another length");
+            run += group.tests.len();
+            continue;
+        };
         if let Some(public) = &group.pubkey {
             assert_eq!(I::public_key(seed), public.to_vec());
         }

@@ -187,9 +187,9 @@ fn ml_dsa_verifies_as_every_case_says() {
 fn ml_dsa_sign_cases<I: MlDsa>(name: mldsa_sign::TestName) -> usize {
     let mut run = 0;
     for group in mldsa_sign::TestSet::load(name).unwrap().test_groups {
-        let Some(seed) = group.privseed.as_ref().and_then(|seed| array::<32>(seed)) else {
-            assert!(group.tests.iter().all(|case| case.result == TestResult::Invalid), "a seed of another length");
-            run += group.tests.len();
+        let Some(seed) = array::<32>(group.privseed.as_ref().unwrap()) else {
+            // A seed of another length can't be given to either interface.
+            assert!(group.tests.iter().all(|case| case.result == TestResult::Invalid));
             continue;
         };
         if let Some(public) = &group.pubkey {
@@ -277,11 +277,11 @@ fn ml_kem_makes_keys_and_decapsulates_as_every_case_says() {
             };
             let pair = mlkem768::generate_key_pair(seed);
             if let Some(expected) = &case.encaps_key {
-                assert_eq!(pair.public_key().as_ref().as_slice(), expected.as_slice(), "case {}", case.tc_id);
+                assert_eq!(pair.pk().as_slice(), expected.as_slice(), "case {}", case.tc_id);
                 assert_eq!(expected.len(), ML_EK_LEN);
             }
             if let Some(expected) = &case.decaps_key {
-                assert_eq!(pair.private_key().as_ref().as_slice(), expected.as_slice(), "case {}", case.tc_id);
+                assert_eq!(pair.sk().as_slice(), expected.as_slice(), "case {}", case.tc_id);
             }
             if let (Some(ct), Some(expected)) = (&case.ct, &case.shared_secret) {
                 let ct = array::<ML_CT_LEN>(ct).unwrap().into();

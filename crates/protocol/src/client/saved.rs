@@ -268,7 +268,9 @@ impl Resumed {
         let saved = damaged(Saved::decode(bytes).ok(), "the bytes are none")?;
         let round = Round::of_offer(offer, identity, registrar)?;
         let message = damaged(saved.message.clone(), "its message is missing")?;
-        if saved.round_id != round.params.round_id.0 || message.client_id != round.identity.client_id.0 {
+        let round_id = &round.params.round_id.0;
+        if saved.round_id != round_id || message.round_id != round_id || message.client_id != round.identity.client_id.0
+        {
             return Err(ClientError::Saved("it is of another round or device"));
         }
         match saved.phase {

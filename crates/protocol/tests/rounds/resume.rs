@@ -90,3 +90,21 @@ fn a_saved_state_is_refused_when_cut_or_of_another_round_or_device() {
     }
     assert!(Resumed::from_bytes(&saved, server.offer(), CAST.identities[0].clone(), None).is_err());
 }
+
+/// Found by fuzzing: the message inside a saved state was once not compared with the round.
+#[test]
+fn a_saved_state_whose_message_is_of_another_round_is_refused() {
+    let server: Server = open(&params(true, 4, 6, 0.0, 0.2, 20));
+    let mut device = Device::new(0, &server, 1);
+    device.join(server.offer()).unwrap();
+    let State::Advertised(state) = &device.state else { panic!("the device has advertised") };
+    let mut saved = state.save().to_vec();
+    let round_id = server.params().round_id.0;
+    let mut places = saved.windows(32).enumerate().filter(|(_, bytes)| *bytes == round_id).map(|(at, _)| at);
+    // The first is the state's own, the second its message's.
+    let second = places.nth(1).unwrap();
+    saved[second] ^= 1;
+    let registrar = CAST.registrar.verifying_key();
+    let resumed = Resumed::from_bytes(&saved, server.offer(), CAST.identities[0].clone(), Some(&registrar));
+    assert!(matches!(resumed.err(), Some(ClientError::Saved("it is of another round or device"))));
+}

@@ -29,14 +29,14 @@ use super::world::{CAST, Device, NOW};
 pub const READERS: &[fn(&[u8])] = &[
     |bytes| saved(0, bytes),
     |bytes| saved(1, bytes),
-    |bytes| release(bytes),
-    |bytes| resealed_release(bytes),
-    |bytes| header(bytes),
-    |bytes| signed_grant(bytes),
-    |bytes| resealed_grant(bytes),
+    release,
+    resealed_release,
+    header,
+    signed_grant,
+    resealed_grant,
     |bytes| drop(VAULT.kek.unwrap(bytes, &VAULT.header.hash)),
-    |bytes| model(bytes),
-    |bytes| service(bytes),
+    model,
+    service,
 ];
 
 /// Runs one input.

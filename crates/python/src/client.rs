@@ -1,6 +1,7 @@
 //! The device SDK with a trainer in Python.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -17,6 +18,21 @@ use crate::{arrays, errors};
 
 /// How often a waiting call looks for Ctrl-C.
 const SIGNAL_PERIOD: Duration = Duration::from_millis(100);
+
+/// The process in which a client first ran; 0 before.
+static FIRST: AtomicU32 = AtomicU32::new(0);
+
+/// Refuses to run clients on both sides of a fork: the SDK computes on rayon's global pool, whose threads are in one process only.
+fn first_process() -> PyResult<()> {
+    let here = std::process::id();
+    match FIRST.compare_exchange(0, here, Ordering::Relaxed, Ordering::Relaxed) {
+        Err(first) if first != here => Err(errors::state(
+            "a client ran before this process was forked, and its threads are in the parent only: start this process with \
+             multiprocessing's \"spawn\" or \"forkserver\", or run the first client after the fork",
+        )),
+        _ => Ok(()),
+    }
+}
 
 /// One round, as a trainer sees it.
 #[pyclass(frozen, module = "unisono")]
@@ -118,6 +134,7 @@ impl Client {
         if self.process != std::process::id() {
             return Err(errors::state("this client was made in another process: make one after the fork"));
         }
+        first_process()?;
         let runtime = self.runtime.as_ref().ok_or_else(|| errors::state("this client is gone"))?;
         py.detach(|| {
             let mut client = self.client.lock().unwrap_or_else(PoisonError::into_inner);
@@ -177,10 +194,7 @@ impl Client {
             .enable_all()
             .build()
             .map_err(|error| errors::state(format!("the client's threads could not be started: {error}")))?;
-        let client = {
-            let _entered = runtime.enter();
-            py.detach(|| builder.build(PyTrainer(trainer))).map_err(errors::sdk)?
-        };
+        let client = py.detach(|| builder.build(PyTrainer(trainer))).map_err(errors::sdk)?;
         let process = std::process::id();
         Ok(Self { client: Mutex::new(client), runtime: Some(runtime), process, endpoint: endpoint.to_owned() })
     }

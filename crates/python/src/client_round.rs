@@ -18,7 +18,7 @@ use crate::params::Policy;
 use crate::record::PyRecord;
 use crate::rng::{rng, unix_time};
 use crate::state::Exclusive;
-use crate::{arrays, errors};
+use crate::{arrays, errors, threads};
 
 #[allow(clippy::large_enum_variant)] // one of them lives at a time
 enum State {
@@ -165,13 +165,12 @@ impl ClientRound {
             policy: policy.map(|policy| policy.inner.clone()).unwrap_or_default(),
         };
         let mut py_record = PyRecord(record.clone_ref(py));
-        let (params, state) = py
-            .detach(|| {
-                let joining = Joining::new(&offer, keys.identity(), &trust, &mut py_record, unix_time(now))?;
-                let params = Arc::new(joining.params().clone());
-                Ok::<_, ClientError>((params, joining.advertise(&mut *rng(None))))
-            })
-            .map_err(errors::client)?;
+        let (params, state) = threads::detach(py, || {
+            let joining = Joining::new(&offer, keys.identity(), &trust, &mut py_record, unix_time(now))?;
+            let params = Arc::new(joining.params().clone());
+            Ok::<_, ClientError>((params, joining.advertise(&mut *rng(None))))
+        })?
+        .map_err(errors::client)?;
         Ok(Self { state: Exclusive::new(State::Advertised(state)), params, record })
     }
 
@@ -188,13 +187,12 @@ impl ClientRound {
     ) -> PyResult<Self> {
         let offer = offer_of(offer)?;
         let registrar = registrar_key.map(verifying_key).transpose()?;
-        let (params, resumed) = py
-            .detach(|| {
-                let resumed = Resumed::from_bytes(saved, &offer, keys.identity(), registrar.as_ref())?;
-                let payload = offer.params.as_ref().map(|signed| signed.payload.as_slice()).unwrap_or_default();
-                Ok::<_, ClientError>((RoundParams::from_payload(payload)?, resumed))
-            })
-            .map_err(errors::client)?;
+        let (params, resumed) = threads::detach(py, || {
+            let resumed = Resumed::from_bytes(saved, &offer, keys.identity(), registrar.as_ref())?;
+            let payload = offer.params.as_ref().map(|signed| signed.payload.as_slice()).unwrap_or_default();
+            Ok::<_, ClientError>((RoundParams::from_payload(payload)?, resumed))
+        })?
+        .map_err(errors::client)?;
         let state = match resumed {
             Resumed::Advertised(state) => State::Advertised(state),
             Resumed::Shared(state) => State::Shared(state),

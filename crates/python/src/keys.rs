@@ -9,8 +9,8 @@ use unisono_crypto::sign;
 use unisono_protocol::keyfile::{self, Enrolment, Role};
 use unisono_protocol::{client, proto, roster};
 
-use crate::errors;
 use crate::rng::{rng, unix_time};
+use crate::{errors, threads};
 
 fn role_of(name: &str) -> PyResult<Role> {
     match name {
@@ -49,7 +49,7 @@ pub fn verifying_key(bytes: &[u8]) -> PyResult<sign::VerifyingKey> {
 #[pyfunction]
 pub fn verify(py: Python<'_>, verifying_key: &[u8], purpose: &str, message: &[u8], signature: &[u8]) -> PyResult<()> {
     let (key, purpose) = (self::verifying_key(verifying_key)?, purpose_of(purpose)?);
-    py.detach(|| key.verify(purpose, message, signature)).map_err(errors::crypto)
+    threads::detach(py, || key.verify(purpose, message, signature))?.map_err(errors::crypto)
 }
 
 /// A long-term signing key (Ed25519 + ML-DSA-65) of a registrar, coordinator or publisher.
@@ -66,7 +66,7 @@ impl SigningKey {
     #[pyo3(signature = (role, *, seed=None))]
     fn generate(py: Python<'_>, role: &str, seed: Option<[u8; 32]>) -> PyResult<Self> {
         let role = role_of(role)?;
-        Ok(Self { key: py.detach(|| sign::SigningKey::generate(sign::Level::L65, &mut *rng(seed))), role })
+        Ok(Self { key: threads::detach(py, || sign::SigningKey::generate(sign::Level::L65, &mut *rng(seed)))?, role })
     }
 
     /// Reads a key file of the given role.
@@ -95,7 +95,7 @@ impl SigningKey {
     /// Signs a message for one purpose; the same message gives the same bytes.
     fn sign<'py>(&self, py: Python<'py>, purpose: &str, message: &[u8]) -> PyResult<Bound<'py, PyBytes>> {
         let purpose = purpose_of(purpose)?;
-        let signature = py.detach(|| self.key.sign(purpose, message));
+        let signature = threads::detach(py, || self.key.sign(purpose, message))?;
         Ok(PyBytes::new(py, &signature))
     }
 
@@ -121,8 +121,8 @@ impl DeviceKeys {
     /// Fresh keys under a fresh id.
     #[staticmethod]
     #[pyo3(signature = (*, seed=None))]
-    fn generate(py: Python<'_>, seed: Option<[u8; 32]>) -> Self {
-        Self { keys: py.detach(|| keyfile::DeviceKeys::generate(&mut *rng(seed))) }
+    fn generate(py: Python<'_>, seed: Option<[u8; 32]>) -> PyResult<Self> {
+        Ok(Self { keys: threads::detach(py, || keyfile::DeviceKeys::generate(&mut *rng(seed)))? })
     }
 
     /// Reads a device's key file.
@@ -195,10 +195,10 @@ impl Roster {
         let leaves = enrolments.iter().map(leaf).collect::<PyResult<Vec<_>>>()?;
         let keys = |keys: &[Vec<u8>]| keys.iter().map(|key| verifying_key(key)).collect::<PyResult<Vec<_>>>();
         let (coordinators, publishers) = (keys(&coordinators)?, keys(&publishers)?);
-        let published = py.detach(|| {
+        let published = threads::detach(py, || {
             let issued_at = unix_time(issued_at);
             roster::Roster::publish(leaves, epoch, issued_at, &coordinators, &publishers, &registrar.key)
-        });
+        })?;
         Ok(Self { inner: Arc::new(published.map_err(errors::roster)?) })
     }
 
@@ -206,7 +206,7 @@ impl Roster {
     #[staticmethod]
     fn from_bytes(py: Python<'_>, file: &[u8], registrar_key: &[u8]) -> PyResult<Self> {
         let key = verifying_key(registrar_key)?;
-        let read = py.detach(|| roster::Roster::from_bytes(file, &key)).map_err(errors::roster)?;
+        let read = threads::detach(py, || roster::Roster::from_bytes(file, &key))?.map_err(errors::roster)?;
         Ok(Self { inner: Arc::new(read) })
     }
 

@@ -17,6 +17,7 @@ mod rng;
 mod server_round;
 mod simulate;
 mod state;
+mod threads;
 
 use pyo3::prelude::*;
 

@@ -10,9 +10,9 @@ use unisono_protocol::encoding::{self, Rounding};
 use unisono_protocol::params::{self, SUITE_V1};
 use unisono_protocol::{policy, proto};
 
-use crate::errors;
 use crate::keys::Roster;
 use crate::rng::unix_time;
+use crate::{errors, threads};
 
 /// What pickle calls to make a frozen object again: its class with the same keyword arguments.
 fn reduce<'py, T: PyTypeInfo>(py: Python<'py>, settings: Bound<'py, PyDict>) -> PyResult<Bound<'py, PyTuple>> {
@@ -66,7 +66,7 @@ impl From<degree::Topology> for Topology {
 #[pyo3(signature = (clients, *, gamma=0.05, delta=0.1, mode="malicious"))]
 pub fn find_degree(py: Python<'_>, clients: u32, gamma: f64, delta: f64, mode: &str) -> PyResult<Topology> {
     let assumptions = Assumptions { gamma, delta, mode: mode_of(mode)? };
-    let found = py.detach(|| degree::find(clients, &assumptions));
+    let found = threads::detach(py, || degree::find(clients, &assumptions))?;
     found.map(Topology::from).map_err(|error| errors::class::ParamsError::new_err(error.to_string()))
 }
 
@@ -243,7 +243,7 @@ impl RoundParams {
             opened_at: unix_time(now),
         };
         let payload = wire.encode_to_vec();
-        let checked = py.detach(|| params::RoundParams::from_payload(&payload)).map_err(errors::params)?;
+        let checked = threads::detach(py, || params::RoundParams::from_payload(&payload))?.map_err(errors::params)?;
         Ok(Self { checked })
     }
 
@@ -282,7 +282,7 @@ impl RoundParams {
 
     /// Degree, threshold and window bound for a cohort of `n`.
     fn topology(&self, py: Python<'_>, n: u32) -> PyResult<Topology> {
-        py.detach(|| self.checked.topology(n)).map(Topology::from).map_err(errors::params)
+        threads::detach(py, || self.checked.topology(n))?.map(Topology::from).map_err(errors::params)
     }
 
     fn __repr__(&self) -> String {

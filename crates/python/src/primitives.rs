@@ -11,7 +11,7 @@ use unisono_protocol::encoding::Contribution;
 
 use crate::params::{Aggregate, Quantiser};
 use crate::rng::rng;
-use crate::{arrays, errors};
+use crate::{arrays, errors, threads};
 
 /// Elements that stay in cache while every mask passes over them.
 const CHUNK: usize = 8192;
@@ -57,7 +57,7 @@ fn apply_all(
         ($t:ty) => {{
             let mut array = arrays::writable::<$t>(vector, "vector")?;
             let slice = array.as_slice_mut().map_err(arrays::gaps)?;
-            py.detach(|| apply(slice, &masks, |x| *x &= mask as $t))
+            threads::detach(py, || apply(slice, &masks, |x| *x &= mask as $t))?
         }};
     }
     match modulus.bits() {
@@ -108,12 +108,11 @@ pub fn quantise<'py>(
     let modulus = modulus(modulus_bits)?;
     let array = arrays::readable::<f32>(update, "update")?;
     let update = array.as_slice().map_err(arrays::gaps)?;
-    let vector = py
-        .detach(|| {
-            let contribution = Contribution { update, metrics: &metrics, weight };
-            quantiser.inner.encode(contribution, update.len(), modulus, &mut *rng(seed))
-        })
-        .map_err(errors::encoding)?;
+    let vector = threads::detach(py, || {
+        let contribution = Contribution { update, metrics: &metrics, weight };
+        quantiser.inner.encode(contribution, update.len(), modulus, &mut *rng(seed))
+    })?
+    .map_err(errors::encoding)?;
     Ok(arrays::ring_to_array(py, &vector))
 }
 
@@ -128,7 +127,8 @@ pub fn dequantise(
     clients: u32,
 ) -> PyResult<Aggregate> {
     let sum = arrays::array_to_ring(sum, modulus(modulus_bits)?, "sum")?;
-    let decoded = py.detach(|| quantiser.inner.decode(&sum, dimension, clients)).map_err(errors::encoding)?;
+    let decoded =
+        threads::detach(py, || quantiser.inner.decode(&sum, dimension, clients))?.map_err(errors::encoding)?;
     Ok(Aggregate::new(py, decoded))
 }
 
@@ -136,7 +136,7 @@ pub fn dequantise(
 #[pyfunction]
 pub fn pack<'py>(py: Python<'py>, vector: &Bound<'py, PyAny>, modulus_bits: u32) -> PyResult<Bound<'py, PyBytes>> {
     let vector = arrays::array_to_ring(vector, modulus(modulus_bits)?, "vector")?;
-    let packed = py.detach(|| vector.pack());
+    let packed = threads::detach(py, || vector.pack())?;
     Ok(PyBytes::new(py, &packed))
 }
 
@@ -144,7 +144,7 @@ pub fn pack<'py>(py: Python<'py>, vector: &Bound<'py, PyAny>, modulus_bits: u32)
 #[pyfunction]
 pub fn unpack<'py>(py: Python<'py>, packed: &[u8], modulus_bits: u32, length: usize) -> PyResult<Bound<'py, PyAny>> {
     let modulus = modulus(modulus_bits)?;
-    let vector = py.detach(|| unisono_crypto::ring::RingVector::unpack(modulus, length, packed));
+    let vector = threads::detach(py, || unisono_crypto::ring::RingVector::unpack(modulus, length, packed))?;
     Ok(arrays::ring_to_array(py, &vector.map_err(errors::crypto)?))
 }
 
@@ -166,8 +166,8 @@ pub fn split_secret<'py>(
     seed: Option<[u8; 32]>,
 ) -> PyResult<Vec<(u32, Bound<'py, PyBytes>)>> {
     let secret = SecretScalar::from_canonical(&secret).map_err(errors::crypto)?;
-    let shares =
-        py.detach(|| shamir::split(&secret, threshold, &abscissas, &mut *rng(seed))).map_err(errors::crypto)?;
+    let shares = threads::detach(py, || shamir::split(&secret, threshold, &abscissas, &mut *rng(seed)))?
+        .map_err(errors::crypto)?;
     Ok(shares.iter().map(|share| (share.abscissa(), PyBytes::new(py, share.value_bytes().as_slice()))).collect())
 }
 
@@ -181,7 +181,7 @@ pub fn rebuild_secret<'py>(
 ) -> PyResult<(Bound<'py, PyBytes>, Vec<u32>)> {
     let shares: Result<Vec<Share>, _> = shares.iter().map(|(at, value)| Share::from_bytes(*at, value)).collect();
     let shares = shares.map_err(errors::crypto)?;
-    let decoded = py.detach(|| shamir::decode(&shares, threshold)).map_err(errors::crypto)?;
+    let decoded = threads::detach(py, || shamir::decode(&shares, threshold))?.map_err(errors::crypto)?;
     let decoded = decoded.ok_or_else(|| {
         errors::class::CryptoError::new_err("too many of the shares are wrong: no secret fits enough of them")
     })?;
@@ -197,7 +197,7 @@ pub fn encapsulate<'py>(
     seed: Option<[u8; 32]>,
 ) -> PyResult<(Bound<'py, PyBytes>, Bound<'py, PyBytes>)> {
     let key = kem::EncapsulationKey::from_bytes(encapsulation_key).map_err(errors::crypto)?;
-    let (ciphertext, secret) = py.detach(|| key.encapsulate(&mut *rng(seed)));
+    let (ciphertext, secret) = threads::detach(py, || key.encapsulate(&mut *rng(seed)))?;
     Ok((PyBytes::new(py, &ciphertext), PyBytes::new(py, secret.expose())))
 }
 
@@ -230,7 +230,7 @@ impl DecapsulationKey {
 
     /// The secret in a ciphertext; of a ciphertext to another key, an unrelated one.
     fn decapsulate<'py>(&self, py: Python<'py>, ciphertext: &[u8]) -> PyResult<Bound<'py, PyBytes>> {
-        let secret = py.detach(|| self.0.decapsulate(ciphertext)).map_err(errors::crypto)?;
+        let secret = threads::detach(py, || self.0.decapsulate(ciphertext))?.map_err(errors::crypto)?;
         Ok(PyBytes::new(py, secret.expose()))
     }
 

@@ -9,9 +9,9 @@ use unisono_crypto::kem::EncapsulationKey;
 use unisono_release::proto::{PayloadType, ReleaseHeader, SignedGrant};
 use unisono_release::{self as release, Header, OpenPolicy, Recipient, ReleaseError, VersionRecord};
 
-use crate::errors;
 use crate::keys::{DeviceKeys, SigningKey, verifying_key};
 use crate::rng::{rng, unix_time};
+use crate::{errors, threads};
 
 /// The key of one release, from `seal` or out of a grant. It is secret and is not shown.
 #[pyclass(frozen, module = "unisono")]
@@ -63,7 +63,7 @@ impl Release {
     /// Verifies the signatures under one of the publishers' keys; needs no decryption key.
     fn verify(&self, py: Python<'_>, publishers: Vec<Vec<u8>>) -> PyResult<()> {
         let keys = publishers.iter().map(|key| verifying_key(key)).collect::<PyResult<Vec<_>>>()?;
-        py.detach(|| release::Release::parse(&self.file)?.verify(&keys).map(drop)).map_err(errors::release)
+        threads::detach(py, || release::Release::parse(&self.file)?.verify(&keys).map(drop))?.map_err(errors::release)
     }
 
     /// Verifies, checks and decrypts. `seen` is the highest version of this model that the device has opened before; a lower
@@ -83,12 +83,11 @@ impl Release {
     ) -> PyResult<Bound<'py, PyBytes>> {
         let publishers = publishers.iter().map(|key| verifying_key(key)).collect::<PyResult<Vec<_>>>()?;
         let policy = OpenPolicy { publishers, model_id, min_roster_epoch, max_payload };
-        let plaintext = py
-            .detach(|| {
-                let release = release::Release::parse(&self.file)?;
-                release::open(&release, &key.0, &policy, &mut Seen(seen, HashMap::new()), unix_time(now))
-            })
-            .map_err(errors::release)?;
+        let plaintext = threads::detach(py, || {
+            let release = release::Release::parse(&self.file)?;
+            release::open(&release, &key.0, &policy, &mut Seen(seen, HashMap::new()), unix_time(now))
+        })?
+        .map_err(errors::release)?;
         Ok(PyBytes::new(py, &plaintext))
     }
 
@@ -140,12 +139,12 @@ pub fn seal(
         roster_epoch,
         ..Default::default()
     };
-    py.detach(|| {
+    threads::detach(py, || {
         let mut rng = rng(None);
         let key = release::ContentKey::random(&mut *rng);
         let (file, header) = release::seal(fields, payload, &key, &publisher.key, &mut *rng)?;
         Ok((Release { file, header }, ContentKey(key)))
-    })
+    })?
     .map_err(errors::release)
 }
 
@@ -179,10 +178,10 @@ impl Grant {
     ) -> PyResult<ContentKey> {
         let issuers = issuers.iter().map(|key| verifying_key(key)).collect::<PyResult<Vec<_>>>()?;
         let (header, device) = (&release.header, &keys.keys);
-        let key = py.detach(|| {
+        let key = threads::detach(py, || {
             let id = device.client_id.0;
             release::open_grant(&self.0, header, id, &device.release_key, &issuers, min_roster_epoch)
-        });
+        })?;
         key.map(ContentKey).map_err(errors::release)
     }
 
@@ -205,6 +204,7 @@ pub fn grant(
 ) -> PyResult<Grant> {
     let recipient_key = EncapsulationKey::from_bytes(release_key).map_err(errors::crypto)?;
     let recipient = Recipient { client_id, key: recipient_key, roster_epoch };
-    let granted = py.detach(|| release::grant(&release.header, &key.0, &recipient, &issuer.key, &mut *rng(None)));
+    let granted =
+        threads::detach(py, || release::grant(&release.header, &key.0, &recipient, &issuer.key, &mut *rng(None)))?;
     granted.map(Grant).map_err(errors::release)
 }

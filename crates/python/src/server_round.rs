@@ -14,7 +14,7 @@ use crate::keys::{Roster, SigningKey};
 use crate::params::{Aggregate, RoundParams};
 use crate::rng::unix_time;
 use crate::state::Exclusive;
-use crate::{arrays, errors};
+use crate::{arrays, errors, threads};
 
 /// The end of a successful round.
 #[pyclass(frozen, module = "unisono")]
@@ -39,7 +39,7 @@ impl Outcome {
     fn decode(&self, py: Python<'_>) -> PyResult<Aggregate> {
         let clients = self.outcome.survivors.len() as u32;
         let dimension = self.params.wire.dimension as usize;
-        let decoded = py.detach(|| self.params.quantiser.decode(&self.outcome.sum, dimension, clients));
+        let decoded = threads::detach(py, || self.params.quantiser.decode(&self.outcome.sum, dimension, clients))?;
         Ok(Aggregate::new(py, decoded.map_err(errors::encoding)?))
     }
 
@@ -111,7 +111,7 @@ impl ServerRound {
                 return Err(errors::class::RosterError::new_err(text));
             }
         };
-        let server = py.detach(|| Server::open(&params.checked.wire, authority)).map_err(errors::open)?;
+        let server = threads::detach(py, || Server::open(&params.checked.wire, authority))?.map_err(errors::open)?;
         let params = server.params().clone();
         Ok(Self { server: Exclusive::new(server), params })
     }

@@ -10,7 +10,7 @@ use unisono_protocol::encoding;
 use unisono_sim::{Dropout, Observer, RoundReport, Simulation, Update, updates};
 
 use crate::params::{Quantiser, mode_of};
-use crate::{arrays, errors};
+use crate::{arrays, errors, threads};
 
 /// What the thread of the simulation and the thread of the caller share.
 #[derive(Default)]
@@ -107,7 +107,7 @@ pub fn simulate<'py>(
             })
         }));
     }
-    let simulation = py.detach(|| builder.build()).map_err(errors::simulation)?;
+    let simulation = threads::detach(py, || builder.build())?.map_err(errors::simulation)?;
     let mut watcher = Watcher { shared: shared.clone(), round_finished, means: Vec::new() };
     let (report, watcher) = py.detach(|| {
         std::thread::scope(|scope| {

@@ -4,7 +4,7 @@ use std::sync::Mutex;
 
 use pyo3::prelude::*;
 
-use crate::errors;
+use crate::{errors, threads};
 
 /// A state of which there must be one only.
 pub struct Exclusive<T> {
@@ -37,10 +37,12 @@ impl<T: Send> Exclusive<T> {
                  save() it there and resume() it here",
             ));
         }
+        let pool = threads::pool()?;
         py.detach(|| {
+            // Locked outside the pool: a thread of the pool that waits for others takes up their work, which may be this round's.
             let mut guard = self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             let state = guard.take().ok_or_else(|| errors::state("this round is over"))?;
-            let (state, result) = step(state);
+            let (state, result) = pool.install(|| step(state));
             *guard = state;
             result
         })

@@ -205,8 +205,15 @@ def _arrays_of(content: RecordDict) -> list[np.ndarray]:
 def _difference(after: list[np.ndarray], before: list[np.ndarray]) -> np.ndarray:
     if [a.shape for a in after] != [b.shape for b in before]:
         raise EncodingError("the client returned parameters of other shapes than it was sent")
-    parts = [(np.asarray(a, np.float64) - b).ravel() for a, b in zip(after, before, strict=True)]
-    return np.ascontiguousarray(np.concatenate(parts), dtype=np.float32)
+    update = np.empty(sum(array.size for array in before), np.float32)
+    start = 0
+    for a, b in zip(after, before, strict=True):
+        part = update[start : start + b.size].reshape(b.shape)
+        # float32 in place: rounded once either way. Integers of 8 bytes and the like need more than its 24 bits.
+        dtype = np.float32 if a.dtype == b.dtype == np.float32 else np.float64
+        np.subtract(a, b, out=part, dtype=dtype, casting="unsafe")
+        start += b.size
+    return update
 
 
 class UnisonoWorkflow:

@@ -1,26 +1,38 @@
-#!/bin/sh
-# Builds the wheel of the Python package, installs it into a fresh environment and runs its tests and its first example.
-#
-#   crates/python/ci.sh              without Flower: about a minute after the Rust build
-#   crates/python/ci.sh --flower     with Flower's simulation engine too (a large download, and two minutes more)
+#!/usr/bin/env bash
+# Builds the wheel of the Python package, installs it with Flower into a fresh environment, and runs everything there: the types,
+# the tests (some against the command `unisono`, some in Flower's simulation engine) and the examples.
 #
 # PYTHON names the interpreter (3.10 or newer); the environment is in target/python-ci.
-set -eu
-here=$(cd "$(dirname "$0")" && pwd)
-root=$(cd "$here/../.." && pwd)
-env="$root/target/python-ci"
-extras="test,examples"
-if [ "${1:-}" = "--flower" ]; then
-    extras="$extras,flower"
-    export FLWR_TELEMETRY_ENABLED=0 RAY_USAGE_STATS_ENABLED=0
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+root=$PWD
+here=$root/crates/python
+env=$root/target/python-ci
+python=${PYTHON:-python3}
+export FLWR_TELEMETRY_ENABLED=0 RAY_USAGE_STATS_ENABLED=0
+step() { printf '\n== %s\n' "$*"; "$@"; }
+
+if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
+    step apt-get update -qq
+    step apt-get install -qq -y python3 python3-venv
 fi
-rm -rf "$env"
-"${PYTHON:-python3}" -m venv "$env"
-"$env/bin/pip" install --quiet --disable-pip-version-check maturin
-rm -rf "$root/target/wheels"
-(cd "$here" && "$env/bin/maturin" build --release --locked --quiet --out "$root/target/wheels")
-wheel=$(ls "$root"/target/wheels/unisono-*.whl)
-"$env/bin/pip" install --quiet --disable-pip-version-check "$wheel[$extras]"
-cd "$here"
-"$env/bin/python" -m pytest -q tests
-"$env/bin/python" examples/first_steps.py
+rm -rf "$env" target/wheels
+step "$python" -m venv "$env"
+PATH=$env/bin:$PATH
+pip() { "$env/bin/python" -m pip --disable-pip-version-check --quiet "$@"; }
+step pip install 'maturin>=1.9,<2'
+(cd "$here" && step maturin build --release --locked --out "$root/target/wheels")
+wheel=$(ls target/wheels/unisono-*-abi3-*.whl)
+step pip install "$wheel[test,examples,flower]"
+step cargo build --release --locked --bin unisono
+export UNISONO_BIN=$root/target/release/unisono
+
+# Away from the sources, so that the installed package is what is checked.
+cd "$env"
+step mypy --strict --cache-dir "$env/mypy" -p unisono
+step stubtest --allowlist "$here/stubtest.allow" unisono
+cp -r "$here/tests" "$here/examples" .
+step python -m pytest -q -p no:cacheprovider tests
+step python examples/first_steps.py
+step python examples/learning.py --quick
+step python examples/flower_compare.py --clients 10 --dim 20000 --repeat 1

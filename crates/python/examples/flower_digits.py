@@ -12,16 +12,21 @@ import tempfile
 import time
 
 import numpy as np
+from flwr.app import Context, RecordDict
 from flwr.client import NumPyClient
 from flwr.client.mod import secaggplus_mod
 from flwr.clientapp import ClientApp
 from flwr.common import ndarrays_to_parameters, parameters_to_ndarrays
+from flwr.compat.common import recorddict_compat as compat
 from flwr.server import LegacyContext, ServerConfig
 from flwr.server.strategy import FedAvg
 from flwr.server.workflow import DefaultWorkflow, SecAggPlusWorkflow
+from flwr.server.workflow.constant import MAIN_PARAMS_RECORD
 from flwr.serverapp import ServerApp
 from flwr.simulation import run_simulation
+from local_grid import LocalGrid
 from sklearn.datasets import load_digits
+from unisono import Policy
 from unisono.flower import UnisonoWorkflow, provision, unisono_mod
 
 # Above any element of an update here: what is clipped is not averaged as it was.
@@ -83,12 +88,13 @@ def accuracy(parameters, test):
     return float(((images @ parameters[0] + parameters[1]).argmax(axis=1) == labels).mean())
 
 
-def run(aggregation, clients, rounds=1, dropped=0, extra=0, mode="malicious", bits=16):
-    """Runs the app in Flower's simulator. `extra` untrained parameters make the vector longer."""
+def run(aggregation, clients, rounds=1, dropped=0, extra=0, mode="malicious", bits=16, engine="ray"):
+    """Runs the app in Flower's simulation engine (`ray`), or one client after the other in this process (`local`).
+
+    `extra` untrained parameters make the vector longer.
+    """
     folder = provision(tempfile.mkdtemp(), clients) if aggregation == "unisono" and mode == "malicious" else None
     if aggregation == "unisono":
-        from unisono import Policy
-
         policy = Policy(n_min=3, allow_semi_honest=mode != "malicious")
         mods = [unisono_mod(folder, policy=policy)]
         secure = UnisonoWorkflow(
@@ -112,13 +118,7 @@ def run(aggregation, clients, rounds=1, dropped=0, extra=0, mode="malicious", bi
         initial_parameters=ndarrays_to_parameters(start),
     )
     result = {}
-    app = ServerApp()
-
-    @app.main()
-    def main(grid, context):
-        from flwr.compat.common import recorddict_compat as compat
-        from flwr.server.workflow.constant import MAIN_PARAMS_RECORD
-
+    def serve(grid, context):
         legacy = LegacyContext(context=context, config=ServerConfig(num_rounds=rounds), strategy=strategy)
         before = time.perf_counter()
         (DefaultWorkflow(fit_workflow=secure) if secure else DefaultWorkflow())(grid, legacy)
@@ -126,12 +126,15 @@ def run(aggregation, clients, rounds=1, dropped=0, extra=0, mode="malicious", bi
         record = legacy.state.array_records[MAIN_PARAMS_RECORD]
         result["parameters"] = parameters_to_ndarrays(compat.arrayrecord_to_parameters(record, True))
 
-    run_simulation(
-        server_app=app,
-        client_app=ClientApp(client_fn=client_fn, mods=mods),
-        num_supernodes=clients,
-        backend_config={"init_args": {"num_cpus": 2}, "client_resources": {"num_cpus": 1, "num_gpus": 0.0}},
-    )
+    app = ClientApp(client_fn=client_fn, mods=mods)
+    if engine == "local":
+        context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
+        serve(LocalGrid(app, clients), context)
+    else:
+        server = ServerApp()
+        server.main()(serve)
+        resources = {"init_args": {"num_cpus": 2}, "client_resources": {"num_cpus": 1, "num_gpus": 0.0}}
+        run_simulation(server_app=server, client_app=app, num_supernodes=clients, backend_config=resources)
     result["accuracy"] = accuracy(result["parameters"], partition(clients)[1])
     result["report"] = getattr(secure, "report", None)
     return result
@@ -145,7 +148,8 @@ if __name__ == "__main__":
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--drop", type=int, default=0)
     parser.add_argument("--extra", type=int, default=0, help="untrained parameters that make the vector longer")
+    parser.add_argument("--engine", choices=["ray", "local"], default="ray")
     a = parser.parse_args()
-    result = run(a.aggregation, a.clients, a.rounds, a.drop, a.extra, a.mode)
+    result = run(a.aggregation, a.clients, a.rounds, a.drop, a.extra, a.mode, engine=a.engine)
     del result["parameters"]
     print(json.dumps({"aggregation": a.aggregation, "clients": a.clients, "drop": a.drop, "extra": a.extra, **result}))

@@ -1,5 +1,7 @@
 //! NumPy arrays as slices, without a copy; what does not fit is refused with what to do about it.
 
+use std::fmt::Display;
+
 use numpy::{
     Element, PyArray1, PyArrayDescrMethods, PyArrayMethods, PyReadonlyArray1, PyReadwriteArray1, PyUntypedArray,
     PyUntypedArrayMethods, dtype,
@@ -37,6 +39,18 @@ fn checked<'py, 'a, T: Element>(object: &'a Bound<'py, PyAny>, what: &str) -> Py
         .map_err(|_| errors::array(format!("the {what} is not aligned or not in native byte order: x.copy()")))
 }
 
+/// A whole number that `T` can hold; anything else is refused with its name and the limits.
+pub fn whole<'py, T>(object: &Bound<'py, PyAny>, name: &str, largest: T) -> PyResult<T>
+where
+    T: for<'a> FromPyObject<'a, 'py> + PartialOrd + Display,
+{
+    let found: Option<T> = object.extract().ok();
+    found.filter(|number| *number <= largest).ok_or_else(|| {
+        let got = object.repr().map(|text| text.to_string()).unwrap_or_default();
+        errors::class::ParamsError::new_err(format!("{name} is {got}; a whole number from 0 to {largest} is needed"))
+    })
+}
+
 /// An array to read from.
 pub fn readable<'py, T: Element>(object: &Bound<'py, PyAny>, what: &str) -> PyResult<PyReadonlyArray1<'py, T>> {
     checked::<T>(object, what)?
@@ -51,9 +65,9 @@ pub fn writable<'py, T: Element>(object: &Bound<'py, PyAny>, what: &str) -> PyRe
     })
 }
 
-/// An array that has no gaps although it was made here.
+/// An array whose elements don't lie one after the other, each at a multiple of its size.
 pub fn gaps(_: numpy::AsSliceError) -> PyErr {
-    errors::array("the array is not contiguous in memory: numpy.ascontiguousarray(x) makes one that is")
+    errors::array("the array is not aligned or not contiguous in memory: a copy is, x.copy()")
 }
 
 /// A new array of ring elements in the dtype of the modulus; NumPy owns the memory.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use numpy::{PyArray1, PyArrayMethods};
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
+use pyo3::types::{PyBytes, PyDict};
 use tokio::runtime::Runtime;
 use unisono_client as sdk;
 use unisono_protocol::keyfile;
@@ -91,11 +91,16 @@ impl sdk::Trainer for PyTrainer {
         Python::attach(|py| {
             let round = Bound::new(py, TrainingRound(round.clone()))?;
             let result = self.0.bind(py).call1((round,))?;
-            let (update, weight, metrics): (Bound<'_, PyAny>, f32, Vec<f32>) = match result.extract() {
-                Ok(three) => three,
-                Err(_) => {
-                    let (update, weight) = result.extract()?;
-                    (update, weight, Vec::new())
+            type Three<'py> = (Bound<'py, PyAny>, f32, Vec<f32>);
+            let (update, weight, metrics) = match (result.extract::<Three<'_>>(), result.extract()) {
+                (Ok(three), _) => three,
+                (_, Ok((update, weight))) => (update, weight, Vec::new()),
+                _ => {
+                    return Err(errors::returned(
+                        "the trainer",
+                        &result,
+                        "(update, weight) or (update, weight, metrics)",
+                    ));
                 }
             };
             let update = arrays::readable::<f32>(&update, "update")?.as_slice().map_err(arrays::gaps)?.to_vec();
@@ -216,6 +221,19 @@ impl Client {
             Some(Ok(())) => Ok(Some(true)),
             Some(Err(error)) => Err(errors::sdk(error)),
         }
+    }
+
+    /// Fetches the latest release of a model, asks for this device's grant, verifies and decrypts: its bytes and version.
+    /// An older version than one that was opened is refused; `max_payload` bytes bound what is fetched.
+    #[pyo3(signature = (model_id, *, max_payload=1 << 30))]
+    fn open_release<'py>(
+        &self,
+        py: Python<'py>,
+        model_id: &str,
+        max_payload: u64,
+    ) -> PyResult<(Bound<'py, PyBytes>, u64)> {
+        let opened = self.block(py, async |client| client.open_release(model_id, max_payload).await)?;
+        Ok((PyBytes::new(py, &opened.plaintext), opened.header.version))
     }
 
     fn __repr__(&self) -> String {

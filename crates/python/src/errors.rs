@@ -1,6 +1,6 @@
 //! The crates' errors as the exceptions of `unisono.errors`, with the same words.
 
-use pyo3::PyErr;
+use pyo3::prelude::*;
 use unisono_protocol::client;
 use unisono_protocol::encoding::EncodingError;
 use unisono_protocol::keyfile::KeyFileError;
@@ -32,6 +32,14 @@ pub mod class {
 
 pub fn array(text: impl Into<String>) -> PyErr {
     class::ArrayError::new_err(text.into())
+}
+
+/// A callable that returned something else than it should.
+pub fn returned(who: &str, what: &Bound<'_, PyAny>, wanted: &str) -> PyErr {
+    let kind = what.get_type().name().map(|name| name.to_string()).unwrap_or_default();
+    array(format!(
+        "{who} returned a {kind} that does not fit; {wanted} is needed: a numpy.ndarray of float32, then numbers"
+    ))
 }
 
 pub fn state(text: impl Into<String>) -> PyErr {

@@ -52,6 +52,13 @@ pub fn verify(py: Python<'_>, verifying_key: &[u8], purpose: &str, message: &[u8
     threads::detach(py, || key.verify(purpose, message, signature))?.map_err(errors::crypto)
 }
 
+/// Reads a public key file of the given role: the verifying key's bytes.
+#[pyfunction]
+pub fn read_public_key<'py>(py: Python<'py>, role: &str, text: &str) -> PyResult<Bound<'py, PyBytes>> {
+    let key = keyfile::verifying_key_from_text(role_of(role)?, text).map_err(errors::key_file)?;
+    Ok(PyBytes::new(py, key.as_bytes()))
+}
+
 /// A long-term signing key (Ed25519 + ML-DSA-65) of a registrar, coordinator or publisher.
 #[pyclass(frozen, module = "unisono")]
 pub struct SigningKey {
@@ -85,6 +92,11 @@ impl SigningKey {
     #[getter]
     fn verifying_key<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
         PyBytes::new(py, self.key.verifying_key().as_bytes())
+    }
+
+    /// The public half as a key file, for `unisono registrar` and `read_public_key`.
+    fn public_text(&self) -> String {
+        keyfile::verifying_key_to_text(self.role, &self.key.verifying_key())
     }
 
     #[getter]

@@ -29,7 +29,7 @@ mod _unisono {
     #[pymodule_export]
     use crate::client_round::ClientRound;
     #[pymodule_export]
-    use crate::keys::{DeviceKeys, Roster, SigningKey, verify};
+    use crate::keys::{DeviceKeys, Roster, SigningKey, read_public_key, verify};
     #[pymodule_export]
     use crate::params::{Aggregate, Policy, Quantiser, RoundParams, Topology, find_degree, modulus_bits};
     #[pymodule_export]

@@ -10,6 +10,7 @@ use unisono_protocol::encoding::{self, Rounding};
 use unisono_protocol::params::{self, SUITE_V1};
 use unisono_protocol::{policy, proto};
 
+use crate::arrays::whole;
 use crate::keys::Roster;
 use crate::rng::unix_time;
 use crate::{errors, threads};
@@ -32,7 +33,8 @@ pub fn mode_of(name: &str) -> PyResult<SecurityMode> {
 
 /// Smallest b so that `clients` values of `bits` bits sum to less than 2^b.
 #[pyfunction]
-pub fn modulus_bits(bits: u32, clients: u32) -> PyResult<u32> {
+pub fn modulus_bits(bits: &Bound<'_, PyAny>, clients: &Bound<'_, PyAny>) -> PyResult<u32> {
+    let (bits, clients) = (whole(bits, "bits", u32::MAX)?, whole(clients, "clients", u32::MAX)?);
     encoding::modulus_bits(bits, clients).map_err(errors::encoding)
 }
 
@@ -64,7 +66,14 @@ impl From<degree::Topology> for Topology {
 /// Degree and threshold for `clients` of which fractions may collude and drop out.
 #[pyfunction]
 #[pyo3(signature = (clients, *, gamma=0.05, delta=0.1, mode="malicious"))]
-pub fn find_degree(py: Python<'_>, clients: u32, gamma: f64, delta: f64, mode: &str) -> PyResult<Topology> {
+pub fn find_degree(
+    py: Python<'_>,
+    clients: &Bound<'_, PyAny>,
+    gamma: f64,
+    delta: f64,
+    mode: &str,
+) -> PyResult<Topology> {
+    let clients = whole(clients, "clients", u32::MAX)?;
     let assumptions = Assumptions { gamma, delta, mode: mode_of(mode)? };
     let found = threads::detach(py, || degree::find(clients, &assumptions))?;
     found.map(Topology::from).map_err(|error| errors::class::ParamsError::new_err(error.to_string()))
@@ -196,9 +205,9 @@ impl RoundParams {
     #[allow(clippy::too_many_arguments)] // keyword arguments of a Python constructor
     fn new(
         py: Python<'_>,
-        dimension: u64,
-        n_min: u32,
-        n_max: u32,
+        dimension: &Bound<'_, PyAny>,
+        n_min: &Bound<'_, PyAny>,
+        n_max: &Bound<'_, PyAny>,
         quantiser: &Quantiser,
         task: &str,
         round: u64,
@@ -212,6 +221,8 @@ impl RoundParams {
         chunk_elements: u32,
         now: Option<u64>,
     ) -> PyResult<Self> {
+        let (n_min, n_max) = (whole(n_min, "n_min", u32::MAX)?, whole(n_max, "n_max", u32::MAX)?);
+        let dimension = whole(dimension, "dimension", u64::MAX)?;
         let mode = mode_of(mode)?;
         let malicious = mode == SecurityMode::Malicious;
         if malicious != roster.is_some() {

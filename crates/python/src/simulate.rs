@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use numpy::PyArray1;
 use pyo3::prelude::*;
-use unisono_protocol::encoding;
+use unisono_protocol::encoding::{self, EncodingError};
 use unisono_sim::{Dropout, Observer, RoundReport, Simulation, Update, updates};
 
+use crate::arrays::whole;
 use crate::params::{Quantiser, mode_of};
 use crate::{arrays, errors, threads};
 
@@ -54,13 +55,31 @@ impl Observer for Watcher {
 }
 
 /// Asks the callable for a client's update: a float32 array and a weight.
-fn ask(callable: &Py<PyAny>, client: u32, round: u64, dimension: usize) -> PyResult<Update> {
+///
+/// A device with an update that can't be encoded drops out of its round; here it is a mistake that the caller should hear of.
+fn ask(
+    callable: &Py<PyAny>,
+    client: u32,
+    round: u64,
+    dimension: usize,
+    quantiser: &encoding::Quantiser,
+) -> PyResult<Update> {
     Python::attach(|py| {
-        let (update, weight): (Bound<'_, PyAny>, f32) = callable.bind(py).call1((client, round))?.extract()?;
+        let result = callable.bind(py).call1((client, round))?;
+        let Ok((update, weight)) = result.extract::<(Bound<'_, PyAny>, f32)>() else {
+            return Err(errors::returned("updates(client, round)", &result, "(update, weight)"));
+        };
         let values = arrays::readable::<f32>(&update, "update")?.as_slice().map_err(arrays::gaps)?.to_vec();
         if values.len() != dimension {
             let got = values.len();
             return Err(errors::array(format!("the update has {got} elements; the simulation has {dimension}")));
+        }
+        if let Some(index) = values.iter().position(|value| !value.is_finite()) {
+            let value = values[index];
+            return Err(errors::encoding(EncodingError::NonFinite { what: "update", index, value }));
+        }
+        if !(weight > 0.0 && weight <= quantiser.max_weight) {
+            return Err(errors::encoding(EncodingError::Weight { got: weight, max: quantiser.max_weight }));
         }
         Ok(Update { values, metrics: Vec::new(), weight })
     })
@@ -77,12 +96,12 @@ type Means<'py> = Vec<Option<Bound<'py, PyArray1<f32>>>>;
 #[allow(clippy::too_many_arguments)] // keyword arguments of a Python function
 pub fn simulate<'py>(
     py: Python<'py>,
-    clients: u32,
-    dim: u64,
+    clients: &Bound<'py, PyAny>,
+    dim: &Bound<'py, PyAny>,
     dropout: &str,
     mode: &str,
-    rounds: u64,
-    seed: u64,
+    rounds: &Bound<'py, PyAny>,
+    seed: &Bound<'py, PyAny>,
     quantiser: &Quantiser,
     gamma: f64,
     delta: Option<f64>,
@@ -91,6 +110,8 @@ pub fn simulate<'py>(
     updates: Option<Py<PyAny>>,
     round_finished: Option<Py<PyAny>>,
 ) -> PyResult<(String, Means<'py>)> {
+    let (clients, dim) = (whole(clients, "clients", u32::MAX)?, whole(dim, "dim", u64::MAX)?);
+    let (rounds, seed) = (whole(rounds, "rounds", u64::MAX)?, whole(seed, "seed", u64::MAX)?);
     let dropout = Dropout::parse(dropout).map_err(errors::simulation)?;
     let builder = Simulation::builder().clients(clients).dimension(dim).dropout(dropout).mode(mode_of(mode)?);
     let builder = builder.rounds(rounds).seed(seed).gamma(gamma).threads(threads).quantiser(quantiser.inner.clone());
@@ -98,12 +119,12 @@ pub fn simulate<'py>(
     let mut builder = n_min.into_iter().fold(builder, |builder, n_min| builder.n_min(n_min));
     let shared = Arc::new(Shared::default());
     if let Some(callable) = updates {
-        let (shared, max_weight) = (shared.clone(), quantiser.inner.max_weight);
+        let (shared, quantiser) = (shared.clone(), quantiser.inner.clone());
         builder = builder.updates(self::updates(move |client, round| {
-            ask(&callable, client, round, dim as usize).unwrap_or_else(|error| {
+            ask(&callable, client, round, dim as usize, &quantiser).unwrap_or_else(|error| {
                 // The simulation is cancelled; what stands in is never reported.
                 shared.fail(error);
-                Update { values: vec![0.0; dim as usize], metrics: Vec::new(), weight: max_weight }
+                Update { values: vec![0.0; dim as usize], metrics: Vec::new(), weight: quantiser.max_weight }
             })
         }));
     }

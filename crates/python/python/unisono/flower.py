@@ -6,7 +6,7 @@ An app changes two lines, ``secaggplus_mod`` and ``SecAggPlusWorkflow``::
     DefaultWorkflow(fit_workflow=unisono.flower.UnisonoWorkflow(provisioning=folder, clip=0.5))
 
 In malicious mode (the default) devices need identities, and everybody the registrar's word. :func:`provision` makes them
-for a simulation. In production the registrar does the same by hand: each device's ``device.key`` and the public
+for a simulation; the files are those that the command ``unisono`` makes in production. Each device's ``device.key`` and the public
 ``registrar.pub`` go to its SuperNode, ``roster.bin`` and the secret ``coordinator.key`` to the SuperLink's host, and
 ``registrar.key`` to nobody.
 
@@ -54,6 +54,7 @@ from . import (
     ServerRound,
     SigningKey,
     modulus_bits,
+    read_public_key,
     sender_of,
 )
 
@@ -78,7 +79,7 @@ def provision(folder: str | os.PathLike[str], devices: int) -> Path:
     roster = Roster.publish(
         [key.enrolment() for key in keys], registrar, epoch=1, coordinators=[coordinator.verifying_key]
     )
-    (folder / "registrar.pub").write_bytes(registrar.verifying_key)
+    (folder / "registrar.pub").write_text(registrar.public_text(), encoding="ascii")
     (folder / "roster.bin").write_bytes(roster.to_bytes())
     _write_secret(folder / "coordinator.key", coordinator.to_text())
     for i, key in enumerate(keys):
@@ -90,6 +91,10 @@ def _write_secret(path: Path, text: str) -> None:
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(handle, "w", encoding="ascii") as file:
         file.write(text)
+
+
+def _registrar_key(folder: Path) -> bytes:
+    return read_public_key("registrar", (folder / "registrar.pub").read_text("ascii"))
 
 
 class _ContextRecord:
@@ -155,7 +160,7 @@ def unisono_mod(
         state = context.state.config_records[_STATE]
         incoming = msg.content.config_records[_MESSAGE]
         keys = _device_keys(folder or Path(), context, state, folder is not None)
-        registrar_key = (folder / "registrar.pub").read_bytes() if folder else None
+        registrar_key = _registrar_key(folder) if folder else None
         record = _ContextRecord(state)
         started = perf_counter()
         trained = 0.0
@@ -260,8 +265,7 @@ class UnisonoWorkflow:
         if provisioning is not None:
             folder = Path(provisioning)
             self._coordinator = SigningKey.from_text("coordinator", (folder / "coordinator.key").read_text("ascii"))
-            registrar_key = (folder / "registrar.pub").read_bytes()
-            self._roster = Roster.from_bytes((folder / "roster.bin").read_bytes(), registrar_key)
+            self._roster = Roster.from_bytes((folder / "roster.bin").read_bytes(), _registrar_key(folder))
         self.report: dict[str, Any] = {}
 
     def __call__(self, grid: Grid, context: Context) -> None:

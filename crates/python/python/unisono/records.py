@@ -10,7 +10,7 @@ import json
 import os
 import tempfile
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 __all__ = ["FileRecord", "MemoryRecord", "Record"]
 
@@ -64,14 +64,15 @@ class FileRecord:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._path = Path(path)
 
-    def _read(self) -> dict:
+    def _read(self) -> dict[str, Any]:
         try:
             text = self._path.read_text(encoding="utf-8")
         except FileNotFoundError:
             return {"spent": {}, "roster_epoch": 0}
-        return json.loads(text)
+        content: dict[str, Any] = json.loads(text)
+        return content
 
-    def _write(self, content: dict) -> None:
+    def _write(self, content: dict[str, Any]) -> None:
         folder = self._path.parent
         handle, name = tempfile.mkstemp(dir=folder, prefix=self._path.name)
         try:

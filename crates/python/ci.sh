@@ -2,7 +2,8 @@
 # Builds the wheel of the Python package, installs it with Flower into a fresh environment, and runs everything there: the types,
 # the tests (some against the command `unisono`, some in Flower's simulation engine) and the examples.
 #
-# PYTHON names the interpreter (3.10 or newer); the environment is in target/python-ci.
+# PYTHON names the interpreter (3.10 or newer), UNISONO_BIN the command where it is built already; the environment is in
+# target/python-ci.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 root=$PWD
@@ -24,8 +25,10 @@ step pip install 'maturin>=1.9,<2'
 (cd "$here" && step maturin build --release --locked --out "$root/target/wheels")
 wheel=$(ls target/wheels/unisono-*-abi3-*.whl)
 step pip install "$wheel[test,examples,flower]"
-step cargo build --release --locked --bin unisono
-export UNISONO_BIN=$root/target/release/unisono
+if [ -z "${UNISONO_BIN:-}" ]; then
+    step cargo build --release --locked --bin unisono
+    export UNISONO_BIN=$root/target/release/unisono
+fi
 
 # Away from the sources, so that the installed package is what is checked.
 cd "$env"

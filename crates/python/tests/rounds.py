@@ -1,6 +1,21 @@
-"""A whole round in memory, as somebody with their own transport drives it."""
+"""A whole round in memory, as somebody with their own transport drives it; and a forked process."""
+
+import multiprocessing
 
 import unisono
+
+
+def forked(work, *arguments):
+    """What `work(*arguments, queue)` puts into the queue in a forked process."""
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    child = context.Process(target=work, args=(*arguments, queue))
+    child.start()
+    try:
+        return queue.get(timeout=120)
+    finally:
+        child.kill()
+        child.join()
 
 
 class World:

@@ -5,7 +5,6 @@ The coordinator and the registrar are those of the command `unisono`: UNISONO_BI
 
 import asyncio
 import json
-import multiprocessing
 import os
 import re
 import struct
@@ -18,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import unisono
+from rounds import forked
 
 BIN = Path(os.environ.get("UNISONO_BIN", Path(__file__).parents[3] / "target/release/unisono"))
 needs_command = pytest.mark.skipif(
@@ -231,12 +231,4 @@ def _in_child(client, queue):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_forked_copy_of_a_client_is_refused():
     client = unisono.Client("http://127.0.0.1:9", "t", unisono.DeviceKeys.generate(), print)
-    context = multiprocessing.get_context("fork")
-    queue = context.Queue()
-    child = context.Process(target=_in_child, args=(client, queue))
-    child.start()
-    try:
-        assert "another process" in queue.get(timeout=60)
-    finally:
-        child.kill()
-        child.join()
+    assert "another process" in forked(_in_child, client)

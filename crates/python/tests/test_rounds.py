@@ -1,13 +1,12 @@
 """Rounds through the sans-IO classes: exact sums, drop-outs, refusals, threads and forks."""
 
-import multiprocessing
 import os
 import threading
 
 import numpy as np
 import pytest
 import unisono
-from rounds import World, play
+from rounds import World, forked, play
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +162,7 @@ def _whole_round_in_child(queue):
     quantiser = unisono.Quantiser()
     server = world.open(dimension=50_000, quantiser=quantiser)
     outcome = play(world, server, [np.zeros(50_000, np.float32)] * 4, [1.0] * 4)
-    queue.put(len(outcome.survivors))
+    queue.put((len(outcome.survivors), unisono.random_secret()))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
@@ -173,15 +172,9 @@ def test_a_forked_process_plays_rounds_of_its_own(world):
     updates, weights = inputs(world, 50_000)
     play(world, server, updates, weights)
     unisono.simulate(clients=5, dim=100)
-    context = multiprocessing.get_context("fork")
-    queue = context.Queue()
-    child = context.Process(target=_whole_round_in_child, args=(queue,))
-    child.start()
-    try:
-        assert queue.get(timeout=60) == 4
-    finally:
-        child.kill()
-        child.join()
+    survivors, secret = forked(_whole_round_in_child)
+    assert survivors == 4
+    assert secret != unisono.random_secret(), "parent and child must not draw the same randomness"
 
 
 def _in_child(client, queue):
@@ -197,13 +190,7 @@ def _in_child(client, queue):
 def test_a_forked_copy_of_a_round_is_refused(world):
     server = world.open(dimension=10, quantiser=unisono.Quantiser())
     client = world.join(server, 0)
-    context = multiprocessing.get_context("fork")
-    queue = context.Queue()
-    child = context.Process(target=_in_child, args=(client, queue))
-    child.start()
-    answer = queue.get(timeout=20)
-    child.join()
-    assert "another process" in answer
+    assert "another process" in forked(_in_child, client)
     assert client.message()
 
 

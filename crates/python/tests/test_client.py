@@ -232,3 +232,20 @@ def _in_child(client, queue):
 def test_a_forked_copy_of_a_client_is_refused():
     client = unisono.Client("http://127.0.0.1:9", "t", unisono.DeviceKeys.generate(), print)
     assert "another process" in forked(_in_child, client)
+
+
+def _new_client_in_child(queue):
+    try:
+        unisono.Client("http://127.0.0.1:9", "t", unisono.DeviceKeys.generate(), print).run_round()
+        queue.put("ran")
+    except unisono.StateError as error:
+        queue.put(str(error))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_client_in_a_forked_process_is_refused_when_one_ran_before_the_fork():
+    client = unisono.Client("http://127.0.0.1:9", "t", unisono.DeviceKeys.generate(), print)
+    with pytest.raises(unisono.ClientError, match="registrar"):
+        client.open_release("digits")
+    assert "spawn" in forked(_new_client_in_child)

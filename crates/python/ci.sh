@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# Builds the wheel of the Python package, installs it with Flower into a fresh environment, and runs everything there: the types,
+# the tests (some against the command `unisono`, some in Flower's simulation engine) and the examples.
+#
+# PYTHON names the interpreter (3.10 or newer), UNISONO_BIN the command where it is built already; the environment is in
+# target/python-ci.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+root=$PWD
+here=$root/crates/python
+env=$root/target/python-ci
+python=${PYTHON:-python3}
+export FLWR_TELEMETRY_ENABLED=0 RAY_USAGE_STATS_ENABLED=0
+step() { printf '\n== %s\n' "$*"; "$@"; }
+
+if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
+    step apt-get update -qq
+    step apt-get install -qq -y python3 python3-venv
+fi
+rm -rf "$env" target/wheels
+step "$python" -m venv "$env"
+PATH=$env/bin:$PATH
+pip() { "$env/bin/python" -m pip --disable-pip-version-check --quiet "$@"; }
+step pip install 'maturin>=1.9,<2'
+(cd "$here" && step maturin build --release --locked --out "$root/target/wheels")
+wheel=$(ls target/wheels/unisono-*-abi3-*.whl)
+step pip install "$wheel[test,examples,flower]"
+if [ -z "${UNISONO_BIN:-}" ]; then
+    step cargo build --release --locked --bin unisono
+    export UNISONO_BIN=$root/target/release/unisono
+fi
+
+# Away from the sources, so that the installed package is what is checked.
+cd "$env"
+step mypy --strict --cache-dir "$env/mypy" -p unisono
+step stubtest --allowlist "$here/stubtest.allow" unisono
+cp -r "$here/tests" "$here/examples" .
+step python -m pytest -q -p no:cacheprovider tests
+step python examples/first_steps.py
+step python examples/learning.py --quick
+step python examples/flower_compare.py --clients 10 --dim 20000 --repeat 1

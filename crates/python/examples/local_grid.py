@@ -1,0 +1,74 @@
+"""A Flower grid in this process: each message is a call of the client app, one node after the other.
+
+Flower's simulation engine hands messages to Ray, whose start, scheduling and serialisation take longer than a round of secure
+aggregation. Here nothing but the workflow and the mods runs, so that two of them can be compared, or stepped through.
+"""
+
+from types import SimpleNamespace
+from uuid import uuid4
+
+from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
+from flwr.serverapp import Grid
+from flwr.supercore.task_identity import TaskIdentity
+
+
+def _copy(content):
+    """What the other side gets: its own records, as after a transport. Bytes and arrays are not copied."""
+    records = ((name, ConfigRecord(dict(r)) if isinstance(r, ConfigRecord) else r) for name, r in content.items())
+    return RecordDict(dict(records))
+
+
+class LocalGrid(Grid):
+    """Plays `app` on `nodes` nodes, whose `partition-id` is 0, 1, ..."""
+
+    def __init__(self, app, nodes):
+        self._app, self._replies = app, {}
+        # Messages say who sends them.
+        TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1
+        self._contexts = {
+            node + 2: Context(
+                run_id=1,
+                node_id=node + 2,
+                node_config={"partition-id": node, "num-partitions": nodes},
+                state=RecordDict(),
+                run_config={},
+            )
+            for node in range(nodes)
+        }
+
+    def set_run(self, run):
+        pass
+
+    @property
+    def run(self):
+        return SimpleNamespace(run_id=1)
+
+    def create_message(self, content, message_type, dst_node_id, group_id, ttl=None):
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self):
+        return list(self._contexts)
+
+    def _play(self, message):
+        node = message.metadata.dst_node_id
+        incoming = Message(_copy(message.content), node, message.metadata.message_type, group_id=message.metadata.group_id)
+        incoming.metadata.__dict__.update(_message_id=str(uuid4()))
+        try:
+            reply = self._app(incoming, self._contexts[node])
+        except Exception as error:  # noqa: BLE001 (as Flower's engine does: the server sees an error reply)
+            return Message(Error(code=0, reason=f"{type(error).__name__}: {error}"), reply_to=incoming)
+        return reply
+
+    def push_messages(self, messages):
+        ids = []
+        for message in messages:
+            reply = self._play(message)
+            ids.append(reply.metadata.reply_to_message_id)
+            self._replies[ids[-1]] = reply
+        return ids
+
+    def pull_messages(self, message_ids):
+        return [self._replies.pop(number) for number in list(message_ids) if number in self._replies]
+
+    def send_and_receive(self, messages, *, timeout=None):
+        return self.pull_messages(self.push_messages(messages))

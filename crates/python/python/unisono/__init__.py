@@ -1,0 +1,132 @@
+"""Secure aggregation for federated learning: the real protocol, NumPy in, NumPy out.
+
+- a round without a network: :class:`RoundParams`, :class:`ServerRound`, :class:`ClientRound`, bytes in and bytes out;
+- a device of a running coordinator: :class:`Client` with a trainer in Python;
+- keys and rosters: :class:`DeviceKeys`, :class:`SigningKey`, :class:`Roster`;
+- primitives: :func:`mask`, :func:`unmask`, :func:`quantise`, :func:`dequantise`, :func:`split_secret`, ...;
+- released models: :func:`seal`, :func:`grant`, :class:`Release`, :class:`Grant`;
+- experiments: :func:`simulate`, thousands of clients in this process;
+- Flower: :mod:`unisono.flower` (needs the extra ``flower``).
+
+Arrays that are passed in are read where they lie, with the GIL released: don't write to them from another thread meanwhile.
+A round is used by one call at a time and refused in a forked process. All exceptions derive from :class:`Error`.
+"""
+
+from __future__ import annotations
+
+from ._unisono import (
+    Aggregate,
+    ClientRound,
+    ContentKey,
+    DecapsulationKey,
+    DeviceKeys,
+    Grant,
+    Outcome,
+    Policy,
+    Quantiser,
+    Release,
+    Roster,
+    RoundParams,
+    ServerRound,
+    SigningKey,
+    Topology,
+    TrainingRound,
+    __version__,
+    dequantise,
+    encapsulate,
+    find_degree,
+    grant,
+    mask,
+    modulus_bits,
+    pack,
+    quantise,
+    random_secret,
+    read_public_key,
+    rebuild_secret,
+    ring_dtype,
+    seal,
+    sender_of,
+    split_secret,
+    unmask,
+    unpack,
+    verify,
+)
+from .errors import (
+    AbortError,
+    ArrayError,
+    ClientError,
+    ConnectionError,
+    CryptoError,
+    EncodingError,
+    Error,
+    KeyFileError,
+    ParamsError,
+    PolicyError,
+    RecordError,
+    RefusalError,
+    ReleaseError,
+    RosterError,
+    StateError,
+)
+from .client import Client
+from .records import FileRecord, MemoryRecord, Record
+from .simulation import Simulated, simulate
+
+__all__ = [
+    "AbortError",
+    "Aggregate",
+    "ArrayError",
+    "Client",
+    "ClientError",
+    "ClientRound",
+    "ConnectionError",
+    "ContentKey",
+    "CryptoError",
+    "DecapsulationKey",
+    "DeviceKeys",
+    "EncodingError",
+    "Error",
+    "FileRecord",
+    "Grant",
+    "KeyFileError",
+    "MemoryRecord",
+    "Outcome",
+    "ParamsError",
+    "Policy",
+    "PolicyError",
+    "Quantiser",
+    "Record",
+    "RecordError",
+    "RefusalError",
+    "Release",
+    "ReleaseError",
+    "Roster",
+    "RosterError",
+    "RoundParams",
+    "ServerRound",
+    "SigningKey",
+    "Simulated",
+    "StateError",
+    "Topology",
+    "TrainingRound",
+    "__version__",
+    "dequantise",
+    "encapsulate",
+    "find_degree",
+    "grant",
+    "mask",
+    "modulus_bits",
+    "pack",
+    "quantise",
+    "random_secret",
+    "read_public_key",
+    "rebuild_secret",
+    "ring_dtype",
+    "seal",
+    "sender_of",
+    "simulate",
+    "split_secret",
+    "unmask",
+    "unpack",
+    "verify",
+]

@@ -1,0 +1,34 @@
+"""The device SDK: one device that takes part in the rounds of a running coordinator."""
+
+from __future__ import annotations
+
+import asyncio
+
+from . import _unisono
+
+__all__ = ["Client"]
+
+
+class Client(_unisono.Client):
+    """One device's part in one task.
+
+    ``Client(endpoint, task, keys, trainer, *, registrar_key=None, policy=None, state_dir=None, max_failures=10)``
+
+    ``trainer(round)`` gets a :class:`TrainingRound` and returns ``(update, weight)`` or ``(update, weight, metrics)``: the new
+    weights minus ``round.parameters`` as float32, and a weight above 0 up to ``round.max_weight``. It is called on a thread of
+    its own; an exception makes the device miss the round. ``state_dir`` holds the durable record; without it a restart
+    forgets in which rounds this device took part.
+    :meth:`open_release` fetches and opens the released model. The client only dials out, and repeats what got lost.
+    """
+
+    async def run_async(self) -> dict[str, int]:
+        """:meth:`run`, on a thread. Cancelling the task does not stop the round at hand."""
+        return await asyncio.to_thread(self.run)
+
+    async def run_round_async(self) -> bool | None:
+        """:meth:`run_round`, on a thread. Cancelling the task does not stop the round at hand."""
+        return await asyncio.to_thread(self.run_round)
+
+    async def open_release_async(self, model_id: str, *, max_payload: int = 1 << 30) -> tuple[bytes, int]:
+        """:meth:`open_release`, on a thread."""
+        return await asyncio.to_thread(lambda: self.open_release(model_id, max_payload=max_payload))

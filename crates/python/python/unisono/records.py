@@ -1,0 +1,114 @@
+"""Participation records: what keeps a device from masking two inputs for one round, and from an older roster.
+
+:class:`ClientRound` takes any object with the four methods of :class:`Record`. On a real device the record must be durable:
+:class:`FileRecord` is; :class:`MemoryRecord` is for simulation.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, Protocol
+
+__all__ = ["FileRecord", "MemoryRecord", "Record"]
+
+
+class Record(Protocol):
+    """What a record answers and notes. A change must be on stable storage when a method returns."""
+
+    def last(self, task: str) -> tuple[int, int] | None:
+        """Round number and Unix time of the last participation in ``task``."""
+
+    def spend(self, task: str, round_number: int, at: int) -> None:
+        """Marks the round as spent; an exception keeps the device from uploading."""
+
+    def roster_epoch(self) -> int:
+        """The highest roster epoch seen; 0 before the first."""
+
+    def see_roster_epoch(self, epoch: int) -> None:
+        """Notes a roster epoch."""
+
+
+class MemoryRecord:
+    """A record that is forgotten with the process."""
+
+    def __init__(self) -> None:
+        self._spent: dict[str, tuple[int, int]] = {}
+        self._epoch = 0
+
+    def last(self, task: str) -> tuple[int, int] | None:
+        """Round number and Unix time of the last participation in ``task``."""
+        return self._spent.get(task)
+
+    def spend(self, task: str, round_number: int, at: int) -> None:
+        """Marks the round as spent."""
+        self._spent[task] = (round_number, at)
+
+    def roster_epoch(self) -> int:
+        """The highest roster epoch seen; 0 before the first."""
+        return self._epoch
+
+    def see_roster_epoch(self, epoch: int) -> None:
+        """Notes a roster epoch."""
+        self._epoch = max(self._epoch, epoch)
+
+
+class FileRecord:
+    """A record in a JSON file, written aside, synced and renamed: a crash leaves the old or the new one.
+
+    A file that can't be read is an error, never taken for an empty record.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._path = Path(path)
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            text = self._path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return {"spent": {}, "roster_epoch": 0}
+        content: dict[str, Any] = json.loads(text)
+        return content
+
+    def _write(self, content: dict[str, Any]) -> None:
+        folder = self._path.parent
+        handle, name = tempfile.mkstemp(dir=folder, prefix=self._path.name)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                json.dump(content, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(name, self._path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+        if os.name == "posix":
+            descriptor = os.open(folder, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+    def last(self, task: str) -> tuple[int, int] | None:
+        """Round number and Unix time of the last participation in ``task``."""
+        found = self._read()["spent"].get(task)
+        return None if found is None else (found[0], found[1])
+
+    def spend(self, task: str, round_number: int, at: int) -> None:
+        """Marks the round as spent."""
+        content = self._read()
+        content["spent"][task] = [round_number, at]
+        self._write(content)
+
+    def roster_epoch(self) -> int:
+        """The highest roster epoch seen; 0 before the first."""
+        return int(self._read()["roster_epoch"])
+
+    def see_roster_epoch(self, epoch: int) -> None:
+        """Notes a roster epoch."""
+        content = self._read()
+        if epoch > content["roster_epoch"]:
+            content["roster_epoch"] = epoch
+            self._write(content)

@@ -1,0 +1,125 @@
+"""Thousands of clients in this process: the protocol's own state machines on a virtual clock, seeded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import _unisono
+from ._unisono import Quantiser
+
+__all__ = ["Simulated", "simulate"]
+
+
+class Simulated:
+    """What a simulation gave.
+
+    Attributes
+    ----------
+    settings : the settings as used, with degree, threshold and modulus.
+    rounds : one dictionary a round: cohort, survivors, whether the sum was exact, seconds and bytes by phase.
+    means : the decoded mean of each round, float32; ``None`` for a round that ended without a sum.
+    """
+
+    def __init__(self, report: dict[str, Any], means: list[NDArray[np.float32] | None]) -> None:
+        self.settings: dict[str, Any] = report["settings"]
+        self.rounds: list[dict[str, Any]] = report["rounds"]
+        self.means = means
+
+    def to_dict(self) -> dict[str, list[Any]]:
+        """Columns of equal length, one row for each phase of each round: ``pandas.DataFrame(result.to_dict())``.
+
+        Times are in seconds, sizes in bytes for one client (mean and largest).
+        """
+        columns: dict[str, list[Any]] = {}
+        for played in self.rounds:
+            timings = {timing["phase"]: timing for timing in played["timing"]["phases"]}
+            for phase in played["phases"]:
+                timing = timings.get(phase["phase"], {"client_seconds": {"mean": 0.0, "max": 0.0}, "server_seconds": 0.0})
+                row = {
+                    "round": played["round"],
+                    "phase": phase["phase"],
+                    "expected": phase["expected"],
+                    "answered": phase["answered"],
+                    "survivors": played["survivors"],
+                    "exact_sum": played["exact_sum"],
+                    "virtual_seconds": phase["virtual_seconds"],
+                    "client_seconds_mean": timing["client_seconds"]["mean"],
+                    "client_seconds_max": timing["client_seconds"]["max"],
+                    "server_seconds": timing["server_seconds"],
+                    "bytes_up_mean": phase["sent"]["mean"],
+                    "bytes_up_max": phase["sent"]["max"],
+                    "bytes_down_mean": phase["received"]["mean"],
+                    "bytes_down_max": phase["received"]["max"],
+                }
+                for name, value in row.items():
+                    columns.setdefault(name, []).append(value)
+        return columns
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """The columns of :meth:`to_dict` as NumPy arrays."""
+        return {name: np.asarray(column) for name, column in self.to_dict().items()}
+
+    def __repr__(self) -> str:
+        settings = self.settings
+        return (
+            f"Simulated(clients={settings['clients']}, dim={settings['dimension']}, mode={settings['mode']!r}, "
+            f"rounds={len(self.rounds)}, exact={[played['exact_sum'] for played in self.rounds]})"
+        )
+
+
+def simulate(
+    clients: int = 100,
+    dim: int = 10_000,
+    *,
+    dropout: float | str = 0.0,
+    mode: str = "malicious",
+    rounds: int = 1,
+    seed: int = 0,
+    quantiser: Quantiser | None = None,
+    gamma: float = 0.05,
+    delta: float | None = None,
+    n_min: int | None = None,
+    threads: int = 0,
+    updates: Callable[[int, int], tuple[NDArray[np.float32], float]] | None = None,
+    round_finished: Callable[[int, NDArray[np.float32] | None], object] | None = None,
+) -> Simulated:
+    """Plays whole rounds with the real protocol and no network.
+
+    Parameters
+    ----------
+    clients, dim : devices (from 3) and elements of an update.
+    dropout : fraction that vanishes before uploading, or a model: ``"share=0.02,mask=0.05"``, ``"trace:FILE"``.
+    mode : ``"malicious"`` or ``"semi-honest"``.
+    seed : everything but measured times repeats with it; also the clients' keys, so never use it for real data.
+    delta : assumed drop-out fraction; by default what ``dropout`` leads one to expect.
+    threads : 0 for as many as there are cores.
+    updates : ``updates(client, round)`` gives a float32 array of ``dim`` elements and a weight; by default random updates.
+        It is called on any thread, once for each pair.
+    round_finished : called after each round with its number and mean (``None`` without a sum).
+
+    Raises
+    ------
+    ParamsError, EncodingError : settings with which no round can run, and what would be feasible.
+    Anything that a callable raises; KeyboardInterrupt stops between two clients.
+    """
+    report, means = _unisono.simulate(
+        clients,
+        dim,
+        dropout=str(dropout),
+        mode=mode,  # type: ignore[arg-type]
+        rounds=rounds,
+        seed=seed,
+        quantiser=quantiser or Quantiser(),
+        gamma=gamma,
+        delta=delta,
+        n_min=n_min,
+        threads=threads,
+        updates=updates,
+        round_finished=round_finished,
+    )
+    return Simulated(json.loads(report), means)

@@ -1,0 +1,242 @@
+//! The device SDK with a trainer in Python.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use numpy::{PyArray1, PyArrayMethods};
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyDict};
+use tokio::runtime::Runtime;
+use unisono_client as sdk;
+use unisono_protocol::keyfile;
+
+use crate::keys::{DeviceKeys, verifying_key};
+use crate::params::Policy;
+use crate::{arrays, errors};
+
+/// How often a waiting call looks for Ctrl-C.
+const SIGNAL_PERIOD: Duration = Duration::from_millis(100);
+
+/// The process in which a client first ran; 0 before.
+static FIRST: AtomicU32 = AtomicU32::new(0);
+
+/// Refuses to run clients on both sides of a fork: the SDK computes on rayon's global pool, whose threads are in one process only.
+fn first_process() -> PyResult<()> {
+    let here = std::process::id();
+    match FIRST.compare_exchange(0, here, Ordering::Relaxed, Ordering::Relaxed) {
+        Err(first) if first != here => Err(errors::state(
+            "a client ran before this process was forked, and its threads are in the parent only: start this process with \
+             multiprocessing's \"spawn\" or \"forkserver\", or run the first client after the fork",
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// One round, as a trainer sees it.
+#[pyclass(frozen, module = "unisono")]
+pub struct TrainingRound(sdk::TrainingRound);
+
+#[pymethods]
+impl TrainingRound {
+    /// Number of the round.
+    #[getter]
+    fn number(&self) -> u64 {
+        self.0.params.wire.round
+    }
+
+    /// Name of the task.
+    #[getter]
+    fn task(&self) -> String {
+        self.0.params.wire.task.clone()
+    }
+
+    /// Bound to which an element of the update is clipped.
+    #[getter]
+    fn clip(&self) -> f32 {
+        self.0.params.quantiser.clip
+    }
+
+    /// Largest weight.
+    #[getter]
+    fn max_weight(&self) -> f32 {
+        self.0.params.quantiser.max_weight
+    }
+
+    /// All weights of the base model, float32: tensors in order of name, row-major. A copy.
+    #[getter]
+    fn parameters<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<f32>> {
+        PyArray1::from_slice(py, self.0.model.values())
+    }
+
+    /// One tensor of the base model in its shape. A copy; raises KeyError for a name that the model lacks.
+    fn tensor<'py>(&self, py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyAny>> {
+        let found = self.0.model.tensor(name);
+        let (shape, values) = found.ok_or_else(|| pyo3::exceptions::PyKeyError::new_err(name.to_owned()))?;
+        Ok(PyArray1::from_slice(py, values).reshape(shape.to_vec())?.into_any())
+    }
+
+    fn __repr__(&self) -> String {
+        let wire = &self.0.params.wire;
+        format!("TrainingRound(task={:?}, number={}, dimension={})", wire.task, wire.round, wire.dimension)
+    }
+}
+
+/// Calls a Python callable; its exception is the reason why the round is missed.
+struct PyTrainer(Py<PyAny>);
+
+impl sdk::Trainer for PyTrainer {
+    fn train(&mut self, round: &sdk::TrainingRound) -> Result<sdk::Update, sdk::TrainError> {
+        Python::attach(|py| {
+            let round = Bound::new(py, TrainingRound(round.clone()))?;
+            let result = self.0.bind(py).call1((round,))?;
+            type Three<'py> = (Bound<'py, PyAny>, f32, Vec<f32>);
+            let (update, weight, metrics) = match (result.extract::<Three<'_>>(), result.extract()) {
+                (Ok(three), _) => three,
+                (_, Ok((update, weight))) => (update, weight, Vec::new()),
+                _ => {
+                    return Err(errors::returned(
+                        "the trainer",
+                        &result,
+                        "(update, weight) or (update, weight, metrics)",
+                    ));
+                }
+            };
+            let update = arrays::readable::<f32>(&update, "update")?.as_slice().map_err(arrays::gaps)?.to_vec();
+            Ok(sdk::Update { update, weight, metrics })
+        })
+        .map_err(|error: PyErr| sdk::TrainError::from(error.to_string()))
+    }
+}
+
+/// One device's part in one task. See `unisono.Client`.
+#[pyclass(frozen, module = "unisono", subclass)]
+pub struct Client {
+    client: Mutex<sdk::Client>,
+    /// `None` only while it is dropped.
+    runtime: Option<Runtime>,
+    process: u32,
+    endpoint: String,
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        // Waiting for a trainer's thread while holding the GIL, which that thread needs, would never end.
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+impl Client {
+    /// Runs a call of the SDK without the GIL; Ctrl-C cancels it.
+    fn block<R: Send>(
+        &self,
+        py: Python<'_>,
+        call: impl AsyncFnOnce(&mut sdk::Client) -> Result<R, sdk::Error> + Send,
+    ) -> PyResult<R> {
+        if self.process != std::process::id() {
+            return Err(errors::state("this client was made in another process: make one after the fork"));
+        }
+        first_process()?;
+        let runtime = self.runtime.as_ref().ok_or_else(|| errors::state("this client is gone"))?;
+        py.detach(|| {
+            let mut client = self.client.lock().unwrap_or_else(PoisonError::into_inner);
+            runtime.block_on(async {
+                let interrupted = async {
+                    loop {
+                        tokio::time::sleep(SIGNAL_PERIOD).await;
+                        if let Err(interrupt) = Python::attach(|py| py.check_signals()) {
+                            return interrupt;
+                        }
+                    }
+                };
+                tokio::select! {
+                    result = call(&mut client) => result.map_err(errors::sdk),
+                    interrupt = interrupted => Err(interrupt),
+                }
+            })
+        })
+    }
+}
+
+#[pymethods]
+impl Client {
+    #[new]
+    #[pyo3(signature = (endpoint, task, keys, trainer, *, registrar_key=None, policy=None, state_dir=None, max_failures=10))]
+    #[allow(clippy::too_many_arguments)] // arguments of a Python constructor
+    fn new(
+        py: Python<'_>,
+        endpoint: &str,
+        task: &str,
+        keys: &DeviceKeys,
+        trainer: Py<PyAny>,
+        registrar_key: Option<&[u8]>,
+        policy: Option<&Policy>,
+        state_dir: Option<PathBuf>,
+        max_failures: u64,
+    ) -> PyResult<Self> {
+        if !trainer.bind(py).is_callable() {
+            let kind = trainer.bind(py).get_type().name()?;
+            return Err(errors::state(format!(
+                "the trainer is a {kind}; a callable that takes a TrainingRound is needed"
+            )));
+        }
+        let keys = keyfile::DeviceKeys::from_text(&keys.keys.to_text()).map_err(errors::key_file)?;
+        let mut builder = sdk::Client::builder(endpoint, task, keys).max_failures(max_failures);
+        if let Some(key) = registrar_key {
+            builder = builder.registrar(verifying_key(key)?);
+        }
+        if let Some(policy) = policy {
+            builder = builder.policy(policy.inner.clone());
+        }
+        if let Some(folder) = state_dir {
+            builder = builder.state_dir(folder);
+        }
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .map_err(|error| errors::state(format!("the client's threads could not be started: {error}")))?;
+        let client = py.detach(|| builder.build(PyTrainer(trainer))).map_err(errors::sdk)?;
+        let process = std::process::id();
+        Ok(Self { client: Mutex::new(client), runtime: Some(runtime), process, endpoint: endpoint.to_owned() })
+    }
+
+    /// Takes part in rounds until the task is finished: `{"completed": .., "missed": ..}`.
+    fn run<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let summary = self.block(py, async |client| client.run().await)?;
+        let dict = PyDict::new(py);
+        dict.set_item("completed", summary.completed)?;
+        dict.set_item("missed", summary.missed)?;
+        Ok(dict)
+    }
+
+    /// Waits for the next round and takes part in it. True when it was completed, None when the task is finished; a round
+    /// that was missed raises.
+    fn run_round(&self, py: Python<'_>) -> PyResult<Option<bool>> {
+        match self.block(py, async |client| client.run_round().await)? {
+            None => Ok(None),
+            Some(Ok(())) => Ok(Some(true)),
+            Some(Err(error)) => Err(errors::sdk(error)),
+        }
+    }
+
+    /// Fetches the latest release of a model, asks for this device's grant, verifies and decrypts: its bytes and version.
+    /// An older version than one that was opened is refused; `max_payload` bytes bound what is fetched.
+    #[pyo3(signature = (model_id, *, max_payload=1 << 30))]
+    fn open_release<'py>(
+        &self,
+        py: Python<'py>,
+        model_id: &str,
+        max_payload: u64,
+    ) -> PyResult<(Bound<'py, PyBytes>, u64)> {
+        let opened = self.block(py, async |client| client.open_release(model_id, max_payload).await)?;
+        Ok((PyBytes::new(py, &opened.plaintext), opened.header.version))
+    }
+
+    fn __repr__(&self) -> String {
+        format!("Client({:?}, ..)", self.endpoint)
+    }
+}

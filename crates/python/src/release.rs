@@ -1,0 +1,210 @@
+//! The released model: sealed and signed by a publisher, granted to devices, opened by them.
+
+use std::collections::HashMap;
+
+use prost::Message;
+use pyo3::prelude::*;
+use pyo3::types::PyBytes;
+use unisono_crypto::kem::EncapsulationKey;
+use unisono_release::proto::{PayloadType, ReleaseHeader, SignedGrant};
+use unisono_release::{self as release, Header, OpenPolicy, Recipient, ReleaseError, VersionRecord};
+
+use crate::keys::{DeviceKeys, SigningKey, verifying_key};
+use crate::rng::{rng, unix_time};
+use crate::{errors, threads};
+
+/// The key of one release, from `seal` or out of a grant. It is secret and is not shown.
+#[pyclass(frozen, module = "unisono")]
+pub struct ContentKey(release::ContentKey);
+
+#[pymethods]
+impl ContentKey {
+    fn __repr__(&self) -> &'static str {
+        "ContentKey(..)"
+    }
+}
+
+/// A sealed release: one file for all devices.
+#[pyclass(frozen, module = "unisono")]
+pub struct Release {
+    file: Vec<u8>,
+    header: Header,
+}
+
+#[pymethods]
+impl Release {
+    /// Reads a file. Nothing about it is verified yet.
+    #[staticmethod]
+    fn from_bytes(file: Vec<u8>) -> PyResult<Self> {
+        let header = release::Release::parse(&file).map_err(errors::release)?.header;
+        Ok(Self { file, header })
+    }
+
+    fn to_bytes<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        PyBytes::new(py, &self.file)
+    }
+
+    #[getter]
+    fn model_id(&self) -> String {
+        self.header.fields.model_id.clone()
+    }
+
+    #[getter]
+    fn version(&self) -> u64 {
+        self.header.fields.version
+    }
+
+    /// The release's identity: hash of its header, 32 bytes.
+    #[getter]
+    fn header_hash<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        PyBytes::new(py, &self.header.hash)
+    }
+
+    /// Verifies the signatures under one of the publishers' keys; needs no decryption key.
+    fn verify(&self, py: Python<'_>, publishers: Vec<Vec<u8>>) -> PyResult<()> {
+        let keys = publishers.iter().map(|key| verifying_key(key)).collect::<PyResult<Vec<_>>>()?;
+        threads::detach(py, || release::Release::parse(&self.file)?.verify(&keys).map(drop))?.map_err(errors::release)
+    }
+
+    /// Verifies, checks and decrypts. `seen` is the highest version of this model that the device has opened before; a lower
+    /// one is refused.
+    #[pyo3(signature = (key, publishers, *, model_id=None, seen=0, min_roster_epoch=0, max_payload=1 << 32, now=None))]
+    #[allow(clippy::too_many_arguments)] // keyword arguments of a Python method
+    fn open<'py>(
+        &self,
+        py: Python<'py>,
+        key: &ContentKey,
+        publishers: Vec<Vec<u8>>,
+        model_id: Option<String>,
+        seen: u64,
+        min_roster_epoch: u64,
+        max_payload: u64,
+        now: Option<u64>,
+    ) -> PyResult<Bound<'py, PyBytes>> {
+        let publishers = publishers.iter().map(|key| verifying_key(key)).collect::<PyResult<Vec<_>>>()?;
+        let policy = OpenPolicy { publishers, model_id, min_roster_epoch, max_payload };
+        let plaintext = threads::detach(py, || {
+            let release = release::Release::parse(&self.file)?;
+            release::open(&release, &key.0, &policy, &mut Seen(seen, HashMap::new()), unix_time(now))
+        })?
+        .map_err(errors::release)?;
+        Ok(PyBytes::new(py, &plaintext))
+    }
+
+    fn __repr__(&self) -> String {
+        let fields = &self.header.fields;
+        format!("Release(model_id={:?}, version={}, bytes={})", fields.model_id, fields.version, self.file.len())
+    }
+}
+
+/// The version that the caller names; it keeps the record itself.
+struct Seen(u64, HashMap<String, u64>);
+
+impl VersionRecord for Seen {
+    fn highest(&self, model_id: &str) -> Result<u64, ReleaseError> {
+        Ok(self.1.get(model_id).copied().unwrap_or(self.0))
+    }
+
+    fn see(&mut self, model_id: &str, version: u64) -> Result<(), ReleaseError> {
+        self.1.insert(model_id.to_owned(), version);
+        Ok(())
+    }
+}
+
+/// Seals and signs a model (the bytes of a safetensors file). Returns the release and its content key.
+#[pyfunction]
+#[pyo3(signature = (payload, publisher, *, model_id, version, previous=None, not_after=u64::MAX, key_id="python", roster_epoch=0, now=None))]
+#[allow(clippy::too_many_arguments)] // keyword arguments of a Python function
+pub fn seal(
+    py: Python<'_>,
+    payload: &[u8],
+    publisher: &SigningKey,
+    model_id: &str,
+    version: u64,
+    previous: Option<[u8; 32]>,
+    not_after: u64,
+    key_id: &str,
+    roster_epoch: u64,
+    now: Option<u64>,
+) -> PyResult<(Release, ContentKey)> {
+    let fields = ReleaseHeader {
+        model_id: model_id.to_owned(),
+        version,
+        previous: previous.map(|hash| hash.to_vec()).unwrap_or_default(),
+        created_at: unix_time(now),
+        not_after,
+        payload_type: PayloadType::Safetensors as i32,
+        key_id: key_id.to_owned(),
+        key_version: 1,
+        roster_epoch,
+        ..Default::default()
+    };
+    threads::detach(py, || {
+        let mut rng = rng(None);
+        let key = release::ContentKey::random(&mut *rng);
+        let (file, header) = release::seal(fields, payload, &key, &publisher.key, &mut *rng)?;
+        Ok((Release { file, header }, ContentKey(key)))
+    })?
+    .map_err(errors::release)
+}
+
+/// The content key of one release for one device.
+#[pyclass(frozen, module = "unisono")]
+pub struct Grant(SignedGrant);
+
+#[pymethods]
+impl Grant {
+    #[staticmethod]
+    fn from_bytes(bytes: &[u8]) -> PyResult<Self> {
+        let grant = SignedGrant::decode(bytes);
+        grant
+            .map(Self)
+            .map_err(|error| errors::class::ReleaseError::new_err(format!("the grant can't be decoded: {error}")))
+    }
+
+    fn to_bytes<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        PyBytes::new(py, &self.0.encode_to_vec())
+    }
+
+    /// Takes the content key out, on the device that it is for.
+    #[pyo3(signature = (release, keys, issuers, *, min_roster_epoch=0))]
+    fn open(
+        &self,
+        py: Python<'_>,
+        release: &Release,
+        keys: &DeviceKeys,
+        issuers: Vec<Vec<u8>>,
+        min_roster_epoch: u64,
+    ) -> PyResult<ContentKey> {
+        let issuers = issuers.iter().map(|key| verifying_key(key)).collect::<PyResult<Vec<_>>>()?;
+        let (header, device) = (&release.header, &keys.keys);
+        let key = threads::detach(py, || {
+            let id = device.client_id.0;
+            release::open_grant(&self.0, header, id, &device.release_key, &issuers, min_roster_epoch)
+        })?;
+        key.map(ContentKey).map_err(errors::release)
+    }
+
+    fn __repr__(&self) -> &'static str {
+        "Grant(..)"
+    }
+}
+
+/// Grants a release to a device: `client_id` and `release_key` are those of its enrolment.
+#[pyfunction]
+#[pyo3(signature = (release, key, issuer, *, client_id, release_key, roster_epoch=0))]
+pub fn grant(
+    py: Python<'_>,
+    release: &Release,
+    key: &ContentKey,
+    issuer: &SigningKey,
+    client_id: [u8; 16],
+    release_key: &[u8],
+    roster_epoch: u64,
+) -> PyResult<Grant> {
+    let recipient_key = EncapsulationKey::from_bytes(release_key).map_err(errors::crypto)?;
+    let recipient = Recipient { client_id, key: recipient_key, roster_epoch };
+    let granted =
+        threads::detach(py, || release::grant(&release.header, &key.0, &recipient, &issuer.key, &mut *rng(None)))?;
+    granted.map(Grant).map_err(errors::release)
+}

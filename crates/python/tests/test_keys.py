@@ -1,0 +1,95 @@
+"""Keys, rosters and releases; secrets are never shown, and never pickled."""
+
+import pickle
+
+import numpy as np
+import pytest
+import unisono
+
+
+def test_a_signature_holds_for_its_purpose_message_and_key():
+    key = unisono.SigningKey.generate("publisher")
+    signature = key.sign("release", b"m")
+    unisono.verify(key.verifying_key, "release", b"m", signature)
+    for purpose, message in (("grant", b"m"), ("release", b"n")):
+        with pytest.raises(unisono.CryptoError, match="does not verify"):
+            unisono.verify(key.verifying_key, purpose, message, signature)
+    with pytest.raises(unisono.CryptoError, match="purpose"):
+        key.sign("anything", b"m")
+    with pytest.raises(unisono.CryptoError):
+        unisono.verify(b"", "release", b"m", signature)
+
+
+def test_keys_survive_their_text_and_are_not_shown():
+    key = unisono.SigningKey.generate("registrar")
+    assert unisono.SigningKey.from_text("registrar", key.to_text()).verifying_key == key.verifying_key
+    with pytest.raises(unisono.KeyFileError):
+        unisono.SigningKey.from_text("coordinator", key.to_text())
+    device = unisono.DeviceKeys.generate()
+    again = unisono.DeviceKeys.from_text(device.to_text())
+    assert again.client_id == device.client_id and again.enrolment() == device.enrolment()
+    for secret, text in ((key, key.to_text()), (device, device.to_text())):
+        words = [word for word in text.split() if len(word) >= 64]
+        assert words and not any(word in repr(secret) for word in words)
+    assert repr(unisono.DecapsulationKey.generate()) == "DecapsulationKey(..)"
+    with pytest.raises(unisono.KeyFileError, match="role"):
+        unisono.SigningKey.generate("king")
+
+
+def test_a_roster_is_read_under_its_registrar_only():
+    registrar = unisono.SigningKey.generate("registrar")
+    devices = [unisono.DeviceKeys.generate() for _ in range(3)]
+    coordinator = unisono.SigningKey.generate("coordinator").verifying_key
+    enrolments = [device.enrolment() for device in devices]
+    roster = unisono.Roster.publish(enrolments, registrar, epoch=4, coordinators=[coordinator])
+    file = roster.to_bytes()
+    read = unisono.Roster.from_bytes(file, registrar.verifying_key)
+    assert (read.epoch, len(read)) == (4, 3)
+    assert read.client_ids == sorted(device.client_id for device in devices)
+    other = unisono.SigningKey.generate("registrar").verifying_key
+    with pytest.raises(unisono.RosterError):
+        unisono.Roster.from_bytes(file, other)
+    with pytest.raises(unisono.RosterError):
+        unisono.Roster.from_bytes(file[:-40], registrar.verifying_key)
+    with pytest.raises(unisono.RosterError, match="twice"):
+        unisono.Roster.publish(enrolments * 2, registrar, epoch=5, coordinators=[coordinator])
+
+
+def test_a_release_opens_for_its_device_under_its_publisher_and_goes_back_to_no_older_one():
+    publisher = unisono.SigningKey.generate("publisher")
+    keys = [publisher.verifying_key]
+    device, thief = unisono.DeviceKeys.generate(), unisono.DeviceKeys.generate()
+    model = np.random.default_rng(0).bytes(200_000)
+    release, content_key = unisono.seal(model, publisher, model_id="digits", version=2)
+    granted = unisono.grant(
+        release, content_key, publisher, client_id=device.client_id, release_key=device.release_key
+    )
+    received = unisono.Release.from_bytes(release.to_bytes())
+    received.verify(keys)
+    key = unisono.Grant.from_bytes(granted.to_bytes()).open(received, device, keys)
+    assert received.open(key, keys, model_id="digits", seen=2) == model
+    with pytest.raises(unisono.ReleaseError):
+        granted.open(received, thief, keys)
+    with pytest.raises(unisono.ReleaseError, match="3"):
+        received.open(key, keys, seen=3)
+    with pytest.raises(unisono.ReleaseError):
+        received.open(key, [unisono.SigningKey.generate("publisher").verifying_key])
+    changed = bytearray(release.to_bytes())
+    changed[len(changed) // 2] ^= 1
+    with pytest.raises(unisono.ReleaseError):
+        unisono.Release.from_bytes(bytes(changed)).open(key, keys)
+    with pytest.raises(unisono.ReleaseError):
+        unisono.Release.from_bytes(b"")
+    assert repr(key) == "ContentKey(..)"
+
+
+def test_settings_are_pickled_and_secrets_are_not():
+    for settings in (
+        unisono.Policy(n_min=4, min_gamma=0.02, allow_semi_honest=True, max_dimension=77),
+        unisono.Quantiser(bits=9, clip=0.5, l2_clip=2.0, rounding="deterministic", metrics=[(0.0, 2.0)]),
+    ):
+        again = pickle.loads(pickle.dumps(settings))
+        assert repr(again) == repr(settings)
+    for secret in (unisono.DeviceKeys.generate(), unisono.SigningKey.generate("registrar")):
+        with pytest.raises(TypeError, match="pickle"):
+            pickle.dumps(secret)

@@ -1,7 +1,8 @@
 //! The fuzz targets of `fuzz/`, without a fuzzer: every committed seed, and some thousands of changes to them that depend on
 //! nothing but a number. A crash that the fuzzer finds becomes a seed here.
 //!
-//! `UNISONO_WRITE_SEEDS=1 cargo test --test fuzz_corpus` writes `fuzz/seeds` anew.
+//! `UNISONO_WRITE_SEEDS=1 cargo test --test fuzz_corpus` writes `fuzz/seeds` anew; `UNISONO_FUZZ_TIMES=100` makes a hundred
+//! times the changes.
 
 #[path = "../fuzz/src/lib.rs"]
 mod targets;
@@ -47,6 +48,7 @@ fn the_committed_seeds_are_those_that_real_rounds_make() {
 #[test]
 fn no_target_panics_on_a_seed_or_on_a_change_to_one() {
     let committed = committed();
+    let times = std::env::var("UNISONO_FUZZ_TIMES").ok().and_then(|times| times.parse().ok()).unwrap_or(1);
     let mut executions = 0;
     for (target, run) in targets::TARGETS {
         let seeds: Vec<&Vec<u8>> = committed[target].values().collect();
@@ -54,14 +56,14 @@ fn no_target_panics_on_a_seed_or_on_a_change_to_one() {
         // Rounds cost milliseconds, decoders microseconds.
         let changes = if matches!(target, "decoders" | "files") { 3000 } else { 150 };
         let mut rng = ChaCha8Rng::seed_from_u64(0xF0_22);
-        for i in 0..changes {
+        for i in 0..changes * times {
             let mut bytes = seeds[i % seeds.len()].clone();
             for _ in 0..rng.random_range(1..4) {
                 change(&mut bytes, seeds[rng.random_range(0..seeds.len())], &mut rng);
             }
             run(&bytes);
         }
-        executions += seeds.len() + changes;
+        executions += seeds.len() + changes * times;
     }
     assert!(executions > 6000, "{executions}");
 }

@@ -112,8 +112,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     // Phase 1: each device splits its two secrets among its neighbours.
     let mut server = next(server)?;
     let mut shared: Vec<Shared> = Vec::new();
-    for (state, keys) in advertised.into_iter().zip(&devices) {
-        shared.push(state.share(&view!(server, keys.client_id, Cohort), NOW, rng)?);
+    for (state, (keys, record)) in advertised.into_iter().zip(devices.iter().zip(&mut records)) {
+        shared.push(state.share(&view!(server, keys.client_id, Cohort), record, NOW, rng)?);
     }
     for state in &shared {
         server.absorb(state.message(), NOW)?;
@@ -123,7 +123,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut server = next(server)?;
     let round = server.params().clone();
     let mut plain_sum = RingVector::zeros(round.modulus, round.vector_len());
-    let mut masked: Vec<(Masked, &DeviceKeys)> = Vec::new();
+    let mut masked: Vec<(Masked, &DeviceKeys, &mut MemoryRecord)> = Vec::new();
     let mut means = vec![0f64; DIMENSION];
     for ((i, state), (keys, record)) in
         shared.into_iter().enumerate().zip(devices.iter().zip(&mut records)).skip(VANISH)
@@ -137,20 +137,20 @@ fn main() -> Result<(), Box<dyn Error>> {
         server.absorb(state.message(), NOW)?;
         let upload: Vec<u8> = (0..state.chunks()).filter_map(|chunk| state.chunk(chunk)).flatten().collect();
         server.absorb_upload(keys.client_id, &upload)?;
-        masked.push((state, keys));
+        masked.push((state, keys, record));
     }
 
     // Phase 3: survivors agree on who survives. Phase 4: they release one share of each neighbour.
     let mut server = next(server)?;
-    let mut confirmed: Vec<(Confirmed, &DeviceKeys)> = Vec::new();
-    for (state, keys) in masked {
-        let state = state.confirm(&view!(server, keys.client_id, Survivors))?;
+    let mut confirmed: Vec<(Confirmed, &DeviceKeys, &mut MemoryRecord)> = Vec::new();
+    for (state, keys, record) in masked {
+        let state = state.confirm(&view!(server, keys.client_id, Survivors), record)?;
         server.absorb(state.message(), NOW)?;
-        confirmed.push((state, keys));
+        confirmed.push((state, keys, record));
     }
     let mut server = next(server)?;
-    for (state, keys) in confirmed {
-        let done = state.release(&view!(server, keys.client_id, Tags))?;
+    for (state, keys, record) in confirmed {
+        let done = state.release(&view!(server, keys.client_id, Tags), record)?;
         server.absorb(done.message(), NOW)?;
     }
 

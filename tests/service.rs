@@ -4,125 +4,25 @@
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::time::Duration;
 
 use prost::Message;
 use tokio::task::JoinSet;
-use tonic::transport::Channel;
 use tonic::{Code, Status};
-use unisono::client::{Client, ClientBuilder, Error, Event, Retry, Summary, TrainingRound, Update};
-use unisono::coordinator::{Config, Coordinator, Event as Happened, RoundResult};
+use unisono::client::{Error, Event, Summary, TrainingRound, Update};
+use unisono::coordinator::{Config, Coordinator};
 use unisono::crypto::kdf::label;
-use unisono::local::{Deployment, Plan, TASK};
+use unisono::local::{Deployment, TASK};
 use unisono::protocol::keyfile::DeviceKeys;
 use unisono::protocol::policy::Policy;
-use unisono::protocol::proto::{Advert, ClientMessage, UploadHeader, client_message::Step};
+use unisono::protocol::proto::{ClientMessage, UploadHeader, client_message::Step};
 use unisono::protocol::signed;
-use unisono::wire::proto::coordinator_client::CoordinatorClient;
-use unisono::wire::proto::get_round_response::State;
 use unisono::wire::proto::poll_response::Answer;
 use unisono::wire::proto::{GetRoundRequest, PollRequest, RoundPhase, UploadChunk, UploadStatusRequest};
-use unisono::wire::{MAX_MESSAGE_LEN, REASON_KEY};
+use unisono::wire::MAX_MESSAGE_LEN;
 
-const CLIENTS: u32 = 5;
+mod deployed;
 
-fn deployment(rounds: u64) -> Deployment {
-    let mut deployment = Deployment::make(&Plan { clients: CLIENTS, rounds, delta: 0.2, max_examples: 10 }).unwrap();
-    // Several chunks of 650 elements; phases that wait for all who live.
-    deployment.config.round.chunk_elements = 64;
-    deployment
-}
-
-/// An update that tells the device apart.
-fn constant(i: u32) -> impl FnMut(&TrainingRound) -> Result<Update, unisono::client::TrainError> + Send + 'static {
-    move |round: &TrainingRound| {
-        let update = vec![0.01 * (i + 1) as f32; round.model.values().len()];
-        Ok(Update { update, weight: 1.0, metrics: vec![1.0, 0.5] })
-    }
-}
-
-fn builder(deployment: &Deployment, endpoint: &str, i: u32) -> ClientBuilder {
-    let retry = Retry { max_pause: Duration::from_millis(300), ..Retry::default() };
-    Client::builder(endpoint, TASK, deployment.device_keys(i))
-        .registrar(deployment.registrar.clone())
-        .policy(Policy { n_min: deployment.n_min, ..Policy::default() })
-        .state_dir(deployment.device_state(i))
-        .retry(retry)
-}
-
-/// Honest devices with the given numbers.
-fn devices(deployment: &Deployment, endpoint: &str, which: std::ops::Range<u32>) -> JoinSet<Result<Summary, Error>> {
-    let mut set = JoinSet::new();
-    for i in which {
-        let mut client = builder(deployment, endpoint, i).build(constant(i)).unwrap();
-        set.spawn(async move { client.run().await });
-    }
-    set
-}
-
-async fn all(mut devices: JoinSet<Result<Summary, Error>>) -> Vec<Summary> {
-    let mut summaries = Vec::new();
-    while let Some(result) = devices.join_next().await {
-        summaries.push(result.unwrap().unwrap());
-    }
-    summaries
-}
-
-/// The next round that is finished.
-async fn finished(events: &mut tokio::sync::broadcast::Receiver<Happened>) -> Arc<RoundResult> {
-    loop {
-        match events.recv().await.unwrap() {
-            Happened::RoundFinished(result) => return result,
-            Happened::RoundAborted { reason, .. } => panic!("aborted: {reason}"),
-            _ => {}
-        }
-    }
-}
-
-fn reason(status: &Status) -> &str {
-    status.metadata().get(REASON_KEY).map_or("", |value| value.to_str().unwrap())
-}
-
-/// A client made of raw calls, for what the SDK would never send.
-struct Raw {
-    stub: CoordinatorClient<Channel>,
-    keys: DeviceKeys,
-    round_id: Vec<u8>,
-}
-
-impl Raw {
-    async fn join(endpoint: &str, keys: DeviceKeys) -> Self {
-        let channel = Channel::from_shared(endpoint.to_owned()).unwrap().connect().await.unwrap();
-        let mut stub = CoordinatorClient::new(channel).max_encoding_message_size(2 * MAX_MESSAGE_LEN);
-        let request = GetRoundRequest { task: TASK.into(), after_round: 0, wait_ms: 10_000 };
-        let response = stub.get_round(request).await.unwrap().into_inner();
-        assert_eq!(response.state, State::Open as i32);
-        let params = response.offer.unwrap().params.unwrap();
-        let round_id = unisono::protocol::params::RoundParams::from_payload(&params.payload).unwrap().round_id;
-        Self { stub, keys, round_id: round_id.to_vec() }
-    }
-
-    fn message(&self, step: Step) -> ClientMessage {
-        ClientMessage { round_id: self.round_id.clone(), client_id: self.keys.client_id.to_vec(), step: Some(step) }
-    }
-
-    async fn submit(&mut self, message: ClientMessage) -> Result<bool, Status> {
-        self.stub.submit(message).await.map(|response| response.into_inner().repeat)
-    }
-
-    /// An advert with keys of its own.
-    fn advert(&self) -> ClientMessage {
-        let key = || DeviceKeys::generate(&mut rand_core::UnwrapErr(getrandom::SysRng)).release_key.encapsulation_key();
-        let advert = Advert {
-            round_id: self.round_id.clone(),
-            client_id: self.keys.client_id.to_vec(),
-            mask_ek: key().as_bytes().to_vec(),
-            channel_ek: key().as_bytes().to_vec(),
-            self_mask_commitment: vec![7; 32],
-        };
-        self.message(Step::Advert(signed::sign(&advert, label::SIG_ADVERT, Some(&self.keys.signing_key))))
-    }
-}
+use deployed::{CLIENTS, Raw, all, builder, constant, deployment, devices, finished, reason};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn bad_messages_get_typed_errors_and_the_round_goes_on_for_the_others() {
@@ -239,7 +139,7 @@ async fn an_upload_that_lies_about_itself_is_refused_and_an_interrupted_one_resu
             }
         };
     }
-    let shared = advertised.share(&view!(Share, Cohort), now, rng).unwrap();
+    let shared = advertised.share(&view!(Share, Cohort), &mut record, now, rng).unwrap();
     raw.submit(shared.message().clone()).await.unwrap();
     let update = vec![0.05; params.wire.dimension as usize];
     let contribution = unisono::protocol::encoding::Contribution { update: &update, metrics: &[1.0, 0.5], weight: 1.0 };
@@ -283,9 +183,9 @@ async fn an_upload_that_lies_about_itself_is_refused_and_an_interrupted_one_resu
     let resumed = send((3..total).map(good).collect()).await.unwrap();
     assert!(resumed.complete && stub.get_upload_status(status).await.unwrap().into_inner().complete);
 
-    let confirmed = masked.confirm(&view!(Confirm, Survivors)).unwrap();
+    let confirmed = masked.confirm(&view!(Confirm, Survivors), &mut record).unwrap();
     raw.submit(confirmed.message().clone()).await.unwrap();
-    let done = confirmed.release(&view!(Unmask, Tags)).unwrap();
+    let done = confirmed.release(&view!(Unmask, Tags), &mut record).unwrap();
     raw.submit(done.message().clone()).await.unwrap();
     let result = finished(&mut events).await;
     assert_eq!(result.outcome.survivors.len(), 5);

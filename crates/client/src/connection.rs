@@ -96,6 +96,10 @@ impl Connection {
             .max_encoding_message_size(MAX_MESSAGE_LEN)
     }
 
+    pub fn retry(&self) -> Retry {
+        self.retry
+    }
+
     pub fn counters(&self) -> Counters {
         self.counters.clone()
     }

@@ -142,7 +142,7 @@ impl ClientBuilder {
         self
     }
 
-    /// This device's own limits; the default is [`Policy::default`].
+    /// This device's own limits; the default is [`Policy::default`]. Of tasks, only the client's own is accepted.
     pub fn policy(mut self, policy: Policy) -> Self {
         self.policy = policy;
         self
@@ -184,9 +184,12 @@ impl ClientBuilder {
         };
         Ok(Client {
             connection: Connection::new(&self.endpoint, self.retry, self.observer.clone())?,
-            task: self.task,
+            task: self.task.clone(),
             identity: Arc::new(self.keys.identity()),
-            trust: Trust { registrar: self.registrar, policy: self.policy },
+            trust: Trust {
+                registrar: self.registrar,
+                policy: Policy { tasks: vec![self.task.clone()], ..self.policy },
+            },
             keys: self.keys,
             record,
             trainer: Arc::new(Mutex::new(Box::new(trainer))),
@@ -270,11 +273,19 @@ impl Client {
     /// What can't get better by waiting ([`Error::is_final`]).
     pub async fn run_round(&mut self) -> Result<Option<Result<(), Error>>, Error> {
         let Offer::Round(offer) = self.next_offer().await? else { return Ok(None) };
+        let before = self.attempted;
         match self.take_part(&offer).await {
             Ok(()) => Ok(Some(Ok(()))),
             Err(error) => {
                 self.tell(&Event::Missed { round: self.attempted, error: &error });
-                if error.is_final() { Err(error) } else { Ok(Some(Err(error))) }
+                if error.is_final() {
+                    return Err(error);
+                }
+                if self.attempted == before {
+                    // The same offer would come again at once.
+                    tokio::time::sleep(self.connection.retry().max_pause).await;
+                }
+                Ok(Some(Err(error)))
             }
         }
     }

@@ -1,4 +1,4 @@
-//! What a device must not forget: its rounds, the newest roster, the newest models. One small JSON file, replaced atomically
+//! What a device must not forget: its rounds and what it said in them, the newest roster, the newest models. One small JSON file, replaced atomically
 //! and on stable storage before a method returns; a lock file keeps a second process from using it.
 
 use std::collections::BTreeMap;
@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
-use unisono_protocol::policy::{Participation, ParticipationRecord, RecordError};
+use unisono_protocol::CohortId;
+use unisono_protocol::policy::{Commitment, Participation, ParticipationRecord, RecordError};
 use unisono_release::{ReleaseError, VersionRecord};
 
 /// The record's file can't be used.
@@ -38,11 +39,23 @@ pub enum RecordFileError {
     },
 }
 
+/// A [`Commitment`].
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StoredCommitment {
+    round: u64,
+    cohort: [u8; 32],
+    survivors: Option<[u8; 32]>,
+}
+
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Content {
     /// Last participation by task: round number and Unix time.
     tasks: BTreeMap<String, (u64, u64)>,
+    /// What the device is bound to, by task. Records of earlier versions have none.
+    #[serde(default)]
+    commitments: BTreeMap<String, StoredCommitment>,
     roster_epoch: u64,
     /// Highest version opened by model id.
     models: BTreeMap<String, u64>,
@@ -126,6 +139,24 @@ impl ParticipationRecord for Record {
         .map_err(|e| RecordError(e.to_string()))
     }
 
+    fn commitment(&self, task: &str) -> Result<Option<Commitment>, RecordError> {
+        let stored = self.read(|content| content.commitments.get(task).copied());
+        Ok(stored.map(|StoredCommitment { round, cohort, survivors }| Commitment {
+            round,
+            cohort: CohortId(cohort),
+            survivors,
+        }))
+    }
+
+    fn commit(&mut self, task: &str, commitment: Commitment) -> Result<(), RecordError> {
+        let Commitment { round, cohort, survivors } = commitment;
+        let stored = StoredCommitment { round, cohort: cohort.0, survivors };
+        self.change(|content| {
+            content.commitments.insert(task.to_owned(), stored);
+        })
+        .map_err(|e| RecordError(e.to_string()))
+    }
+
     fn roster_epoch(&self) -> Result<u64, RecordError> {
         Ok(self.read(|content| content.roster_epoch))
     }
@@ -163,6 +194,8 @@ mod tests {
         assert!(matches!(Record::open(folder.path()), Err(RecordFileError::InUse { .. })));
         assert_eq!(record.last("t").unwrap(), None);
         record.spend("t", Participation { round: 4, at: 9 }).unwrap();
+        let commitment = Commitment { round: 4, cohort: CohortId([7; 32]), survivors: Some([8; 32]) };
+        record.commit("t", commitment).unwrap();
         record.see_roster_epoch(3).unwrap();
         record.see_roster_epoch(2).unwrap();
         record.see("m", 5).unwrap();
@@ -170,7 +203,17 @@ mod tests {
         drop(record);
         let record = Record::open(folder.path()).unwrap();
         assert_eq!(record.last("t").unwrap(), Some(Participation { round: 4, at: 9 }));
+        assert_eq!((record.commitment("t").unwrap(), record.commitment("u").unwrap()), (Some(commitment), None));
         assert_eq!((record.roster_epoch().unwrap(), record.highest("m").unwrap()), (3, 5));
+    }
+
+    #[test]
+    fn a_record_of_the_version_without_commitments_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join(NAME), br#"{"tasks":{"t":[3,5]},"roster_epoch":2,"models":{}}"#).unwrap();
+        let record = Record::open(folder.path()).unwrap();
+        assert_eq!(record.last("t").unwrap(), Some(Participation { round: 3, at: 5 }));
+        assert_eq!(record.commitment("t").unwrap(), None);
     }
 
     #[test]
@@ -187,6 +230,7 @@ mod tests {
         let mut record = Record::open(&inside).unwrap();
         std::fs::remove_dir_all(&inside).unwrap();
         assert!(record.spend("t", Participation { round: 1, at: 0 }).is_err());
-        assert_eq!(record.last("t").unwrap(), None);
+        assert!(record.commit("t", Commitment { round: 1, cohort: CohortId([0; 32]), survivors: None }).is_err());
+        assert_eq!((record.last("t").unwrap(), record.commitment("t").unwrap()), (None, None));
     }
 }

@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
 use unisono_crypto::ring::RingVector;
-use unisono_protocol::client::{Joining, Masked, Rejected};
+use unisono_protocol::client::{ClientError, Joining, Masked, Rejected};
 use unisono_protocol::encoding::Contribution;
 use unisono_protocol::params::RoundParams;
 use unisono_protocol::proto::{
@@ -47,6 +47,16 @@ fn refused<S>(rejected: Rejected<S>) -> Error {
     Error::Protocol(Box::new(rejected.error))
 }
 
+/// Whether the offer is a genuine one for this task, and will not become acceptable. The number of any other round must not
+/// be believed: a large one would keep this device from all true rounds.
+fn refused_for_good(error: &ClientError) -> bool {
+    match error {
+        ClientError::Policy(refusal) => refusal.setting != "tasks",
+        ClientError::Spent { .. } | ClientError::AlreadyShared { .. } => true,
+        _ => false,
+    }
+}
+
 /// A kind of view, and the phase in which it is shown.
 trait Shown: Sized {
     fn take(view: View) -> Option<Self>;
@@ -70,16 +80,21 @@ shown!(CohortView: Cohort, MaskingView: Masking, SurvivorsView: Survivors, Forwa
 impl Client {
     /// Takes part in the offered round from the first step to the last.
     pub(crate) async fn take_part(&mut self, offer: &RoundOffer) -> Result<(), Error> {
-        // Whatever comes of it, this process does not try the round again: a second advert would be another one.
-        let params = offer.params.as_ref().map(|signed| RoundParams::from_payload(&signed.payload));
-        self.attempted = match params {
-            Some(Ok(params)) => params.wire.round,
-            Some(Err(error)) => return Err(error.into()),
-            None => return Err(Error::Answer("the offer has no parameters".into())),
+        let joining = match Joining::new(offer, self.identity.clone(), &self.trust, &mut self.record, now()) {
+            Ok(joining) => joining,
+            Err(error) => {
+                if refused_for_good(&error)
+                    && let Some(Ok(params)) = offer.params.as_ref().map(|it| RoundParams::from_payload(&it.payload))
+                {
+                    self.attempted = params.wire.round;
+                }
+                return Err(error.into());
+            }
         };
-        let joining = Joining::new(offer, self.identity.clone(), &self.trust, &mut self.record, now())?;
         let params = Arc::new(joining.params().clone());
         let round = params.wire.round;
+        // Whatever comes of it, this process does not try the round again: a second advert would be another one.
+        self.attempted = round;
         let mut meter = Meter::new(self.connection.counters());
         self.tell(&Event::Joined { round });
 
@@ -89,7 +104,9 @@ impl Client {
         meter.assign(Phase::Advertise);
 
         let view: CohortView = self.poll(&params, Phase::Share).await?;
-        let shared = blocking(move || advertised.share(&view, now(), &mut rng())).await.map_err(refused)?;
+        let mut record = self.record.clone();
+        let share = move || advertised.share(&view, &mut record, now(), &mut rng());
+        let shared = blocking(share).await.map_err(refused)?;
         let training = self.start_training(&params).await?;
         self.submit(shared.message()).await?;
         meter.assign(Phase::Share);
@@ -114,16 +131,17 @@ impl Client {
 
     /// The steps after the upload.
     async fn unmask(&self, params: &RoundParams, masked: Masked, meter: &mut Meter) -> Result<(), Error> {
+        let mut record = self.record.clone();
         let done = if params.malicious() {
             let view: SurvivorsView = self.poll(params, Phase::Confirm).await?;
-            let confirmed = masked.confirm(&view).map_err(refused)?;
+            let confirmed = masked.confirm(&view, &mut record).map_err(refused)?;
             self.submit(confirmed.message()).await?;
             meter.assign(Phase::Confirm);
             let view: ForwardedTags = self.poll(params, Phase::Unmask).await?;
-            confirmed.release(&view).map_err(refused)?
+            confirmed.release(&view, &mut record).map_err(refused)?
         } else {
             let view: SurvivorsView = self.poll(params, Phase::Unmask).await?;
-            masked.release(&view).map_err(refused)?
+            masked.release(&view, &mut record).map_err(refused)?
         };
         self.submit(done.message()).await
     }

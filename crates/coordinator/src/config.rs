@@ -91,6 +91,9 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Address on which Prometheus metrics are served; absent: nowhere.
     pub metrics_listen: Option<SocketAddr>,
+    /// Most connections at a time; further ones wait. A device holds one, a proxy's count for many.
+    #[serde(default = "max_connections")]
+    pub max_connections: usize,
     /// Folder of database and blobs; made if missing.
     pub state_dir: PathBuf,
     /// The registrar's public key; needed in malicious mode.
@@ -115,6 +118,10 @@ pub struct Config {
     pub early_stop: Option<EarlyStop>,
     /// How the model is released at the end; absent: it is not.
     pub release: Option<Release>,
+}
+
+fn max_connections() -> usize {
+    20_000
 }
 
 /// What is learned.
@@ -312,6 +319,9 @@ impl Config {
         let setting = |setting, got: &dyn ToString, allowed: &str| {
             Err(ConfigError::Setting { setting, got: got.to_string(), allowed: allowed.into() })
         };
+        if self.max_connections == 0 {
+            return setting("max_connections", &0, "1 or more");
+        }
         if self.task.rounds == 0 {
             return setting("task.rounds", &0, "1 or more");
         }

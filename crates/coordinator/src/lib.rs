@@ -6,10 +6,11 @@
 //!
 //! - `config`: one TOML file; `storage`: SQLite and blobs; `active`: the round at hand, made durable;
 //! - `training`: the loop over rounds; `learning`: optimisers and early stop; `releases`: the model goes out;
-//! - `service`: the gRPC calls, their limits and errors.
+//! - `connections`: who may connect; `service`: the gRPC calls, their limits and errors.
 
 mod active;
 pub mod config;
+mod connections;
 pub mod learning;
 mod releases;
 mod service;
@@ -23,7 +24,6 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::net::TcpListener;
 use tokio::sync::{Mutex, Notify, broadcast, watch};
 use tokio::task::JoinHandle;
-use tokio_stream::wrappers::TcpListenerStream;
 use unisono_protocol::server::{Outcome, Phase, Refusal};
 use unisono_protocol::{ClientId, RoundId};
 use unisono_wire::MAX_MESSAGE_LEN;
@@ -251,9 +251,8 @@ impl Coordinator {
         let router = tonic::transport::Server::builder()
             .layer(service::CountErrors)
             .http2_keepalive_interval(Some(std::time::Duration::from_secs(30)))
-            .tcp_nodelay(true)
             .add_service(server);
-        let incoming = TcpListenerStream::new(listener);
+        let incoming = connections::incoming(listener, shared.config.max_connections);
         let service = tokio::spawn(async move {
             if let Err(error) = router.serve_with_incoming(incoming).await {
                 tracing::error!(%error, "the service stopped");

@@ -25,6 +25,9 @@ use unisono_wire::{FILE_CHUNK_LEN, MAX_WAIT_MS, REASON_KEY};
 use crate::active::{Active, StepError, UploadState};
 use crate::{Event, Shared, Stage, StoreError, now, releases};
 
+/// A stream that sends no chunk for so long is given up; its client goes on where it stopped.
+const CHUNK_TIMEOUT: Duration = Duration::from_secs(60);
+
 pub(crate) struct Service {
     shared: Arc<Shared>,
 }
@@ -218,6 +221,9 @@ impl Service {
         if chunk.upload_hash != hash {
             return Err(refused(Reason::UploadHash));
         }
+        // All are stored and the upload is not complete: the last one is asked for again. Only now that the sender has shown that it
+        // knows the hash: a stranger must not move another client's place.
+        *next = (*next).min(params.chunks() - 1);
         if chunk.index != *next {
             let why = format!("chunk {} came, chunk {next} is missing: ask for the upload's status", chunk.index);
             return Err(refuse(Code::OutOfRange, "upload_order", &why));
@@ -298,7 +304,8 @@ impl Coordinator for Service {
 
     async fn upload(&self, request: Request<Streaming<UploadChunk>>) -> Result<Response<UploadStatusResponse>, Status> {
         let mut stream = request.into_inner();
-        let Some(first) = stream.next().await.transpose()? else {
+        let first = tokio::time::timeout(CHUNK_TIMEOUT, stream.next()).await.unwrap_or_default().transpose()?;
+        let Some(first) = first else {
             return Err(malformed(&"an upload has at least one chunk"));
         };
         let (round, client) = (round_id(&first.round_id)?, client_id(&first.client_id)?);
@@ -306,20 +313,23 @@ impl Coordinator for Service {
         if status.complete {
             return Ok(Response::new(status));
         }
-        let mut next = state.lock().await;
-        *next = status.chunks.min(*next);
         let mut chunk = Some(first);
         while let Some(now) = chunk {
             if now.round_id != round.0 || now.client_id != client.0 {
                 return Err(malformed(&"the chunks of one stream are of one client's upload"));
             }
-            self.store_chunk(now, &mut next, round, client).await?;
-            chunk = stream.next().await.transpose()?;
+            // Not locked while the next chunk is awaited: a stream that hangs must not keep its client from another one.
+            self.store_chunk(now, &mut *state.lock().await, round, client).await?;
+            chunk = match tokio::time::timeout(CHUNK_TIMEOUT, stream.next()).await {
+                Ok(chunk) => chunk.transpose()?,
+                Err(_) => return Err(refuse(Code::DeadlineExceeded, "upload_stalled", &"no chunk came for a minute")),
+            };
         }
         let chunks = {
             let mut stage = self.shared.stage.lock().await;
             self.running(&mut stage, round).await?.server().params().chunks()
         };
+        let mut next = state.lock().await;
         if *next < chunks {
             return Ok(Response::new(UploadStatusResponse { chunks: *next, complete: false }));
         }

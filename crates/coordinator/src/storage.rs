@@ -43,6 +43,13 @@ pub enum StoreError {
     Damaged(String),
 }
 
+impl StoreError {
+    /// Whether waiting may help: the disk has room again, a lock is gone.
+    pub fn may_pass(&self) -> bool {
+        matches!(self, Self::Database(_) | Self::Blob(_))
+    }
+}
+
 /// One accepted input of a round.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {

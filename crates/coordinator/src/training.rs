@@ -17,7 +17,18 @@ const STORE_PAUSE: Duration = Duration::from_secs(1);
 
 /// Runs rounds until the task is finished.
 pub(crate) async fn run(shared: Arc<Shared>) -> Result<(), CoordinatorError> {
-    let result = train(&shared).await;
+    let result = loop {
+        match train(&shared).await {
+            // As after a restart: everything is read from the storage again once it works, the round at hand too.
+            Err(CoordinatorError::Store(error)) if error.may_pass() => {
+                tracing::error!(%error, "storage failed; trying again");
+                *shared.stage.lock().await = Stage::Starting;
+                shared.changed();
+                tokio::time::sleep(STORE_PAUSE).await;
+            }
+            result => break result,
+        }
+    };
     if let Err(error) = &result {
         tracing::error!(%error, "training stopped");
     }
@@ -121,15 +132,7 @@ async fn play(shared: &Shared) -> Result<bool, CoordinatorError> {
         let Stage::Running(active) = &mut *stage else { return Ok(false) };
         let (round, round_id, phase) = (active.number, active.round_id, active.server().phase());
         let (missing, params) = (active.server().missing(), active.server().params().clone());
-        let closed = match active.close(&shared.store).await {
-            Ok(closed) => closed,
-            Err(error) => {
-                drop(stage);
-                tracing::error!(round, %phase, %error, "can't record the end of the phase; trying again");
-                tokio::time::sleep(STORE_PAUSE).await;
-                continue;
-            }
-        };
+        let closed = active.close(&shared.store).await?;
         let took = began.elapsed().as_secs_f64();
         seconds.push((phase, took));
         histogram!("unisono_phase_seconds", "phase" => phase.name()).record(took);

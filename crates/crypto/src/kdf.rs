@@ -38,6 +38,8 @@ pub mod label {
         ROUND_ID = "round-id";
         /// Cohort id from the encoded `Cohort`.
         COHORT_ID = "cohort-id";
+        /// Hash of the members' places in the roster.
+        MEMBERS = "members";
         /// Seed of the graph's permutation.
         GRAPH_SEED = "graph-seed";
         /// Mask key pair from the mask secret.

@@ -58,11 +58,16 @@ pub struct Cohort {
 }
 
 impl Cohort {
-    /// The message for a cohort of `n` adverts with the given root.
+    /// The message for a cohort of `n` adverts with the given root; in malicious mode, of members at these places in the roster.
     ///
     /// # Errors
     /// [`ParamsError::Infeasible`] when section 9 finds no graph for `n`.
-    pub fn propose(params: &RoundParams, n: u32, adverts_root: [u8; 32]) -> Result<proto::Cohort, ParamsError> {
+    pub fn propose(
+        params: &RoundParams,
+        n: u32,
+        adverts_root: [u8; 32],
+        members: Option<&Members>,
+    ) -> Result<proto::Cohort, ParamsError> {
         let topology = params.topology(n)?;
         Ok(proto::Cohort {
             round_id: params.round_id.to_vec(),
@@ -71,6 +76,7 @@ impl Cohort {
             threshold: topology.threshold,
             window_bound: topology.window_bound,
             adverts_root: adverts_root.to_vec(),
+            members_hash: members.map(|members| members.hash().to_vec()).unwrap_or_default(),
         })
     }
 
@@ -106,6 +112,55 @@ impl Cohort {
     /// Shares that rebuild a secret.
     pub fn threshold(&self) -> usize {
         self.graph.topology().threshold as usize
+    }
+}
+
+/// Where a cohort's members stand among the leaves of the roster, in order of index: strictly ascending, so that no client has two
+/// places in the cohort, whichever few of them a client is shown.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Members(Vec<u64>);
+
+impl Members {
+    /// Takes places; `None` unless they are strictly ascending.
+    pub fn new(places: Vec<u64>) -> Option<Self> {
+        places.windows(2).all(|pair| pair[0] < pair[1]).then_some(Self(places))
+    }
+
+    /// Reads the first place and the distances, as they travel. `None` for a place twice, or at or beyond `roster_size`.
+    pub fn from_wire(steps: &[u64], roster_size: u64) -> Option<Self> {
+        let mut places = Vec::with_capacity(steps.len());
+        for &step in steps {
+            let place = places.last().map_or(Some(step), |last: &u64| last.checked_add(step))?;
+            places.push(place);
+        }
+        Self::new(places).filter(|members| members.0.last().is_none_or(|&last| last < roster_size))
+    }
+
+    /// The first place, then the distances.
+    pub fn to_wire(&self) -> Vec<u64> {
+        let before = std::iter::once(0).chain(self.0.iter().copied());
+        self.0.iter().zip(before).map(|(place, before)| place - before).collect()
+    }
+
+    /// Hash over the places, 64 bits little-endian each.
+    pub fn hash(&self) -> [u8; 32] {
+        let bytes: Vec<u8> = self.0.iter().flat_map(|place| place.to_le_bytes()).collect();
+        hash(label::MEMBERS, &[&bytes])
+    }
+
+    /// Number of members.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The place of the member with the given index.
+    pub fn place(&self, index: u32) -> Option<u64> {
+        self.0.get(index as usize).copied()
     }
 }
 
@@ -148,5 +203,23 @@ impl Advert {
         let mask = seen.insert(self.mask_ek.as_bytes().to_vec());
         let channel = seen.insert(self.channel_ek.as_bytes().to_vec());
         mask && channel
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_survive_their_steps_and_a_place_twice_or_beyond_the_roster_is_none() {
+        for places in [vec![], vec![0], vec![3, 4, 9, 1 << 40]] {
+            let members = Members::new(places.clone()).unwrap();
+            assert_eq!(Members::from_wire(&members.to_wire(), (1 << 40) + 1), Some(members));
+            assert!(places.is_empty() || Members::from_wire(&Members(places.clone()).to_wire(), places[places.len() - 1]).is_none());
+        }
+        assert_eq!(Members::new(vec![3, 3]), None);
+        assert_eq!(Members::from_wire(&[3, 0, 1], 9), None);
+        assert_eq!(Members::from_wire(&[3, u64::MAX], u64::MAX), None);
+        assert_ne!(Members(vec![1, 2]).hash(), Members(vec![1, 3]).hash());
     }
 }

@@ -1,6 +1,9 @@
-//! A client's own policy (section 8): the coordinator proposes, the policy decides.
+//! A client's own policy (section 8): the coordinator proposes, the policy decides. And what a device must not forget.
+
+use std::collections::BTreeMap;
 
 use crate::degree::SecurityMode;
+use crate::ids::CohortId;
 use crate::params::{RoundParams, SUITE_V1};
 
 /// What this device accepts. Every limit is inclusive.
@@ -16,6 +19,9 @@ pub struct Policy {
     pub max_dimension: u64,
     /// Accepted suites.
     pub suites: Vec<u32>,
+    /// Tasks in which this device takes part; empty: any. The record counts by task, so a coordinator that may invent tasks
+    /// asks as often as it likes.
+    pub tasks: Vec<String>,
     /// Whether a round without signatures, roster and consistency check is acceptable.
     pub allow_semi_honest: bool,
     /// Oldest roster epoch.
@@ -27,7 +33,7 @@ pub struct Policy {
 }
 
 impl Default for Policy {
-    /// Malicious mode, cohorts from 10, gamma from 0.01, delta up to 0.4, updates up to 2^28 elements.
+    /// Malicious mode, cohorts from 10, gamma from 0.01, delta up to 0.4, updates up to 2^28 elements, any task.
     fn default() -> Self {
         Self {
             n_min: 10,
@@ -35,6 +41,7 @@ impl Default for Policy {
             max_delta: 0.4,
             max_dimension: 1 << 28,
             suites: vec![SUITE_V1],
+            tasks: Vec::new(),
             allow_semi_honest: false,
             min_roster_epoch: 0,
             min_model_version: 0,
@@ -70,6 +77,9 @@ impl Policy {
         };
         if params.assumptions.mode == SecurityMode::SemiHonest && !self.allow_semi_honest {
             return refuse("the security mode", &"semi-honest", &"malicious", "allow_semi_honest");
+        }
+        if !self.tasks.is_empty() && !self.tasks.contains(&wire.task) {
+            return refuse("the task", &format!("{:?}", wire.task), &format!("one of {:?}", self.tasks), "tasks");
         }
         if wire.n_min < self.n_min {
             return refuse("the smallest cohort n_min", &wire.n_min, &self.n_min, "n_min");
@@ -118,14 +128,27 @@ pub struct Participation {
     pub at: u64,
 }
 
+/// What a device is bound to in the last round of a task in which it shared its keys (sections 4 and 6).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Commitment {
+    /// Number of the round.
+    pub round: u64,
+    /// The one cohort in which it shared its keys.
+    pub cohort: CohortId,
+    /// Hash of the one set of survivors that it has answered for, by tags or by released shares; absent before.
+    pub survivors: Option<[u8; 32]>,
+}
+
 /// The record could not be read or written.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the participation record failed: {0}")]
 pub struct RecordError(pub String);
 
-/// The durable record that keeps a device from masking two inputs for one round (section 5), and from an older roster (section 1).
+/// The durable record that keeps a device from sharing its secrets in two cohorts (section 4), from masking two inputs for one
+/// round (section 5), from answering for two sets of survivors (section 6), and from an older roster (section 1).
 ///
-/// An implementation must have the change on stable storage when a method returns.
+/// An implementation stores what it is given and must have the change on stable storage when a method returns: what the change
+/// allows leaves the device right after. The rules are this crate's. A record is never rolled back, and never shared by two devices.
 pub trait ParticipationRecord {
     /// The last participation in `task`.
     ///
@@ -138,6 +161,18 @@ pub trait ParticipationRecord {
     /// # Errors
     /// [`RecordError`] when the record can't be written; then nothing may be uploaded.
     fn spend(&mut self, task: &str, participation: Participation) -> Result<(), RecordError>;
+
+    /// The last [`Self::commit`] for `task`.
+    ///
+    /// # Errors
+    /// [`RecordError`] when the record can't be read.
+    fn commitment(&self, task: &str) -> Result<Option<Commitment>, RecordError>;
+
+    /// Replaces the commitment for `task`.
+    ///
+    /// # Errors
+    /// [`RecordError`] when the record can't be written; then no shares and no tags may be sent.
+    fn commit(&mut self, task: &str, commitment: Commitment) -> Result<(), RecordError>;
 
     /// The highest roster epoch seen so far; 0 before the first.
     ///
@@ -155,7 +190,8 @@ pub trait ParticipationRecord {
 /// A record in memory, for tests and simulation: forgotten with the process.
 #[derive(Debug, Clone, Default)]
 pub struct MemoryRecord {
-    last: std::collections::BTreeMap<String, Participation>,
+    last: BTreeMap<String, Participation>,
+    commitments: BTreeMap<String, Commitment>,
     epoch: u64,
 }
 
@@ -166,6 +202,15 @@ impl ParticipationRecord for MemoryRecord {
 
     fn spend(&mut self, task: &str, participation: Participation) -> Result<(), RecordError> {
         self.last.insert(task.to_owned(), participation);
+        Ok(())
+    }
+
+    fn commitment(&self, task: &str) -> Result<Option<Commitment>, RecordError> {
+        Ok(self.commitments.get(task).copied())
+    }
+
+    fn commit(&mut self, task: &str, commitment: Commitment) -> Result<(), RecordError> {
+        self.commitments.insert(task.to_owned(), commitment);
         Ok(())
     }
 

@@ -201,6 +201,7 @@ impl Shape<'_> {
             threshold: self.topology.threshold,
             window_bound: self.topology.window_bound,
             adverts_root: vec![0; HASH_LEN],
+            members_hash: vec![0; if self.malicious { HASH_LEN } else { 0 }],
         };
         let leaf = proto::RosterLeaf {
             client_id: vec![0; ClientId::LEN],
@@ -222,6 +223,8 @@ impl Shape<'_> {
             index: self.index(),
             own_path: path(n),
             neighbours: vec![neighbour; self.degree()],
+            // A cohort that is most of its roster.
+            members: if self.malicious { vec![1; n as usize] } else { Vec::new() },
         })
     }
 

@@ -96,8 +96,10 @@ impl Scene<'_> {
         match (state, view.view.as_ref()) {
             (State::Advertised(state), Some(View::Cohort(view))) => {
                 let mut rng = crypto_rng(self.seed, Purpose::Round, number as u64, !self.round);
-                let shared =
-                    measure(Of::Thread, &mut cpu, || state.share(view, NOW + self.round, &mut rng)).map_err(error)?;
+                let shared = measure(Of::Thread, &mut cpu, || {
+                    state.share(view, &mut device.record, NOW + self.round, &mut rng)
+                })
+                .map_err(error)?;
                 let mut shared = Box::new(shared);
                 shared.share_memory(self.pool);
                 let step = step(shared.message(), cpu, self.compute.neighbour_ms * 1e-3 * view.neighbours.len() as f64);
@@ -128,16 +130,16 @@ impl Scene<'_> {
                 Ok((State::Masked(masked), step))
             }
             (State::Masked(state), Some(View::Survivors(view))) if self.params.malicious() => {
-                let confirmed = measure(Of::Thread, &mut cpu, || state.confirm(view)).map_err(error)?;
+                let confirmed = measure(Of::Thread, &mut cpu, || state.confirm(view, &mut device.record)).map_err(error)?;
                 let step = step(confirmed.message(), cpu, 0.0);
                 Ok((State::Confirmed(Box::new(confirmed)), step))
             }
             (State::Masked(state), Some(View::Survivors(view))) => {
-                let done = measure(Of::Thread, &mut cpu, || state.release(view)).map_err(error)?;
+                let done = measure(Of::Thread, &mut cpu, || state.release(view, &mut device.record)).map_err(error)?;
                 Ok((State::Gone, step(done.message(), cpu, 0.0)))
             }
             (State::Confirmed(state), Some(View::Tags(view))) => {
-                let done = measure(Of::Thread, &mut cpu, || state.release(view)).map_err(error)?;
+                let done = measure(Of::Thread, &mut cpu, || state.release(view, &mut device.record)).map_err(error)?;
                 Ok((State::Gone, step(done.message(), cpu, 0.0)))
             }
             _ => Err(ClientError::Missing("view for this client's phase")),

@@ -73,9 +73,41 @@ pub enum ClientError {
         /// Last round number.
         last: u64,
     },
+    /// This device has shared its keys in this round number, or in a later one.
+    #[error("round {round} of task {task:?} is not above round {last}, in which this device shared its keys")]
+    AlreadyShared {
+        /// The task.
+        task: String,
+        /// Proposed round number.
+        round: u64,
+        /// Last round number.
+        last: u64,
+    },
+    /// The record does not say that this device shared its keys in this round and cohort.
+    #[error(
+        "the record does not say that this device shared its keys in this cohort of round {round} of task {task:?}: the state \
+         is not the last one, or the record was lost"
+    )]
+    NotRecorded {
+        /// The task.
+        task: String,
+        /// Number of the round.
+        round: u64,
+    },
+    /// This device has tagged, or released shares for, another set of survivors.
+    #[error("in round {round} of task {task:?} this device has answered for another set of survivors, and does so once")]
+    OtherSurvivors {
+        /// The task.
+        task: String,
+        /// Number of the round.
+        round: u64,
+    },
     /// A message is of another cohort.
     #[error("the message is of another cohort")]
     OtherCohort,
+    /// The list of members is not the one of the signed cohort, names a client twice, or one that the roster does not have.
+    #[error("the list of the cohort's members is not the signed one, or names a client twice or beyond the roster")]
+    Members,
     /// Own advert is missing or changed.
     #[error("this device's advert is not in the cohort at index {0}, or was changed")]
     OwnAdvert(u32),
@@ -137,6 +169,9 @@ pub enum NeighbourFault {
     /// Its client id is out of order, or another than its leaf's.
     #[error("its client id is out of order, or not that of its roster leaf")]
     ClientId,
+    /// Its roster leaf stands elsewhere than the list of members says.
+    #[error("it does not stand where the list of the cohort's members says: another client, or one that is in it twice")]
+    Place,
     /// Its signature or encoding.
     #[error(transparent)]
     Signed(#[from] SignedError),

@@ -11,11 +11,11 @@ use unisono_crypto::{CryptoError, aead, merkle};
 
 use super::error::NeighbourFault;
 use super::share::{Neighbour, Shared};
-use super::{ClientError, Rejected, Round, refuse_spent};
+use super::{ClientError, Rejected, Round, commit};
 use crate::bitmap;
 use crate::cohort::Cohort;
 use crate::pairwise::{self, End};
-use crate::policy::{Participation, ParticipationRecord};
+use crate::policy::ParticipationRecord;
 use crate::proto::{self, ClientMessage, client_message::Step};
 use crate::signed;
 
@@ -126,8 +126,7 @@ impl Shared {
             peers.push(peer);
         }
 
-        refuse_spent(params, record)?;
-        record.spend(&params.wire.task, Participation { round: params.wire.round, at: now })?;
+        commit::spend(params, cohort, record, now)?;
         input.apply_masks(&masks)?;
 
         let mut hasher = Hasher::new(label::UPLOAD);

@@ -10,6 +10,7 @@
 //! connection sends the same bytes. What the coordinator sends is checked before anything changes; a refused view comes back
 //! as [`Rejected`] with the state, which may try again.
 
+mod commit;
 mod error;
 mod mask;
 mod pool;
@@ -35,7 +36,7 @@ use crate::proto::{self, ClientMessage, Signed, client_message::Step};
 use crate::roster::Head;
 use crate::signed;
 
-pub use error::ClientError;
+pub use error::{ClientError, NeighbourFault};
 pub use mask::Masked;
 pub use pool::KeyPool;
 pub use saved::Resumed;
@@ -127,7 +128,7 @@ impl Joining {
     ///
     /// # Errors
     /// [`ClientError`]: signatures, an older roster, parameters that are inconsistent, the policy's limits, or a round that
-    /// is not above the last one of its task.
+    /// is not above the last one of its task in which this device masked an input or shared its keys.
     pub fn new(
         offer: &proto::RoundOffer,
         identity: Arc<Identity>,
@@ -161,6 +162,7 @@ impl Joining {
         let last = record.last(&params.wire.task)?;
         trust.policy.check(&params, last.map(|last| last.at), now)?;
         refuse_spent(&params, record)?;
+        commit::refuse_shared(&params, record)?;
         if let Some((head, _)) = &authority {
             record.see_roster_epoch(head.epoch)?;
         }

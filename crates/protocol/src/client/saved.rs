@@ -1,8 +1,9 @@
 //! A device's state between two messages, as bytes: for hosts that keep no object alive from one phase to the next.
 //!
 //! The bytes hold the round's secrets and are as secret as the identity key. A host replaces the old bytes by the new ones
-//! before it sends what a phase produced, and never resumes older ones: that is how the rule that a share is released once
-//! survives a restart. Of a masked vector only its owner's upload remains; the bytes do not hold it.
+//! before it sends what a phase produced. One that resumes older bytes loses the round, not an input: each step asks the
+//! [`ParticipationRecord`](crate::policy::ParticipationRecord), which names the one cohort, the one masked input and the one
+//! set of survivors of a round. Of a masked vector only its owner's upload remains; the bytes do not hold it.
 
 use std::sync::Arc;
 
@@ -255,7 +256,7 @@ fn advert(wire: Option<&proto::Advert>, round: &Round) -> Result<Advert, ClientE
 
 impl Resumed {
     /// Reads what a state's `save` wrote. The offer is the one that the round began with; its signatures are verified again.
-    /// The policy and the record were asked when the round was joined, and are not asked again.
+    /// The policy was asked when the round was joined; the record is asked by the next step.
     ///
     /// # Errors
     /// [`ClientError::Saved`] for bytes that are no saved state or that of another round or device; any error about the offer.

@@ -14,9 +14,10 @@ use unisono_crypto::{aead, merkle, shamir};
 use zeroize::{Zeroize, Zeroizing};
 
 use super::error::NeighbourFault;
-use super::{Advertised, ClientError, Rejected, Round, Secrets, advance};
-use crate::cohort::{Advert, Cohort};
+use super::{Advertised, ClientError, Rejected, Round, Secrets, advance, commit};
+use crate::cohort::{Advert, Cohort, Members};
 use crate::pairwise::{self, End};
+use crate::policy::ParticipationRecord;
 use crate::proto::{self, ClientMessage, client_message::Step};
 use crate::signed;
 
@@ -43,17 +44,25 @@ pub struct Shared {
 }
 
 impl Advertised {
-    /// Checks the cohort as this device is shown it, and splits both secrets. `now` is Unix time in seconds.
+    /// Checks the cohort as this device is shown it, splits both secrets, and records the cohort before the shares are handed
+    /// out. `now` is Unix time in seconds.
     ///
     /// # Errors
-    /// [`Rejected`] with this state, and which check of section 3 failed for whom.
+    /// [`Rejected`] with this state: which check of section 3 failed for whom, [`ClientError::AlreadyShared`], or the record
+    /// could not be written.
     pub fn share<R: CryptoRng + ?Sized>(
         self,
         view: &proto::CohortView,
+        record: &mut dyn ParticipationRecord,
         now: u64,
         rng: &mut R,
     ) -> Result<Shared, Rejected<Self>> {
-        advance(self, |state| state.try_share(view, now, rng))
+        advance(self, |state| {
+            commit::refuse_shared(&state.secrets.round.params, record)?;
+            let shared = state.try_share(view, now, rng)?;
+            commit::share(&state.secrets.round.params, &shared.cohort, record)?;
+            Ok(shared)
+        })
     }
 
     fn try_share<R: CryptoRng + ?Sized>(
@@ -64,9 +73,18 @@ impl Advertised {
     ) -> Result<Shared, ClientError> {
         let round = &self.secrets.round;
         let signed_cohort = view.cohort.as_ref().ok_or(ClientError::Missing("cohort in the view"))?;
-        signed::verify::<proto::Cohort>(signed_cohort, label::SIG_COHORT, round.coordinator_key(), "cohort")?;
+        let coordinator = round.coordinator_key();
+        let wire: proto::Cohort = signed::verify(signed_cohort, label::SIG_COHORT, coordinator, "cohort")?;
         let cohort = Cohort::from_payload(&signed_cohort.payload, &round.params)?;
         let n = cohort.graph.n();
+        let members = match &round.authority {
+            Some((head, _)) => {
+                let members = Members::from_wire(&view.members, head.size);
+                let listed = |members: &Members| members.len() == n as usize && wire.members_hash == members.hash();
+                Some(members.filter(listed).ok_or(ClientError::Members)?)
+            }
+            None => None,
+        };
         let own = view.index;
         let verify = |index: u32, payload: &[u8], path: &[[u8; 32]]| {
             merkle::verify(label::TREE_ADVERTS, &cohort.adverts_root, n.into(), index.into(), payload, path)
@@ -90,6 +108,9 @@ impl Advertised {
             let index = neighbour.index;
             let fault = |why: NeighbourFault| why.of(index);
             let (advert, identity) = advert.map_err(fault)?;
+            if members.as_ref().is_some_and(|all| all.place(index) != neighbour.roster.as_ref().map(|leaf| leaf.index)) {
+                return Err(fault(NeighbourFault::Place));
+            }
             if !advert.insert_keys(&mut seen) {
                 return Err(fault(NeighbourFault::KeysRepeat));
             }

@@ -1,11 +1,13 @@
 //! Phases 3 and 4: the set of survivors is agreed on, and one share of each neighbour released (section 6).
 
-use unisono_crypto::kdf::{hash, label, mac_verify};
+use unisono_crypto::kdf::{label, mac_verify};
 
+use super::commit::survivors_hash;
 use super::mask::{Masked, Member};
 use super::{ClientError, Rejected, advance};
 use crate::bitmap;
 use crate::pairwise;
+use crate::policy::ParticipationRecord;
 use crate::proto::{self, ClientMessage, SecretKind, client_message::Step};
 use crate::signed;
 
@@ -22,17 +24,22 @@ pub struct Done {
 }
 
 impl Masked {
-    /// Checks the set of survivors and tags it for every neighbour in it (phase 3, malicious mode).
+    /// Checks the set of survivors, records it, and tags it for every neighbour in it (phase 3, malicious mode).
     ///
     /// # Errors
-    /// [`Rejected`] with this state and the failed check.
-    pub fn confirm(self, view: &proto::SurvivorsView) -> Result<Confirmed, Rejected<Self>> {
+    /// [`Rejected`] with this state: the failed check, [`ClientError::OtherSurvivors`], or the record could not be written.
+    pub fn confirm(
+        self,
+        view: &proto::SurvivorsView,
+        record: &mut dyn ParticipationRecord,
+    ) -> Result<Confirmed, Rejected<Self>> {
         advance(self, |state| {
             let member = &state.member;
             if !member.round.params.malicious() {
                 return Err(ClientError::OtherMode("semi-honest"));
             }
             let survivors = member.check_survivors(view)?;
+            member.answer_for(&survivors, record)?;
             let digest = survivors_hash(&survivors);
             let tag = |peer: &super::mask::Peer| proto::Tag {
                 neighbour: peer.index,
@@ -46,16 +53,21 @@ impl Masked {
         })
     }
 
-    /// Checks the set of survivors and releases the shares (phase 4, semi-honest mode).
+    /// Checks the set of survivors, records it, and releases the shares (phase 4, semi-honest mode).
     ///
     /// # Errors
-    /// [`Rejected`] with this state and the failed check.
-    pub fn release(self, view: &proto::SurvivorsView) -> Result<Done, Rejected<Self>> {
+    /// [`Rejected`] with this state: the failed check, [`ClientError::OtherSurvivors`], or the record could not be written.
+    pub fn release(
+        self,
+        view: &proto::SurvivorsView,
+        record: &mut dyn ParticipationRecord,
+    ) -> Result<Done, Rejected<Self>> {
         advance(self, |state| {
             if state.member.round.params.malicious() {
                 return Err(ClientError::OtherMode("malicious"));
             }
             let survivors = state.member.check_survivors(view)?;
+            state.member.answer_for(&survivors, record)?;
             Ok(state.member.release(&survivors, Vec::new()))
         })
     }
@@ -67,11 +79,16 @@ impl Confirmed {
         &self.message
     }
 
-    /// Checks the neighbours' tags and releases the shares (phase 4, malicious mode).
+    /// Checks the neighbours' tags, and that the record names this set of survivors; then releases the shares (phase 4,
+    /// malicious mode).
     ///
     /// # Errors
-    /// [`Rejected`] with this state: of another cohort, or too few valid tags.
-    pub fn release(self, tags: &proto::ForwardedTags) -> Result<Done, Rejected<Self>> {
+    /// [`Rejected`] with this state: of another cohort, too few valid tags, [`ClientError::OtherSurvivors`], or the record failed.
+    pub fn release(
+        self,
+        tags: &proto::ForwardedTags,
+        record: &mut dyn ParticipationRecord,
+    ) -> Result<Done, Rejected<Self>> {
         advance(self, |state| {
             let member = &state.member;
             if tags.cohort_id != member.cohort.id.0 {
@@ -97,6 +114,7 @@ impl Confirmed {
                     need,
                 });
             }
+            member.answer_for(&state.survivors, record)?;
             Ok(member.release(&state.survivors, invalid))
         })
     }
@@ -107,11 +125,6 @@ impl Done {
     pub fn message(&self) -> &ClientMessage {
         &self.message
     }
-}
-
-/// Hash of a set of survivors, as tags cover it.
-fn survivors_hash(survivors: &[bool]) -> [u8; 32] {
-    hash(label::SURVIVORS, &[&bitmap::to_bytes(survivors)])
 }
 
 impl Member {

@@ -8,7 +8,7 @@ use unisono_crypto::sign::VerifyingKey;
 
 use super::share::Sharing;
 use super::{Abort, Context, Members, Phase, Progress, Reason};
-use crate::cohort::{Advert, Cohort};
+use crate::cohort::{self, Advert, Cohort};
 use crate::ids::ClientId;
 use crate::proto::{self, Signed, server_message::View};
 use crate::signed::{self, SignedError};
@@ -86,11 +86,14 @@ impl Advertising {
         let n = feasible.unwrap_or(have);
         let members: Vec<Member> = self.members.into_values().take(n).collect();
         let tree = merkle::Tree::new(label::TREE_ADVERTS, members.iter().map(|member| &member.signed.payload));
-        let proposal = Cohort::propose(params, n as u32, tree.root())?;
+        let places = members.iter().map(|member| member.roster.as_ref().map(|proof| proof.index)).collect();
+        // Members and leaves are both in order of client id.
+        let listed = Option::<Vec<u64>>::and_then(places, cohort::Members::new);
+        let proposal = Cohort::propose(params, n as u32, tree.root(), listed.as_ref())?;
         let signed_cohort = signed::sign(&proposal, label::SIG_COHORT, self.context.signing_key());
         let topology = params.topology(n as u32)?;
         let cohort = Cohort::of_payload(&signed_cohort.payload, n as u32, topology, tree.root());
-        let members = Members { context: self.context.clone(), cohort, signed_cohort, members };
+        let members = Members { context: self.context.clone(), cohort, signed_cohort, members, listed };
         Ok(Sharing::new(members, tree))
     }
 }

@@ -393,6 +393,8 @@ struct Members {
     signed_cohort: Signed,
     /// In order of client id, which is the order of indices.
     members: Vec<advertise::Member>,
+    /// Their places in the roster, in malicious mode.
+    listed: Option<crate::cohort::Members>,
 }
 
 impl Members {

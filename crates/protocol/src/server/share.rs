@@ -11,6 +11,7 @@ use unisono_crypto::merkle;
 use super::mask::Masking;
 use super::{Abort, Members, Phase, Progress, Reason};
 use crate::bitmap;
+use crate::cohort;
 use crate::ids::ClientId;
 use crate::proto::{self, Signed, server_message::View};
 use crate::signed;
@@ -100,6 +101,7 @@ impl Sharing {
             index,
             own_path: path(index),
             neighbours: members.cohort.graph.neighbours(index).into_iter().map(neighbour).collect(),
+            members: members.listed.as_ref().map(cohort::Members::to_wire).unwrap_or_default(),
         }))
     }
 

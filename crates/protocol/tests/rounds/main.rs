@@ -2,6 +2,7 @@
 //! anything else.
 
 mod liars;
+mod lying;
 mod network;
 mod refusals;
 mod resume;

@@ -140,7 +140,7 @@ impl Device {
     pub fn receive(&mut self, message: &ServerMessage) -> Result<(), ClientError> {
         let view = message.view.as_ref().unwrap();
         let (state, result) = match (std::mem::replace(&mut self.state, State::Idle), view) {
-            (State::Advertised(state), View::Cohort(view)) => match state.share(view, NOW, &mut self.rng) {
+            (State::Advertised(state), View::Cohort(view)) => match state.share(view, &mut self.record, NOW, &mut self.rng) {
                 Ok(next) => (State::Shared(next), Ok(())),
                 Err(refused) => (State::Advertised(*refused.state), Err(refused.error)),
             },
@@ -151,16 +151,16 @@ impl Device {
                 }
             }
             (State::Masked(state), View::Survivors(view)) if self.trust.policy.allow_semi_honest => {
-                match state.release(view) {
+                match state.release(view, &mut self.record) {
                     Ok(next) => (State::Done(next), Ok(())),
                     Err(refused) => (State::Masked(*refused.state), Err(refused.error)),
                 }
             }
-            (State::Masked(state), View::Survivors(view)) => match state.confirm(view) {
+            (State::Masked(state), View::Survivors(view)) => match state.confirm(view, &mut self.record) {
                 Ok(next) => (State::Confirmed(next), Ok(())),
                 Err(refused) => (State::Masked(*refused.state), Err(refused.error)),
             },
-            (State::Confirmed(state), View::Tags(view)) => match state.release(view) {
+            (State::Confirmed(state), View::Tags(view)) => match state.release(view, &mut self.record) {
                 Ok(next) => (State::Done(next), Ok(())),
                 Err(refused) => (State::Confirmed(*refused.state), Err(refused.error)),
             },
@@ -182,10 +182,10 @@ impl Device {
         }
     }
 
-    /// The packed masked vector, put together from its chunks.
+    /// The packed masked vector, put together from its chunks; `None` when it was resumed, too.
     pub fn upload(&self) -> Option<Vec<u8>> {
         let State::Masked(masked) = &self.state else { return None };
-        Some((0..masked.chunks()).flat_map(|i| masked.chunk(i).unwrap()).collect())
+        (0..masked.chunks()).map(|i| masked.chunk(i)).collect::<Option<Vec<_>>>().map(|chunks| chunks.concat())
     }
 }
 

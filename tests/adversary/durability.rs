@@ -1,0 +1,364 @@
+//! A device killed at every write and at every send of a round, restarted from each state that it ever saved, and shown other
+//! views than before by a coordinator that knows: it never answers twice differently, and its record comes before its bytes.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::SeedableRng;
+use unisono_crypto::ring::RingVector;
+use unisono_protocol::bitmap;
+use unisono_protocol::client::{ClientError, Identity, Joining, Rejected, Resumed, Trust};
+use unisono_protocol::policy::{Commitment, MemoryRecord, Participation, ParticipationRecord, RecordError};
+use unisono_protocol::proto::{ClientMessage, RoundOffer, server_message::View};
+use unisono_protocol::server::{Phase, Server};
+
+use crate::coordinator::{Forged, Member, member};
+use crate::harness::{Outbox, Stage, phase_of, six};
+use crate::world::{CAST, NOW, State};
+
+/// Counts the points at which a process can be killed, and says so at one of them.
+#[derive(Clone)]
+struct Fuse {
+    at: Rc<Cell<usize>>,
+    dies_at: usize,
+}
+
+impl Fuse {
+    fn burns(&self) -> bool {
+        self.at.set(self.at.get() + 1);
+        self.at.get() == self.dies_at
+    }
+}
+
+/// Stable storage: the record, and the states that were saved, the last one last.
+struct Disk {
+    record: MemoryRecord,
+    saved: Vec<Vec<u8>>,
+    fuse: Fuse,
+}
+
+impl Disk {
+    /// A write, with a point before it is durable and one after.
+    fn write(&mut self, write: impl FnOnce(&mut Self)) -> Result<(), RecordError> {
+        let killed = || RecordError("killed".into());
+        if self.fuse.burns() {
+            return Err(killed());
+        }
+        write(self);
+        if self.fuse.burns() { Err(killed()) } else { Ok(()) }
+    }
+}
+
+impl ParticipationRecord for Disk {
+    fn last(&self, task: &str) -> Result<Option<Participation>, RecordError> {
+        self.record.last(task)
+    }
+
+    fn spend(&mut self, task: &str, participation: Participation) -> Result<(), RecordError> {
+        self.write(|disk| disk.record.spend(task, participation).unwrap())
+    }
+
+    fn commitment(&self, task: &str) -> Result<Option<Commitment>, RecordError> {
+        self.record.commitment(task)
+    }
+
+    fn commit(&mut self, task: &str, commitment: Commitment) -> Result<(), RecordError> {
+        self.write(|disk| disk.record.commit(task, commitment).unwrap())
+    }
+
+    fn roster_epoch(&self) -> Result<u64, RecordError> {
+        self.record.roster_epoch()
+    }
+
+    fn see_roster_epoch(&mut self, epoch: u64) -> Result<(), RecordError> {
+        self.write(|disk| disk.record.see_roster_epoch(epoch).unwrap())
+    }
+}
+
+/// What left the device. Before anything does, its record must be there.
+struct Wire {
+    outbox: Outbox,
+    uploads: Vec<Vec<u8>>,
+}
+
+enum Stop {
+    Killed,
+    /// It has no way to go on in this round; nothing new leaves it.
+    Refused,
+}
+
+fn stop(error: ClientError) -> Stop {
+    if error == ClientError::Record(RecordError("killed".into())) { Stop::Killed } else { Stop::Refused }
+}
+
+struct Victim {
+    identity: Arc<Identity>,
+    trust: Trust,
+    input: RingVector,
+    disk: Disk,
+    wire: Wire,
+    /// In memory: gone with the process.
+    state: State,
+    lives: u64,
+    /// Whether the host saves a state before it sends what the state owes, as it should, or after.
+    saves_first: bool,
+    /// It has masked for the lie's set of sharers: the coordinator gets noise then.
+    misled: bool,
+}
+
+impl Victim {
+    fn rng(&self) -> ChaCha8Rng {
+        ChaCha8Rng::seed_from_u64(1000 + self.lives)
+    }
+
+    fn save(&mut self) -> Result<(), Stop> {
+        let bytes = match &self.state {
+            State::Idle => return Ok(()),
+            State::Advertised(state) => state.save(),
+            State::Shared(state) => state.save(),
+            State::Masked(state) => state.save(),
+            State::Confirmed(state) => state.save(),
+            State::Done(state) => state.save(),
+        };
+        self.disk.write(|disk| disk.saved.push(bytes.to_vec())).map_err(|_| Stop::Killed)
+    }
+
+    fn message(&self) -> ClientMessage {
+        match &self.state {
+            State::Idle => unreachable!("asked after it has joined"),
+            State::Advertised(state) => state.message().clone(),
+            State::Shared(state) => state.message().clone(),
+            State::Masked(state) => state.message().clone(),
+            State::Confirmed(state) => state.message().clone(),
+            State::Done(state) => state.message().clone(),
+        }
+    }
+
+    /// The record is durable before the bytes leave: asserted at every send.
+    fn record_comes_first(&self) {
+        let record = &self.disk.record;
+        let commitment = record.commitment("test").unwrap();
+        match &self.state {
+            State::Idle | State::Advertised(_) => {}
+            State::Shared(_) => assert!(commitment.is_some(), "shares leave before the record is written"),
+            State::Masked(_) => assert!(record.last("test").unwrap().is_some(), "an input leaves before it is spent"),
+            State::Confirmed(_) | State::Done(_) => {
+                assert!(commitment.unwrap().survivors.is_some(), "tags or shares leave before the record is written");
+            }
+        }
+    }
+
+    /// Sends what the state owes: the message, then the masked vector, with a point before and after each.
+    fn send(&mut self, server: &mut Server) -> Result<(), Stop> {
+        self.record_comes_first();
+        let fuse = self.disk.fuse.clone();
+        let point = || if fuse.burns() { Err(Stop::Killed) } else { Ok(()) };
+        let message = self.message();
+        point()?;
+        self.wire.outbox.push(&message);
+        let _ = server.absorb(&message, NOW);
+        point()?;
+        if let State::Masked(masked) = &self.state
+            && let Some(upload) = (0..masked.chunks()).map(|i| masked.chunk(i)).collect::<Option<Vec<_>>>()
+        {
+            let upload = upload.concat();
+            point()?;
+            self.wire.uploads.push(upload.clone());
+            let _ = server.absorb_upload(self.identity.client_id, &upload);
+            point()?;
+        }
+        Ok(())
+    }
+
+    fn save_and_send(&mut self, server: &mut Server) -> Result<(), Stop> {
+        if self.saves_first {
+            self.save()?;
+            self.send(server)
+        } else {
+            self.send(server)?;
+            self.save()
+        }
+    }
+
+    fn join(&mut self, offer: &RoundOffer) -> Result<(), Stop> {
+        let joining = Joining::new(offer, self.identity.clone(), &self.trust, &mut self.disk, NOW).map_err(stop)?;
+        self.state = State::Advertised(joining.advertise(&mut self.rng()));
+        Ok(())
+    }
+
+    /// A new process, with what an earlier one saved: `back` states before the last, or none at all.
+    fn restart(&mut self, offer: &RoundOffer, back: Option<usize>) {
+        self.lives += 1;
+        self.state = State::Idle;
+        let Some(bytes) = back.and_then(|back| self.disk.saved.iter().rev().nth(back)) else { return };
+        let registrar = CAST.registrar.verifying_key();
+        self.state = match Resumed::from_bytes(bytes, offer, self.identity.clone(), Some(&registrar)).unwrap() {
+            Resumed::Advertised(state) => State::Advertised(state),
+            Resumed::Shared(state) => State::Shared(state),
+            Resumed::Masked(state) => State::Masked(state),
+            Resumed::Confirmed(state) => State::Confirmed(state),
+            Resumed::Done(state) => State::Done(state),
+        };
+    }
+
+    /// Shows one view; whether the device went on by it.
+    fn receive(&mut self, view: &View) -> Result<bool, Stop> {
+        let mut rng = self.rng();
+        let (state, result) = match (std::mem::replace(&mut self.state, State::Idle), view) {
+            (State::Advertised(state), View::Cohort(view)) => {
+                kept(state.share(view, &mut self.disk, NOW, &mut rng), State::Advertised, State::Shared)
+            }
+            (State::Shared(state), View::Masking(view)) => {
+                kept(state.mask(view, self.input.clone(), &mut self.disk, NOW), State::Shared, State::Masked)
+            }
+            (State::Masked(state), View::Survivors(view)) => {
+                kept(state.confirm(view, &mut self.disk), State::Masked, State::Confirmed)
+            }
+            (State::Confirmed(state), View::Tags(view)) => {
+                kept(state.release(view, &mut self.disk), State::Confirmed, State::Done)
+            }
+            (state, _) => (state, Ok(false)),
+        };
+        self.state = state;
+        match result.map_err(stop) {
+            Err(Stop::Refused) => Ok(false),
+            result => result,
+        }
+    }
+
+    /// Lives on: with everything that the coordinator has to show, the lies first once it has died.
+    fn live(&mut self, server: &mut Server, views: &[[View; 2]]) -> Result<(), Stop> {
+        if matches!(self.state, State::Idle) {
+            let offer = server.offer().clone();
+            self.join(&offer)?;
+            self.save_and_send(server)?;
+        } else {
+            // What it owed may not have left.
+            self.send(server)?;
+        }
+        for [honest, lie] in views {
+            let order = if self.lives == 0 { [honest, lie] } else { [lie, honest] };
+            for view in order {
+                if self.receive(view)? {
+                    self.misled |= matches!(view, View::Masking(_)) && std::ptr::eq(view, lie);
+                    self.save_and_send(server)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn kept<S, T>(
+    result: Result<T, Rejected<S>>,
+    before: fn(S) -> State,
+    after: fn(T) -> State,
+) -> (State, Result<bool, ClientError>) {
+    match result {
+        Ok(next) => (after(next), Ok(true)),
+        Err(rejected) => (before(*rejected.state), Err(rejected.error)),
+    }
+}
+
+/// What the coordinator shows device 0 in this phase, and a lie that is as well-formed: another cohort, another set of
+/// sharers, of survivors, other tags.
+fn honest_and_lie(stage: &Stage, adverts: &[Member]) -> [View; 2] {
+    let victim = stage.devices[0].id();
+    let honest = stage.server().view(victim).unwrap().view.unwrap();
+    let lie = match &honest {
+        View::Cohort(_) => {
+            View::Cohort(Forged::new(stage.server().params(), &adverts[..5], |_| {}).view(0))
+        }
+        View::Masking(view) => {
+            let mut view = view.clone();
+            let mut shared = bitmap::from_bytes(&view.shared, 6).unwrap();
+            shared[5] = false;
+            view.shared = bitmap::to_bytes(&shared);
+            view.deliveries.pop();
+            View::Masking(view)
+        }
+        View::Survivors(view) => {
+            let mut view = view.clone();
+            let mut survivors = bitmap::from_bytes(&view.survivors, 6).unwrap();
+            survivors[4] = false;
+            view.survivors = bitmap::to_bytes(&survivors);
+            View::Survivors(view)
+        }
+        View::Tags(view) => {
+            let mut view = view.clone();
+            view.tags.pop();
+            View::Tags(view)
+        }
+    };
+    [honest, lie]
+}
+
+/// One round in which device 0 is killed once, at the given point. How many points it passed, and whether it is in the sum.
+fn round(dies_at: usize, back: Option<usize>, saves_first: bool) -> (usize, bool) {
+    let mut stage = Stage::at(Phase::Advertise, &six(), 6);
+    let offer = stage.server().offer().clone();
+    let fuse = Fuse { at: Rc::default(), dies_at };
+    let template = &stage.devices[0];
+    let mut victim = Victim {
+        identity: template.identity.clone(),
+        trust: template.trust.clone(),
+        input: template.input.clone(),
+        disk: Disk { record: MemoryRecord::default(), saved: Vec::new(), fuse: fuse.clone() },
+        wire: Wire { outbox: Outbox::default(), uploads: Vec::new() },
+        state: State::Idle,
+        lives: 0,
+        saves_first,
+        misled: false,
+    };
+    let mut views: Vec<[View; 2]> = Vec::new();
+    let outcome = loop {
+        stage.step(&[0]);
+        if stage.server().view(victim.identity.client_id).is_some() {
+            // Adverts as they were sent first: the victim's, then the others'.
+            let sent = victim.wire.outbox.0.iter().take(1).chain(&stage.outbox.0);
+            let adverts: Vec<Member> = sent.filter(|message| phase_of(message) == Some(Phase::Advertise)).map(member).collect();
+            views.push(honest_and_lie(&stage, &adverts));
+        }
+        while let Err(stop) = victim.live(stage.server_mut(), &views) {
+            match stop {
+                Stop::Killed => victim.restart(&offer, back),
+                Stop::Refused => break,
+            }
+        }
+        if let Some(outcome) = stage.close() {
+            break outcome;
+        }
+    };
+
+    let id = victim.identity.client_id;
+    for phase in [Phase::Share, Phase::Mask, Phase::Confirm, Phase::Unmask] {
+        let distinct = victim.wire.outbox.distinct(id, phase).len();
+        assert!(distinct <= 1, "killed at {dies_at}, resumed {back:?}: {distinct} different answers in phase {phase}");
+    }
+    victim.wire.uploads.dedup();
+    assert!(victim.wire.uploads.len() <= 1, "killed at {dies_at}, resumed {back:?}: two masked inputs");
+    victim.wire.outbox.0.iter().for_each(|message| stage.outbox.push(message));
+    assert!(!stage.outbox.opens_an_input(4), "killed at {dies_at}, resumed {back:?}");
+    let params = unisono_protocol::params::RoundParams::from_payload(&offer.params.unwrap().payload).unwrap();
+    let expected = crate::world::plain_sum(&stage.devices, &outcome.survivors, &params);
+    assert!(victim.misled || outcome.sum == expected, "killed at {dies_at}, resumed {back:?}: a wrong sum");
+    (fuse.at.get(), outcome.survivors.contains(&id))
+}
+
+#[test]
+fn a_device_killed_at_every_write_and_every_send_never_answers_twice_differently() {
+    for saves_first in [true, false] {
+        let (points, in_the_sum) = round(0, None, saves_first);
+        assert!(in_the_sum && points >= 28, "{points} points");
+        let mut completed = 0;
+        for dies_at in 1..=points {
+            for back in [None, Some(0), Some(1), Some(2), Some(3)] {
+                completed += usize::from(round(dies_at, back, saves_first).1);
+            }
+        }
+        // A restart costs the round only where nothing else is safe.
+        assert!(completed > points, "{completed} of {} rounds with the device's input", 5 * points);
+    }
+}

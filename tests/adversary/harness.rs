@@ -1,0 +1,198 @@
+//! An honest cohort in memory, stopped in any phase. An attack shows one of its devices something else; what leaves the
+//! devices is kept, so that a test can count which secrets went out.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use prost::Message;
+use unisono_protocol::ClientId;
+use unisono_protocol::client::ClientError;
+use unisono_protocol::policy::ParticipationRecord;
+use unisono_protocol::proto::{
+    self, ClientMessage, CohortView, ForwardedTags, MaskingView, RoundParams, SecretKind, ServerMessage, SurvivorsView,
+    client_message::Step, server_message::View,
+};
+use unisono_protocol::server::{Closed, Outcome, Phase, Server};
+
+use crate::world::{Device, NOW, State, open, params, plain_sum};
+
+/// A complete graph of six: threshold 4, one may collude, one may drop out.
+pub fn six() -> RoundParams {
+    params(true, 4, 6, 0.17, 0.2, 20)
+}
+
+/// A sparse graph of twenty: degree 12, threshold 7, every window of 6 places holds more than 1 survivor.
+pub fn twenty() -> RoundParams {
+    params(true, 10, 20, 0.05, 0.2, 20)
+}
+
+/// Everything that left the devices.
+#[derive(Default)]
+pub struct Outbox(pub Vec<ClientMessage>);
+
+impl Outbox {
+    pub fn push(&mut self, message: &ClientMessage) {
+        self.0.push(message.clone());
+    }
+
+    /// By owner's cohort index: from whom shares of its self-mask secret, and of its mask secret, were released.
+    pub fn released(&self) -> BTreeMap<u32, (BTreeSet<u32>, BTreeSet<u32>)> {
+        let mut released: BTreeMap<u32, (BTreeSet<u32>, BTreeSet<u32>)> = BTreeMap::new();
+        for message in &self.0 {
+            let Some(Step::Unmask(signed)) = &message.step else { continue };
+            let unmask = proto::UnmaskShares::decode(signed.payload.as_slice()).unwrap();
+            for share in unmask.shares {
+                let (of_self, of_mask) = released.entry(share.of).or_default();
+                let set = if share.kind() == SecretKind::SelfMask { of_self } else { of_mask };
+                set.insert(unmask.from);
+            }
+        }
+        released
+    }
+
+    /// Whether the coordinator has what it takes to open one client's input: both of its secrets.
+    pub fn opens_an_input(&self, threshold: usize) -> bool {
+        self.released().values().any(|(of_self, of_mask)| of_self.len() >= threshold && of_mask.len() >= threshold)
+    }
+
+    /// Encoded steps of one kind that one client sent, without repeats.
+    pub fn distinct(&self, client: ClientId, phase: Phase) -> BTreeSet<Vec<u8>> {
+        let of_client = self.0.iter().filter(|message| message.client_id == client.0);
+        of_client.filter(|message| phase_of(message) == Some(phase)).map(Message::encode_to_vec).collect()
+    }
+}
+
+/// Whether a device has recorded that it masked an input.
+pub fn spent(device: &Device) -> bool {
+    device.record.last("test").unwrap().is_some()
+}
+
+pub fn phase_of(message: &ClientMessage) -> Option<Phase> {
+    Some(match message.step.as_ref()? {
+        Step::Advert(_) => Phase::Advertise,
+        Step::ShareKeys(_) => Phase::Share,
+        Step::Upload(_) => Phase::Mask,
+        Step::Tags(_) => Phase::Confirm,
+        Step::Unmask(_) => Phase::Unmask,
+    })
+}
+
+/// A round in the given phase: every device has taken the steps before, and has not been shown this phase's view.
+pub struct Stage {
+    server: Option<Server>,
+    pub devices: Vec<Device>,
+    pub outbox: Outbox,
+}
+
+impl Stage {
+    pub fn at(phase: Phase, params: &RoundParams, count: usize) -> Self {
+        Self::of(open(params), phase, count)
+    }
+
+    /// As [`Self::at`], with a server that was opened elsewhere.
+    pub fn of(server: Server, phase: Phase, count: usize) -> Self {
+        let devices = (0..count).map(|i| Device::new(i, &server, 11)).collect();
+        let mut stage = Self { server: Some(server), devices, outbox: Outbox::default() };
+        while stage.server().phase() < phase {
+            stage.step(&[]);
+            stage.close();
+        }
+        stage
+    }
+
+    pub fn server(&self) -> &Server {
+        self.server.as_ref().unwrap()
+    }
+
+    pub fn server_mut(&mut self) -> &mut Server {
+        self.server.as_mut().unwrap()
+    }
+
+    /// What the honest coordinator shows device `i` in this phase.
+    fn view(&self, i: usize) -> View {
+        self.server().view(self.devices[i].id()).unwrap().view.unwrap()
+    }
+
+    pub fn cohort_view(&self, i: usize) -> CohortView {
+        let View::Cohort(view) = self.view(i) else { panic!("another phase") };
+        view
+    }
+
+    pub fn masking_view(&self, i: usize) -> MaskingView {
+        let View::Masking(view) = self.view(i) else { panic!("another phase") };
+        view
+    }
+
+    pub fn survivors_view(&self, i: usize) -> SurvivorsView {
+        let View::Survivors(view) = self.view(i) else { panic!("another phase") };
+        view
+    }
+
+    pub fn tags_view(&self, i: usize) -> ForwardedTags {
+        let View::Tags(view) = self.view(i) else { panic!("another phase") };
+        view
+    }
+
+    /// Shows device `i` a view; what it sends then goes to the outbox, not to the server.
+    pub fn show(&mut self, i: usize, view: View) -> Result<(), ClientError> {
+        let before = self.devices[i].message().cloned();
+        let result = self.devices[i].receive(&ServerMessage { view: Some(view) });
+        let after = self.devices[i].message();
+        if let Some(message) = after.filter(|_| after != before.as_ref()) {
+            self.outbox.push(message);
+        }
+        result
+    }
+
+    /// Shows device `i` a view that it must refuse: it has nothing new to send then, no message and no masked input.
+    pub fn refuses(&mut self, i: usize, view: View) -> ClientError {
+        let owes = |device: &Device| (device.message().cloned(), device.upload());
+        let before = owes(&self.devices[i]);
+        let error = self.show(i, view).expect_err("the attack went through");
+        assert!(owes(&self.devices[i]) == before, "something new leaves the device after {error}");
+        error
+    }
+
+    /// Everybody but the given devices gets the honest view and takes its step.
+    pub fn step(&mut self, gone: &[usize]) {
+        let server = self.server.as_mut().unwrap();
+        let phase = server.phase();
+        for (_, device) in self.devices.iter_mut().enumerate().filter(|(i, _)| !gone.contains(i)) {
+            match server.view(device.id()) {
+                Some(view) => device.receive(&view).unwrap(),
+                None if phase == Phase::Advertise && matches!(device.state, State::Idle) => {
+                    device.join(server.offer()).unwrap();
+                }
+                None => continue,
+            }
+            let message = device.message().unwrap();
+            self.outbox.push(message);
+            server.absorb(message, NOW).unwrap();
+            if let Some(bytes) = device.upload() {
+                server.absorb_upload(device.id(), &bytes).unwrap();
+            }
+        }
+    }
+
+    pub fn close(&mut self) -> Option<Outcome> {
+        match self.server.take().unwrap().close().unwrap() {
+            Closed::Next(next) => {
+                self.server = Some(*next);
+                None
+            }
+            Closed::Finished(outcome) => Some(outcome),
+        }
+    }
+
+    /// Goes on honestly without the given devices, and checks that the sum is exact over so many.
+    pub fn completes(mut self, gone: &[usize], survivors: usize) -> Outcome {
+        let params = self.server().params().clone();
+        loop {
+            self.step(gone);
+            if let Some(outcome) = self.close() {
+                assert_eq!(outcome.survivors.len(), survivors);
+                assert!(outcome.sum == plain_sum(&self.devices, &outcome.survivors, &params), "a wrong sum");
+                return outcome;
+            }
+        }
+    }
+}

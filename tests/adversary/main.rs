@@ -1,0 +1,31 @@
+//! A coordinator that lies, clients that cheat, a network that fails: each test is one attack, and shows both the refusal and
+//! that no secret left the victim. `docs/threat-model.md` has the table.
+//!
+//! Most attacks run on the real crates in memory; `over_grpc` plays the most telling ones against real processes' code over
+//! real connections.
+
+#[allow(dead_code)]
+#[path = "../../crates/protocol/tests/rounds/lying.rs"]
+mod lying;
+#[allow(dead_code)]
+#[path = "../../crates/protocol/tests/rounds/world.rs"]
+mod world;
+
+#[allow(dead_code)]
+#[path = "../deployed/mod.rs"]
+mod deployed;
+
+mod coordinator;
+mod harness;
+
+mod cheating_clients;
+mod durability;
+mod keys_and_adverts;
+mod over_grpc;
+mod roster;
+mod shares;
+mod shipped_elsewhere;
+mod survivors;
+mod topology;
+mod transport;
+mod uploads;

@@ -1,0 +1,376 @@
+//! The most telling attacks over real connections: a proxy stands between one device and the coordinator, and changes what the
+//! device is shown. The device is the SDK's; the other four reach the coordinator directly.
+
+use std::sync::{Arc, Mutex};
+
+use prost::Message;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_stream::StreamExt;
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::transport::{Channel, Server};
+use tonic::{Request, Response, Status, Streaming};
+use unisono::client::{Error, Event, Summary};
+use unisono::coordinator::{Coordinator, RoundResult};
+use unisono::crypto::kem::DecapsulationKey;
+use unisono::crypto::secret::Secret32;
+use unisono::local::Deployment;
+use unisono::protocol::client::{ClientError, NeighbourFault};
+use unisono::protocol::policy::PolicyRefusal;
+use unisono::protocol::proto::{Advert, ClientMessage, ConsistencyTags, NeighbourShares, client_message::Step, server_message::View};
+use unisono::protocol::server::Phase;
+use unisono::wire::proto::coordinator_client::CoordinatorClient;
+use unisono::wire::proto::coordinator_server::{Coordinator as Service, CoordinatorServer};
+use unisono::wire::proto::poll_response::Answer;
+use unisono::wire::proto::*;
+
+use crate::deployed::{all, builder, constant, deployment, devices, finished};
+use crate::harness::{Outbox, phase_of};
+
+/// What the proxy changes: a view, with what the device has sent so far; an offer; a base model's bytes.
+enum Lie {
+    None,
+    View(Box<dyn Fn(&mut View, &[ClientMessage]) + Send + Sync>),
+    Offer(fn(&mut GetRoundResponse)),
+    Model(fn(&mut Vec<u8>)),
+}
+
+/// What went through the proxy towards the coordinator.
+#[derive(Default)]
+struct Sent {
+    messages: Vec<ClientMessage>,
+    /// Chunks of masked inputs, by upload hash.
+    chunks: Vec<UploadChunk>,
+}
+
+struct Proxy {
+    stub: CoordinatorClient<Channel>,
+    lie: Arc<Lie>,
+    sent: Arc<Mutex<Sent>>,
+}
+
+impl Proxy {
+    /// Stands before the coordinator at `endpoint`; its own endpoint, and what it sees.
+    async fn start(endpoint: &str, lie: Lie) -> (String, Arc<Mutex<Sent>>, JoinHandle<()>) {
+        let stub = CoordinatorClient::connect(endpoint.to_owned()).await.unwrap();
+        let sent = Arc::new(Mutex::new(Sent::default()));
+        let proxy = Self { stub, lie: Arc::new(lie), sent: sent.clone() };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        let server = Server::builder().add_service(CoordinatorServer::new(proxy));
+        let serving = tokio::spawn(async move {
+            server.serve_with_incoming(TcpListenerStream::new(listener)).await.unwrap();
+        });
+        (endpoint, sent, serving)
+    }
+}
+
+#[tonic::async_trait]
+impl Service for Proxy {
+    type GetModelStream = tokio_stream::Iter<std::vec::IntoIter<Result<FileChunk, Status>>>;
+    type GetReleaseStream = Streaming<FileChunk>;
+
+    async fn get_round(&self, request: Request<GetRoundRequest>) -> Result<Response<GetRoundResponse>, Status> {
+        let mut response = self.stub.clone().get_round(request.into_inner()).await?;
+        if let Lie::Offer(lie) = &*self.lie {
+            lie(response.get_mut());
+        }
+        Ok(Response::new(response.into_inner()))
+    }
+
+    async fn submit(&self, request: Request<ClientMessage>) -> Result<Response<SubmitResponse>, Status> {
+        let message = request.into_inner();
+        self.sent.lock().unwrap().messages.push(message.clone());
+        Ok(Response::new(self.stub.clone().submit(message).await?.into_inner()))
+    }
+
+    async fn poll(&self, request: Request<PollRequest>) -> Result<Response<PollResponse>, Status> {
+        let mut response = self.stub.clone().poll(request.into_inner()).await?.into_inner();
+        if let (Lie::View(lie), Some(Answer::View(message))) = (&*self.lie, &mut response.answer) {
+            lie(message.view.as_mut().unwrap(), &self.sent.lock().unwrap().messages);
+        }
+        Ok(Response::new(response))
+    }
+
+    async fn get_upload_status(
+        &self,
+        request: Request<UploadStatusRequest>,
+    ) -> Result<Response<UploadStatusResponse>, Status> {
+        Ok(Response::new(self.stub.clone().get_upload_status(request.into_inner()).await?.into_inner()))
+    }
+
+    async fn upload(&self, request: Request<Streaming<UploadChunk>>) -> Result<Response<UploadStatusResponse>, Status> {
+        let chunks: Vec<UploadChunk> = request.into_inner().collect::<Result<_, _>>().await?;
+        self.sent.lock().unwrap().chunks.extend(chunks.iter().cloned());
+        Ok(Response::new(self.stub.clone().upload(tokio_stream::iter(chunks)).await?.into_inner()))
+    }
+
+    async fn get_model(&self, request: Request<GetModelRequest>) -> Result<Response<Self::GetModelStream>, Status> {
+        let chunks = self.stub.clone().get_model(request.into_inner()).await?.into_inner();
+        let chunks: Vec<FileChunk> = chunks.collect::<Result<_, _>>().await?;
+        let mut file: Vec<u8> = chunks.into_iter().flat_map(|chunk| chunk.data).collect();
+        if let Lie::Model(lie) = &*self.lie {
+            lie(&mut file);
+        }
+        Ok(Response::new(tokio_stream::iter(vec![Ok(FileChunk { data: file })])))
+    }
+
+    async fn get_release(&self, request: Request<GetReleaseRequest>) -> Result<Response<Self::GetReleaseStream>, Status> {
+        Ok(Response::new(self.stub.clone().get_release(request.into_inner()).await?.into_inner()))
+    }
+
+    async fn request_grant(&self, request: Request<GrantRequest>) -> Result<Response<GrantResponse>, Status> {
+        Ok(Response::new(self.stub.clone().request_grant(request.into_inner()).await?.into_inner()))
+    }
+}
+
+/// Those who wait for the victim wait so long.
+fn patient() -> Deployment {
+    let mut deployment = deployment(1);
+    deployment.config.round.straggler_grace_ms = Some(2_500);
+    deployment
+}
+
+struct Attacked {
+    error: Error,
+    /// Phases in which the victim sent something.
+    sent: Vec<Phase>,
+    /// Whether a masked input left it.
+    uploaded: bool,
+    result: Arc<RoundResult>,
+}
+
+/// Device 4 behind the lying proxy: why it gave up, what it had sent by then; the round completes for the others.
+async fn attack(lie: Lie) -> Attacked {
+    let deployment = patient();
+    let coordinator = Coordinator::start(deployment.config.clone()).await.unwrap();
+    let mut events = coordinator.events();
+    let endpoint = format!("http://{}", coordinator.address());
+    let (proxied, sent, serving) = Proxy::start(&endpoint, lie).await;
+    let mut victim = builder(&deployment, &proxied, 4).build(constant(4)).unwrap();
+    let attacked = tokio::spawn(async move { victim.run_round().await.unwrap().unwrap().unwrap_err() });
+    let honest = devices(&deployment, &endpoint, 0..4);
+    let error = attacked.await.unwrap();
+    let result = finished(&mut events).await;
+    assert!(all(honest).await.iter().all(|summary| summary.completed == 1));
+    // Exact means the mean of constants: 0.01 to 0.04, and 0.05 if the victim's upload had come.
+    let survivors = result.outcome.survivors.len();
+    let mean = if survivors == 5 { 0.03 } else { 0.025 };
+    assert!((result.aggregate.mean[0] - mean).abs() < 1e-3, "{survivors}: {}", result.aggregate.mean[0]);
+    coordinator.stop().await;
+    serving.abort();
+    let sent = sent.lock().unwrap();
+    let phases = sent.messages.iter().map(|message| phase_of(message).unwrap()).collect();
+    Attacked { error, sent: phases, uploaded: !sent.chunks.is_empty(), result }
+}
+
+fn refusal(error: Error) -> ClientError {
+    let Error::Protocol(refusal) = error else { panic!("{error}") };
+    *refusal
+}
+
+fn on_view(lie: impl Fn(&mut View, &[ClientMessage]) + Send + Sync + 'static) -> Lie {
+    Lie::View(Box::new(lie))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_substituted_channel_key_over_grpc() {
+    let lie = on_view(|view, _| {
+        let View::Cohort(view) = view else { return };
+        let signed = view.neighbours[0].advert.as_mut().unwrap();
+        let mut advert = Advert::decode(signed.payload.as_slice()).unwrap();
+        let own = DecapsulationKey::from_seed(&Secret32::from_bytes([1; 32]));
+        advert.channel_ek = own.encapsulation_key().as_bytes().to_vec();
+        signed.payload = advert.encode_to_vec();
+    });
+    let attacked = attack(lie).await;
+    let ClientError::Neighbour { why, .. } = refusal(attacked.error) else { panic!("another refusal") };
+    assert_eq!((why, attacked.sent, attacked.uploaded), (NeighbourFault::Path, vec![Phase::Advertise], false));
+    assert_eq!(attacked.result.outcome.survivors.len(), 4);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_injected_mask_ciphertext_over_grpc() {
+    let lie = on_view(|view, _| {
+        let View::Masking(view) = view else { return };
+        for delivery in &mut view.deliveries {
+            let mut message = NeighbourShares::decode(delivery.message.as_slice()).unwrap();
+            message.mask_ct.iter_mut().for_each(|byte| *byte = 7);
+            message.channel_ct[0] ^= 1;
+            delivery.message = message.encode_to_vec();
+        }
+    });
+    let attacked = attack(lie).await;
+    let ClientError::Neighbour { why, .. } = refusal(attacked.error) else { panic!("another refusal") };
+    assert_eq!(why, NeighbourFault::Path);
+    assert_eq!((attacked.sent, attacked.uploaded), (vec![Phase::Advertise, Phase::Share], false));
+    assert_eq!(attacked.result.outcome.survivors.len(), 4);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_isolated_victim_over_grpc() {
+    // It alone is told that another client dropped out; the tags of the others are for another set.
+    let lie = on_view(|view, messages| {
+        let View::Survivors(view) = view else { return };
+        // Some other client than the victim, whichever index they have.
+        let upload = messages.iter().find_map(|message| match &message.step {
+            Some(Step::Upload(signed)) => Some(signed.payload.clone()),
+            _ => None,
+        });
+        let own = unisono::protocol::proto::UploadHeader::decode(upload.unwrap().as_slice()).unwrap().from;
+        view.survivors[0] &= !(1 << ((own + 1) % 5));
+    });
+    let attacked = attack(lie).await;
+    // Tags for its set, which the honest coordinator behind the proxy does not expect; no shares. (`survivors` has the tags that
+    // a lying coordinator would bring it.)
+    let Error::Refused { reason, .. } = attacked.error else { panic!("{}", attacked.error) };
+    assert_eq!(reason, "shape");
+    assert_eq!(attacked.sent, [Phase::Advertise, Phase::Share, Phase::Mask, Phase::Confirm]);
+    assert_eq!(attacked.result.outcome.survivors.len(), 5, "its input is in the sum, and in nothing smaller");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_told_that_it_dropped_itself_over_grpc() {
+    let lie = on_view(|view, messages| {
+        let View::Survivors(view) = view else { return };
+        let Some(Step::Upload(signed)) = &messages.last().unwrap().step else { panic!("another step") };
+        let own = unisono::protocol::proto::UploadHeader::decode(signed.payload.as_slice()).unwrap().from;
+        view.survivors[0] &= !(1 << own);
+    });
+    let attacked = attack(lie).await;
+    assert_eq!(refusal(attacked.error), ClientError::LeftOut("survive"));
+    assert_eq!(attacked.sent, [Phase::Advertise, Phase::Share, Phase::Mask]);
+    assert_eq!(attacked.result.outcome.survivors.len(), 5);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reflected_tags_over_grpc() {
+    let lie = on_view(|view, messages| {
+        let View::Tags(view) = view else { return };
+        let Some(Step::Tags(signed)) = &messages.last().unwrap().step else { panic!("another step") };
+        view.tags = ConsistencyTags::decode(signed.payload.as_slice()).unwrap().tags;
+    });
+    let attacked = attack(lie).await;
+    let what = "of this device's neighbours gave a valid tag";
+    assert_eq!(refusal(attacked.error), ClientError::TooFew { what, have: 0, need: 3 });
+    assert!(!attacked.sent.contains(&Phase::Unmask));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_view_of_another_phase_over_grpc() {
+    let lie = on_view(|view, _| {
+        if let View::Cohort(_) = view {
+            *view = View::Survivors(unisono::protocol::proto::SurvivorsView::default());
+        }
+    });
+    let attacked = attack(lie).await;
+    assert!(matches!(&attacked.error, Error::Answer(why) if why.contains("another phase's view")), "{}", attacked.error);
+    assert_eq!(attacked.sent, [Phase::Advertise]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_base_model_for_one_client_over_grpc() {
+    let attacked = attack(Lie::Model(|file| *file.last_mut().unwrap() ^= 1)).await;
+    assert!(matches!(attacked.error, Error::ModelHash { version: 0 }), "{}", attacked.error);
+    assert_eq!((attacked.sent, attacked.uploaded), (vec![Phase::Advertise], false), "no shares either");
+}
+
+/// A coordinator that offers device 4 something else than a round of its task: the refusal, and that it goes on with true ones.
+async fn offers(lie: fn(&mut GetRoundResponse)) -> ClientError {
+    let deployment = patient();
+    let coordinator = Coordinator::start(deployment.config.clone()).await.unwrap();
+    let mut events = coordinator.events();
+    let endpoint = format!("http://{}", coordinator.address());
+    let (proxied, sent, serving) = Proxy::start(&endpoint, Lie::Offer(lie)).await;
+    let mut victim = builder(&deployment, &proxied, 4).build(constant(4)).unwrap();
+    let error = victim.run_round().await.unwrap().unwrap().unwrap_err();
+    assert!(sent.lock().unwrap().messages.is_empty(), "not even an advert");
+    drop(victim);
+    let set = devices(&deployment, &endpoint, 0..5);
+    assert_eq!(finished(&mut events).await.outcome.survivors.len(), 5);
+    assert_eq!(all(set).await, vec![Summary { completed: 1, missed: 0 }; 5]);
+    coordinator.stop().await;
+    serving.abort();
+    refusal(error)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_round_of_another_task_over_grpc() {
+    // It would be counted by another record, and the same update asked again.
+    fn lie(response: &mut GetRoundResponse) {
+        let Some(signed) = response.offer.as_mut().and_then(|offer| offer.params.as_mut()) else { return };
+        let mut params = unisono::protocol::proto::RoundParams::decode(signed.payload.as_slice()).unwrap();
+        params.task = "another".into();
+        signed.payload = params.encode_to_vec();
+    }
+    // Not signed so: the proxy has no key. (With the key, the policy refuses; see below.)
+    assert_eq!(offers(lie).await, ClientError::UntrustedCoordinator);
+}
+
+#[test]
+fn a_round_of_another_task_signed_by_the_coordinator() {
+    use crate::world::{Device, open};
+    let server = open(&unisono::protocol::proto::RoundParams { task: "another".into(), ..crate::harness::six() });
+    let mut device = Device::new(0, &server, 1);
+    device.trust.policy.tasks = vec!["test".into()];
+    let Err(ClientError::Policy(PolicyRefusal { setting, value, .. })) = device.join(server.offer()) else {
+        panic!("joined")
+    };
+    assert_eq!((setting, value.as_str()), ("tasks", "\"another\""));
+    assert!(device.message().is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_killed_in_each_phase_and_started_again_over_grpc() {
+    // Its task is dropped when a phase begins; a new client with the same folder takes its place.
+    let mut deployment = deployment(5);
+    deployment.config.round.straggler_grace_ms = Some(1_500);
+    let coordinator = Coordinator::start(deployment.config.clone()).await.unwrap();
+    let endpoint = format!("http://{}", coordinator.address());
+    let (proxied, sent, serving) = Proxy::start(&endpoint, Lie::None).await;
+    let honest = devices(&deployment, &endpoint, 0..4);
+    let mut phases = Phase::ALL.into_iter();
+    let mut kill_in = phases.next();
+    loop {
+        let (told, mut killed) = tokio::sync::mpsc::unbounded_channel();
+        let until = kill_in;
+        let observe = move |event: &Event<'_>| match event {
+            Event::Phase { phase, .. } if Some(*phase) == until => drop(told.send(())),
+            _ => {}
+        };
+        let mut client = builder(&deployment, &proxied, 4).on_event(observe).max_failures(100).build(constant(4)).unwrap();
+        let mut life = tokio::spawn(async move { client.run().await });
+        tokio::select! {
+            Some(()) = killed.recv() => {
+                life.abort();
+                let _ = life.await;
+                kill_in = phases.next();
+            }
+            ended = &mut life => {
+                ended.unwrap().unwrap();
+                break;
+            }
+        }
+    }
+    for summary in all(honest).await {
+        assert_eq!(summary, Summary { completed: 5, missed: 0 });
+    }
+    coordinator.stop().await;
+    serving.abort();
+    let sent = sent.lock().unwrap();
+    let mut rounds: Vec<&Vec<u8>> = sent.messages.iter().map(|message| &message.round_id).collect();
+    rounds.sort_unstable();
+    rounds.dedup();
+    for round in rounds {
+        let of_round = sent.messages.iter().filter(|message| message.round_id == *round).cloned().collect();
+        let outbox = Outbox(of_round);
+        for phase in [Phase::Share, Phase::Mask, Phase::Confirm, Phase::Unmask] {
+            assert!(outbox.distinct(deployment.device_keys(4).client_id, phase).len() <= 1, "{phase}");
+        }
+        let mut hashes: Vec<&Vec<u8>> =
+            sent.chunks.iter().filter(|chunk| chunk.round_id == *round).map(|chunk| &chunk.upload_hash).collect();
+        hashes.dedup();
+        assert!(hashes.len() <= 1, "two masked inputs in one round");
+    }
+    assert!(kill_in.is_none() || kill_in == Some(Phase::Unmask), "it was killed in the first four phases at least");
+}

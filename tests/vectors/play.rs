@@ -87,7 +87,7 @@ impl Client {
         let message = server.view(self.id()).unwrap();
         let message = match message.view.as_ref().unwrap() {
             View::Cohort(view) => {
-                let shared = self.advertised.take().unwrap().share(view, NOW, &mut self.rng).unwrap();
+                let shared = self.advertised.take().unwrap().share(view, &mut self.record, NOW, &mut self.rng).unwrap();
                 self.drawn[1] = self.rng.take();
                 self.shared.insert(shared).message().clone()
             }
@@ -102,15 +102,15 @@ impl Client {
                 self.masked.insert(masked).message().clone()
             }
             View::Survivors(view) if server.params().malicious() => {
-                let confirmed = self.masked.take().unwrap().confirm(view).unwrap();
+                let confirmed = self.masked.take().unwrap().confirm(view, &mut self.record).unwrap();
                 self.confirmed.insert(confirmed).message().clone()
             }
             View::Survivors(view) => {
-                let done = self.masked.take().unwrap().release(view).unwrap();
+                let done = self.masked.take().unwrap().release(view, &mut self.record).unwrap();
                 done.message().clone()
             }
             View::Tags(view) => {
-                let done = self.confirmed.take().unwrap().release(view).unwrap();
+                let done = self.confirmed.take().unwrap().release(view, &mut self.record).unwrap();
                 done.message().clone()
             }
         };

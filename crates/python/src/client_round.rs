@@ -103,7 +103,7 @@ fn advance(
     }
     match (state, view) {
         (State::Advertised(state), View::Cohort(view)) => {
-            stepped(state.share(&view, now, &mut *rng(None)), State::Advertised, State::Shared)
+            stepped(state.share(&view, record, now, &mut *rng(None)), State::Advertised, State::Shared)
         }
         (State::Shared(state), View::Masking(view)) => {
             let Input { update, weight, metrics } =
@@ -116,10 +116,10 @@ fn advance(
             }
         }
         (State::Masked(state), View::Survivors(view)) if params.malicious() => {
-            stepped(state.confirm(&view), State::Masked, State::Confirmed)
+            stepped(state.confirm(&view, record), State::Masked, State::Confirmed)
         }
-        (State::Masked(state), View::Survivors(view)) => stepped(state.release(&view), State::Masked, State::Done),
-        (State::Confirmed(state), View::Tags(view)) => stepped(state.release(&view), State::Confirmed, State::Done),
+        (State::Masked(state), View::Survivors(view)) => stepped(state.release(&view, record), State::Masked, State::Done),
+        (State::Confirmed(state), View::Tags(view)) => stepped(state.release(&view, record), State::Confirmed, State::Done),
         (state, view) => {
             let got = match view {
                 View::Cohort(_) => "the cohort",
@@ -174,7 +174,8 @@ impl ClientRound {
         Ok(Self { state: Exclusive::new(State::Advertised(state)), params, record })
     }
 
-    /// Goes on with a round whose state `save` gave. Never resume a state that a later one has replaced.
+    /// Goes on with a round whose state `save` gave. The record refuses what a state saved
+    /// earlier would answer otherwise than the device did.
     #[staticmethod]
     #[pyo3(signature = (saved, offer, keys, *, record, registrar_key=None))]
     fn resume(

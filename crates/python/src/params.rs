@@ -317,7 +317,7 @@ impl Policy {
     #[new]
     #[pyo3(signature = (
         *, n_min=10, min_gamma=0.01, max_delta=0.4, max_dimension=1 << 28, allow_semi_honest=false, min_roster_epoch=0,
-        min_model_version=0, min_interval_s=0
+        min_model_version=0, min_interval_s=0, tasks=Vec::new()
     ))]
     #[allow(clippy::too_many_arguments)] // keyword arguments of a Python constructor
     fn new(
@@ -329,6 +329,7 @@ impl Policy {
         min_roster_epoch: u64,
         min_model_version: u64,
         min_interval_s: u64,
+        tasks: Vec<String>,
     ) -> Self {
         let inner = policy::Policy {
             n_min,
@@ -336,6 +337,7 @@ impl Policy {
             max_delta,
             max_dimension,
             suites: vec![SUITE_V1],
+            tasks,
             allow_semi_honest,
             min_roster_epoch,
             min_model_version,
@@ -353,6 +355,7 @@ impl Policy {
             ("min_interval_s", p.min_interval_s),
         ]
         .into_py_dict(py)?;
+        settings.set_item("tasks", &p.tasks)?;
         settings.set_item("n_min", p.n_min)?;
         settings.set_item("min_gamma", p.min_gamma)?;
         settings.set_item("max_delta", p.max_delta)?;

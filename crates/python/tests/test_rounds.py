@@ -212,8 +212,28 @@ def test_a_file_record_survives_and_a_damaged_one_is_no_empty_one(tmp_path):
     record.spend("t", 4, 99)
     record.see_roster_epoch(3)
     record.see_roster_epoch(2)
+    assert record.commitment("t") is None
+    record.commit("t", 4, b"c" * 32, None)
+    assert unisono.FileRecord(path).commitment("t") == (4, b"c" * 32, None)
+    record.commit("t", 4, b"c" * 32, b"s" * 32)
     again = unisono.FileRecord(path)
+    assert again.commitment("t") == (4, b"c" * 32, b"s" * 32)
     assert again.last("t") == (4, 99) and again.roster_epoch() == 3
     path.write_text("{")
     with pytest.raises(ValueError):
         again.last("t")
+
+
+def test_a_state_saved_earlier_does_not_share_again(world):
+    server = world.open(dimension=10, quantiser=unisono.Quantiser())
+    records = [unisono.MemoryRecord() for _ in world.keys]
+    clients = [world.join(server, i, record) for i, record in enumerate(records)]
+    for client in clients:
+        server.absorb(client.message())
+    assert server.close() is None
+    saved, offer, view = clients[0].save(), server.offer(), server.view(world.keys[0].client_id)
+    clients[0].receive(view)
+    common = {"record": records[0], "registrar_key": world.registrar.verifying_key}
+    earlier = unisono.ClientRound.resume(saved, offer, world.keys[0], **common)
+    with pytest.raises(unisono.RecordError, match="shared"):
+        earlier.receive(view)

@@ -219,6 +219,7 @@ class Policy:
         min_roster_epoch: int = 0,
         min_model_version: int = 0,
         min_interval_s: int = 0,
+        tasks: Sequence[str] = ...,
     ) -> Policy: ...
 
 @final

@@ -57,6 +57,7 @@ from . import (
     read_public_key,
     sender_of,
 )
+from .records import Commitment
 
 __all__ = ["UnisonoWorkflow", "provision", "unisono_mod"]
 
@@ -109,6 +110,17 @@ class _ContextRecord:
 
     def spend(self, task: str, round_number: int, at: int) -> None:
         self._state[f"spent:{task}"] = [round_number, at]
+
+    def commitment(self, task: str) -> Commitment | None:
+        if f"round:{task}" not in self._state:
+            return None
+        survivors = cast(bytes, self._state[f"survivors:{task}"])
+        return cast(int, self._state[f"round:{task}"]), cast(bytes, self._state[f"cohort:{task}"]), survivors or None
+
+    def commit(self, task: str, round_number: int, cohort: bytes, survivors: bytes | None) -> None:
+        self._state[f"round:{task}"] = round_number
+        self._state[f"cohort:{task}"] = cohort
+        self._state[f"survivors:{task}"] = survivors or b""
 
     def roster_epoch(self) -> int:
         return cast(int, self._state.get("roster_epoch", 0))

@@ -1,6 +1,6 @@
 """Participation records: what keeps a device from masking two inputs for one round, and from an older roster.
 
-:class:`ClientRound` takes any object with the four methods of :class:`Record`. On a real device the record must be durable:
+:class:`ClientRound` takes any object with the methods of :class:`Record`. On a real device the record must be durable:
 :class:`FileRecord` is; :class:`MemoryRecord` is for simulation.
 """
 
@@ -12,7 +12,10 @@ import tempfile
 from pathlib import Path
 from typing import Any, Protocol
 
-__all__ = ["FileRecord", "MemoryRecord", "Record"]
+__all__ = ["Commitment", "FileRecord", "MemoryRecord", "Record"]
+
+#: Round number, hash of the cohort, hash of the survivors.
+Commitment = tuple[int, bytes, bytes | None]
 
 
 class Record(Protocol):
@@ -23,6 +26,15 @@ class Record(Protocol):
 
     def spend(self, task: str, round_number: int, at: int) -> None:
         """Marks the round as spent; an exception keeps the device from uploading."""
+
+    def commitment(self, task: str) -> Commitment | None:
+        """What the last :meth:`commit` for ``task`` noted."""
+
+    def commit(self, task: str, round_number: int, cohort: bytes, survivors: bytes | None) -> None:
+        """Notes the one cohort of a round and the one set of survivors (a hash; None before) that the device answers for.
+
+        It replaces what was noted for ``task``; an exception keeps the device from answering.
+        """
 
     def roster_epoch(self) -> int:
         """The highest roster epoch seen; 0 before the first."""
@@ -36,6 +48,7 @@ class MemoryRecord:
 
     def __init__(self) -> None:
         self._spent: dict[str, tuple[int, int]] = {}
+        self._commitments: dict[str, Commitment] = {}
         self._epoch = 0
 
     def last(self, task: str) -> tuple[int, int] | None:
@@ -45,6 +58,14 @@ class MemoryRecord:
     def spend(self, task: str, round_number: int, at: int) -> None:
         """Marks the round as spent."""
         self._spent[task] = (round_number, at)
+
+    def commitment(self, task: str) -> Commitment | None:
+        """What the last :meth:`commit` for ``task`` noted."""
+        return self._commitments.get(task)
+
+    def commit(self, task: str, round_number: int, cohort: bytes, survivors: bytes | None) -> None:
+        """Notes cohort and survivors."""
+        self._commitments[task] = (round_number, cohort, survivors)
 
     def roster_epoch(self) -> int:
         """The highest roster epoch seen; 0 before the first."""
@@ -100,6 +121,21 @@ class FileRecord:
         """Marks the round as spent."""
         content = self._read()
         content["spent"][task] = [round_number, at]
+        self._write(content)
+
+    def commitment(self, task: str) -> Commitment | None:
+        """What the last :meth:`commit` for ``task`` noted."""
+        found = self._read().get("commitments", {}).get(task)
+        if found is None:
+            return None
+        round_number, cohort, survivors = found
+        return round_number, bytes.fromhex(cohort), None if survivors is None else bytes.fromhex(survivors)
+
+    def commit(self, task: str, round_number: int, cohort: bytes, survivors: bytes | None) -> None:
+        """Notes cohort and survivors."""
+        content = self._read()
+        noted = [round_number, cohort.hex(), None if survivors is None else survivors.hex()]
+        content.setdefault("commitments", {})[task] = noted
         self._write(content)
 
     def roster_epoch(self) -> int:

@@ -16,9 +16,9 @@ use unisono::protocol::keyfile::DeviceKeys;
 use unisono::protocol::policy::Policy;
 use unisono::protocol::proto::{ClientMessage, UploadHeader, client_message::Step};
 use unisono::protocol::signed;
+use unisono::wire::MAX_MESSAGE_LEN;
 use unisono::wire::proto::poll_response::Answer;
 use unisono::wire::proto::{GetRoundRequest, PollRequest, RoundPhase, UploadChunk, UploadStatusRequest};
-use unisono::wire::MAX_MESSAGE_LEN;
 
 mod deployed;
 

@@ -6,7 +6,9 @@ use unisono_crypto::kdf::label;
 use unisono_crypto::kem::EncapsulationKey;
 use unisono_crypto::shamir::{self, SecretScalar};
 use unisono_protocol::ClientId;
-use unisono_protocol::proto::{self, ClientMessage, ConsistencyTags, SecretKind, Signed, UnmaskShares, client_message::Step};
+use unisono_protocol::proto::{
+    self, ClientMessage, ConsistencyTags, SecretKind, Signed, UnmaskShares, client_message::Step,
+};
 use unisono_protocol::server::{Abort, Fault, Phase, Reason, Report};
 
 use crate::harness::{phase_of, six};
@@ -15,7 +17,7 @@ use crate::world::{CAST, params};
 
 /// A complete graph of ten with threshold 6: nine holders of a secret leave room for one wrong share.
 fn ten() -> proto::RoundParams {
-    params(true, 4, 10, 0.1, 0.25, 20)
+    params(true, 4, 10, 0.2, 0.25, 20)
 }
 
 fn id(i: u8) -> ClientId {

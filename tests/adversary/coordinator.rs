@@ -6,7 +6,9 @@ use unisono_crypto::merkle;
 use unisono_protocol::cohort::{self, Cohort};
 use unisono_protocol::graph::Graph;
 use unisono_protocol::params::RoundParams;
-use unisono_protocol::proto::{self, ClientMessage, CohortView, NeighbourAdvert, RosterProof, Signed, client_message::Step};
+use unisono_protocol::proto::{
+    self, ClientMessage, CohortView, NeighbourAdvert, RosterProof, Signed, client_message::Step,
+};
 use unisono_protocol::{ClientId, CohortId, signed};
 
 use crate::world::{CAST, Device};

@@ -40,13 +40,15 @@ fn replace_member(change: impl FnOnce(&Stage, &mut Member)) -> ClientError {
 
 #[test]
 fn a_substituted_channel_key() {
-    let error = replace_member(|_, member| member.advert = altered(&member.advert, |advert| advert.channel_ek = own_key()));
+    let error =
+        replace_member(|_, member| member.advert = altered(&member.advert, |advert| advert.channel_ek = own_key()));
     assert_eq!(error, neighbour(3, bad_signature("neighbour's advert")));
 }
 
 #[test]
 fn a_substituted_mask_key() {
-    let error = replace_member(|_, member| member.advert = altered(&member.advert, |advert| advert.mask_ek = own_key()));
+    let error =
+        replace_member(|_, member| member.advert = altered(&member.advert, |advert| advert.mask_ek = own_key()));
     assert_eq!(error, neighbour(3, bad_signature("neighbour's advert")));
 }
 
@@ -71,8 +73,7 @@ fn a_key_substituted_beside_the_signed_cohort() {
 fn an_advert_signed_by_another_enrolled_device() {
     let error = replace_member(|_, member| {
         let forged = altered(&member.advert, |advert| advert.mask_ek = own_key());
-        member.advert =
-            signed::sign_bytes(forged.payload, label::SIG_ADVERT, Some(&CAST.identities[20].signing_key));
+        member.advert = signed::sign_bytes(forged.payload, label::SIG_ADVERT, Some(&CAST.identities[20].signing_key));
     });
     assert_eq!(error, neighbour(3, bad_signature("neighbour's advert")));
 }
@@ -116,7 +117,8 @@ fn keys_that_are_none() {
         let forged = altered(&member.advert, |advert| advert.mask_ek = vec![0xff; advert.mask_ek.len()]);
         member.advert = signed::sign_bytes(forged.payload, label::SIG_ADVERT, Some(&CAST.identities[3].signing_key));
     });
-    let ClientError::Neighbour { index: 3, why: NeighbourFault::Signed(SignedError::Malformed { what: "advert", .. }) } = error
+    let ClientError::Neighbour { index: 3, why: NeighbourFault::Signed(SignedError::Malformed { what: "advert", .. }) } =
+        error
     else {
         panic!("{error}")
     };

@@ -17,7 +17,9 @@ use unisono::crypto::secret::Secret32;
 use unisono::local::Deployment;
 use unisono::protocol::client::{ClientError, NeighbourFault};
 use unisono::protocol::policy::PolicyRefusal;
-use unisono::protocol::proto::{Advert, ClientMessage, ConsistencyTags, NeighbourShares, client_message::Step, server_message::View};
+use unisono::protocol::proto::{
+    Advert, ClientMessage, ConsistencyTags, NeighbourShares, client_message::Step, server_message::View,
+};
 use unisono::protocol::server::Phase;
 use unisono::wire::proto::coordinator_client::CoordinatorClient;
 use unisono::wire::proto::coordinator_server::{Coordinator as Service, CoordinatorServer};
@@ -115,7 +117,10 @@ impl Service for Proxy {
         Ok(Response::new(tokio_stream::iter(vec![Ok(FileChunk { data: file })])))
     }
 
-    async fn get_release(&self, request: Request<GetReleaseRequest>) -> Result<Response<Self::GetReleaseStream>, Status> {
+    async fn get_release(
+        &self,
+        request: Request<GetReleaseRequest>,
+    ) -> Result<Response<Self::GetReleaseStream>, Status> {
         Ok(Response::new(self.stub.clone().get_release(request.into_inner()).await?.into_inner()))
     }
 
@@ -264,7 +269,11 @@ async fn a_view_of_another_phase_over_grpc() {
         }
     });
     let attacked = attack(lie).await;
-    assert!(matches!(&attacked.error, Error::Answer(why) if why.contains("another phase's view")), "{}", attacked.error);
+    assert!(
+        matches!(&attacked.error, Error::Answer(why) if why.contains("another phase's view")),
+        "{}",
+        attacked.error
+    );
     assert_eq!(attacked.sent, [Phase::Advertise]);
 }
 
@@ -338,7 +347,8 @@ async fn a_device_killed_in_each_phase_and_started_again_over_grpc() {
             Event::Phase { phase, .. } if Some(*phase) == until => drop(told.send(())),
             _ => {}
         };
-        let mut client = builder(&deployment, &proxied, 4).on_event(observe).max_failures(100).build(constant(4)).unwrap();
+        let mut client =
+            builder(&deployment, &proxied, 4).on_event(observe).max_failures(100).build(constant(4)).unwrap();
         let mut life = tokio::spawn(async move { client.run().await });
         tokio::select! {
             Some(()) = killed.recv() => {

@@ -5,17 +5,19 @@ use std::collections::BTreeSet;
 use prost::Message;
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
+use unisono_crypto::aead;
 use unisono_crypto::kdf::{derive_secret, label};
 use unisono_crypto::kem::{DecapsulationKey, EncapsulationKey};
 use unisono_crypto::prg::{self, Seed, Sign};
 use unisono_crypto::ring::{Modulus, RingVector};
 use unisono_crypto::secret::Secret32;
-use unisono_crypto::aead;
 use unisono_protocol::client::ClientError;
 use unisono_protocol::cohort::CohortError;
 use unisono_protocol::encoding::{Contribution, EncodingError, Quantiser, Rounding};
 use unisono_protocol::params::ParamsError;
-use unisono_protocol::proto::{self, ClientMessage, RoundParams, ServerMessage, client_message::Step, server_message::View};
+use unisono_protocol::proto::{
+    self, ClientMessage, RoundParams, ServerMessage, client_message::Step, server_message::View,
+};
 use unisono_protocol::roster::Roster;
 use unisono_protocol::server::{Fault, Phase};
 
@@ -202,7 +204,10 @@ fn an_aead_tag_that_is_ignored() {
         assert!(lied.exact);
         let outcome = lied.result.unwrap();
         let [report] = outcome.reports[..] else { panic!("{outcome:?}") };
-        assert_eq!((report.about, report.by, report.what), (lied.devices[2].id(), lied.devices[0].id(), Fault::UnreadableShares));
+        assert_eq!(
+            (report.about, report.by, report.what),
+            (lied.devices[2].id(), lied.devices[0].id(), Fault::UnreadableShares)
+        );
     }
 }
 
@@ -316,8 +321,7 @@ fn an_overflow_that_only_warns() {
     let error = unisono_protocol::params::RoundParams::from_payload(&narrow.encode_to_vec()).unwrap_err();
     assert!(matches!(&error, ParamsError::Field { field: "modulus_bits", got, .. } if got == "10"), "{error}");
     let mut offer = open(&six()).offer().clone();
-    offer.params =
-        Some(unisono_protocol::signed::sign(&narrow, label::SIG_ROUND_PARAMS, Some(&CAST.coordinator)));
+    offer.params = Some(unisono_protocol::signed::sign(&narrow, label::SIG_ROUND_PARAMS, Some(&CAST.coordinator)));
     let mut device = Device::new(0, &open(&six()), 1);
     assert_eq!(device.join(&offer), Err(error.into()));
     assert!(device.message().is_none());

@@ -2,7 +2,9 @@
 
 use unisono_protocol::bitmap;
 use unisono_protocol::client::{ClientError, Resumed};
-use unisono_protocol::proto::{ForwardedTags, MaskingView, ServerMessage, SurvivorsView, Tag, client_message::Step, server_message::View};
+use unisono_protocol::proto::{
+    ForwardedTags, MaskingView, ServerMessage, SurvivorsView, Tag, client_message::Step, server_message::View,
+};
 use unisono_protocol::server::Phase;
 
 use crate::harness::{Outbox, Stage, six, spent, twenty};
@@ -83,8 +85,8 @@ fn the_isolated_victim_when_only_the_others_are_told() {
     assert_eq!(stage.refuses(0, View::Tags(to_victim)), few);
     assert_eq!(stage.refuses(0, View::Tags(forged)), few);
     // The others release one share each of the victim's mask secret: and the victim's self mask stays.
-    for i in 1..6 {
-        let tags = tags_for(i as u32, &stage.devices, &all.cohort_id);
+    let tags: Vec<ForwardedTags> = (1..6).map(|i| tags_for(i, &stage.devices, &all.cohort_id)).collect();
+    for (i, tags) in (1..6).zip(tags) {
         stage.show(i, View::Tags(tags)).unwrap();
     }
     let released = stage.outbox.released();

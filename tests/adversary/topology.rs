@@ -177,7 +177,10 @@ fn different_cohorts_for_different_clients() {
 #[test]
 fn a_coordinator_that_the_roster_does_not_name() {
     let server = open(&six());
-    let stranger = SigningKey::generate(Level::L65, &mut <rand_chacha::ChaCha8Rng as rand_chacha::rand_core::SeedableRng>::seed_from_u64(8));
+    let stranger = SigningKey::generate(
+        Level::L65,
+        &mut <rand_chacha::ChaCha8Rng as rand_chacha::rand_core::SeedableRng>::seed_from_u64(8),
+    );
     let mut offer = server.offer().clone();
     offer.params = Some(signed::sign(&six(), label::SIG_ROUND_PARAMS, Some(&stranger)));
     let mut device = Device::new(0, &server, 1);

@@ -92,7 +92,17 @@ async fn a_hundred_thousand_connections_worth_of_junk_frames() {
                         let mut batch = Vec::new();
                         for _ in 0..64 {
                             let (head, len) = (next(), (next() % 40) as usize);
-                            batch.extend([0, 0, len as u8, head as u8 % 12, (head >> 8) as u8, 0, 0, 0, (head >> 16) as u8]);
+                            batch.extend([
+                                0,
+                                0,
+                                len as u8,
+                                head as u8 % 12,
+                                (head >> 8) as u8,
+                                0,
+                                0,
+                                0,
+                                (head >> 16) as u8,
+                            ]);
                             batch.extend((0..len).map(|i| (head >> (i % 8)) as u8));
                         }
                         SENT.fetch_add(64, Ordering::Relaxed);
@@ -255,7 +265,10 @@ async fn refusals_are_counted_in_the_metrics() {
         for _ in 0..50 {
             let status = forger.submit(forged.clone()).await.unwrap_err();
             // Whether the device itself has come by then or not.
-            assert!(["signature", "conflict", "no_such_round", "round_finished"].contains(&reason(&status)), "{status}");
+            assert!(
+                ["signature", "conflict", "no_such_round", "round_finished"].contains(&reason(&status)),
+                "{status}"
+            );
         }
     })
     .await;

@@ -46,7 +46,11 @@ pub fn builder(deployment: &Deployment, endpoint: &str, i: u32) -> ClientBuilder
 }
 
 /// Honest devices with the given numbers.
-pub fn devices(deployment: &Deployment, endpoint: &str, which: std::ops::Range<u32>) -> JoinSet<Result<Summary, Error>> {
+pub fn devices(
+    deployment: &Deployment,
+    endpoint: &str,
+    which: std::ops::Range<u32>,
+) -> JoinSet<Result<Summary, Error>> {
     let mut set = JoinSet::new();
     for i in which {
         let mut client = builder(deployment, endpoint, i).build(constant(i)).unwrap();

@@ -215,7 +215,10 @@ mod tests {
         for places in [vec![], vec![0], vec![3, 4, 9, 1 << 40]] {
             let members = Members::new(places.clone()).unwrap();
             assert_eq!(Members::from_wire(&members.to_wire(), (1 << 40) + 1), Some(members));
-            assert!(places.is_empty() || Members::from_wire(&Members(places.clone()).to_wire(), places[places.len() - 1]).is_none());
+            assert!(
+                places.is_empty()
+                    || Members::from_wire(&Members(places.clone()).to_wire(), places[places.len() - 1]).is_none()
+            );
         }
         assert_eq!(Members::new(vec![3, 3]), None);
         assert_eq!(Members::from_wire(&[3, 0, 1], 9), None);

@@ -96,10 +96,9 @@ impl Scene<'_> {
         match (state, view.view.as_ref()) {
             (State::Advertised(state), Some(View::Cohort(view))) => {
                 let mut rng = crypto_rng(self.seed, Purpose::Round, number as u64, !self.round);
-                let shared = measure(Of::Thread, &mut cpu, || {
-                    state.share(view, &mut device.record, NOW + self.round, &mut rng)
-                })
-                .map_err(error)?;
+                let shared =
+                    measure(Of::Thread, &mut cpu, || state.share(view, &mut device.record, NOW + self.round, &mut rng))
+                        .map_err(error)?;
                 let mut shared = Box::new(shared);
                 shared.share_memory(self.pool);
                 let step = step(shared.message(), cpu, self.compute.neighbour_ms * 1e-3 * view.neighbours.len() as f64);
@@ -130,7 +129,8 @@ impl Scene<'_> {
                 Ok((State::Masked(masked), step))
             }
             (State::Masked(state), Some(View::Survivors(view))) if self.params.malicious() => {
-                let confirmed = measure(Of::Thread, &mut cpu, || state.confirm(view, &mut device.record)).map_err(error)?;
+                let confirmed =
+                    measure(Of::Thread, &mut cpu, || state.confirm(view, &mut device.record)).map_err(error)?;
                 let step = step(confirmed.message(), cpu, 0.0);
                 Ok((State::Confirmed(Box::new(confirmed)), step))
             }

@@ -95,7 +95,9 @@ pub enum ClientError {
         round: u64,
     },
     /// This device has tagged, or released shares for, another set of survivors.
-    #[error("in round {round} of task {task:?} this device has answered for another set of survivors, and does so once")]
+    #[error(
+        "in round {round} of task {task:?} this device has answered for another set of survivors, and does so once"
+    )]
     OtherSurvivors {
         /// The task.
         task: String,
@@ -170,7 +172,9 @@ pub enum NeighbourFault {
     #[error("its client id is out of order, or not that of its roster leaf")]
     ClientId,
     /// Its roster leaf stands elsewhere than the list of members says.
-    #[error("it does not stand where the list of the cohort's members says: another client, or one that is in it twice")]
+    #[error(
+        "it does not stand where the list of the cohort's members says: another client, or one that is in it twice"
+    )]
     Place,
     /// Its signature or encoding.
     #[error(transparent)]

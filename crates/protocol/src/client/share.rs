@@ -108,7 +108,8 @@ impl Advertised {
             let index = neighbour.index;
             let fault = |why: NeighbourFault| why.of(index);
             let (advert, identity) = advert.map_err(fault)?;
-            if members.as_ref().is_some_and(|all| all.place(index) != neighbour.roster.as_ref().map(|leaf| leaf.index)) {
+            if members.as_ref().is_some_and(|all| all.place(index) != neighbour.roster.as_ref().map(|leaf| leaf.index))
+            {
                 return Err(fault(NeighbourFault::Place));
             }
             if !advert.insert_keys(&mut seen) {

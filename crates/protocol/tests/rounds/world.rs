@@ -140,10 +140,12 @@ impl Device {
     pub fn receive(&mut self, message: &ServerMessage) -> Result<(), ClientError> {
         let view = message.view.as_ref().unwrap();
         let (state, result) = match (std::mem::replace(&mut self.state, State::Idle), view) {
-            (State::Advertised(state), View::Cohort(view)) => match state.share(view, &mut self.record, NOW, &mut self.rng) {
-                Ok(next) => (State::Shared(next), Ok(())),
-                Err(refused) => (State::Advertised(*refused.state), Err(refused.error)),
-            },
+            (State::Advertised(state), View::Cohort(view)) => {
+                match state.share(view, &mut self.record, NOW, &mut self.rng) {
+                    Ok(next) => (State::Shared(next), Ok(())),
+                    Err(refused) => (State::Advertised(*refused.state), Err(refused.error)),
+                }
+            }
             (State::Shared(state), View::Masking(view)) => {
                 match state.mask(view, self.input.clone(), &mut self.record, NOW) {
                     Ok(next) => (State::Masked(next), Ok(())),

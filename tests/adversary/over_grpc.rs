@@ -29,10 +29,13 @@ use unisono::wire::proto::*;
 use crate::deployed::{all, builder, constant, deployment, devices, finished};
 use crate::harness::{Outbox, phase_of};
 
+/// Changes a view, given what the device has sent so far.
+type ViewLie = Box<dyn Fn(&mut View, &[ClientMessage]) + Send + Sync>;
+
 /// What the proxy changes: a view, with what the device has sent so far; an offer; a base model's bytes.
 enum Lie {
     None,
-    View(Box<dyn Fn(&mut View, &[ClientMessage]) + Send + Sync>),
+    View(ViewLie),
     Offer(fn(&mut GetRoundResponse)),
     Model(fn(&mut Vec<u8>)),
 }

@@ -16,7 +16,7 @@ use super::{Drawn, check, derivation};
 fn labelled_functions_are_those_in_the_vectors() {
     let key = Secret32::from_bytes([7; 32]);
     let parts: [&[u8]; 3] = [b"", b"unisono", &[0xff; 70]];
-    let hexed: Vec<String> = parts.iter().map(|part| hex(part)).collect();
+    let hexed: Vec<String> = parts.iter().map(hex).collect();
     let one = |label: kdf::Label| {
         json!({
             "label": label.as_str(),

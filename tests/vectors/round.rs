@@ -279,6 +279,15 @@ fn vectors(malicious: bool) -> Value {
     let cohort_id = hash(label::COHORT_ID, &[&signed_cohort.payload]);
     let cohort = proto::Cohort::decode(signed_cohort.payload.as_slice()).unwrap();
     assert_eq!((cohort.n, cohort.degree), (5, 4));
+    // The list of members comes as distances; its hash is over the places.
+    let members = view.members.iter().scan(0, |place, distance| {
+        *place += distance;
+        Some(*place)
+    });
+    let members: Vec<u64> = members.collect();
+    let places: Vec<u8> = members.iter().flat_map(|place| place.to_le_bytes()).collect();
+    let members_hash = if malicious { hash(label::MEMBERS, &[&places]).to_vec() } else { Vec::new() };
+    assert_eq!(members_hash, cohort.members_hash);
     let mut ring: Vec<u32> = (0..N as u32).collect();
     ring.sort_by_key(|i| hash(label::GRAPH_SEED, &[&cohort_id, &i.to_le_bytes()]));
     let secrets = clients.iter().map(Secrets::of).collect();
@@ -308,7 +317,7 @@ fn vectors(malicious: bool) -> Value {
         "roster": if malicious { roster(&cast, &round.clients[1]) } else { Value::Null },
         "round_params": signed(signed_params), "round_id": hex(round_id),
         "cohort": signed(&signed_cohort), "cohort_id": hex(cohort_id), "ring": round.ring,
-        "degree": round.cohort.degree, "threshold": round.cohort.threshold, "window_bound": round.cohort.window_bound,
+        "members": members, "members_hash": hex(members_hash), "degree": round.cohort.degree, "threshold": round.cohort.threshold, "window_bound": round.cohort.window_bound,
         "clients": advertised, "pairs": pairs, "shared": hex([0b1_1111u8]),
         "masking": survivors().map(|u| round.masked(u)).collect::<Vec<_>>(),
         "survivors": hex(survivors_bytes), "survivors_hash": hex(survivors_hash),

@@ -118,8 +118,12 @@ fn advance(
         (State::Masked(state), View::Survivors(view)) if params.malicious() => {
             stepped(state.confirm(&view, record), State::Masked, State::Confirmed)
         }
-        (State::Masked(state), View::Survivors(view)) => stepped(state.release(&view, record), State::Masked, State::Done),
-        (State::Confirmed(state), View::Tags(view)) => stepped(state.release(&view, record), State::Confirmed, State::Done),
+        (State::Masked(state), View::Survivors(view)) => {
+            stepped(state.release(&view, record), State::Masked, State::Done)
+        }
+        (State::Confirmed(state), View::Tags(view)) => {
+            stepped(state.release(&view, record), State::Confirmed, State::Done)
+        }
         (state, view) => {
             let got = match view {
                 View::Cohort(_) => "the cohort",

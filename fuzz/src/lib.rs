@@ -13,6 +13,9 @@ pub mod tamper;
 #[path = "../../crates/protocol/tests/rounds/world.rs"]
 pub mod world;
 
+/// What a target does with bytes.
+type Target = fn(&[u8]);
+
 /// A target by name.
-pub const TARGETS: [(&str, fn(&[u8])); 4] =
+pub const TARGETS: [(&str, Target); 4] =
     [("decoders", decoders::run), ("files", files::run), ("client", client::run), ("server", server::run)];

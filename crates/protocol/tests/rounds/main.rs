@@ -3,6 +3,7 @@
 
 mod liars;
 mod network;
+mod privacy;
 mod refusals;
 mod resume;
 mod traffic;

@@ -199,6 +199,7 @@ fn noise_for_privacy_is_in_the_sum_and_its_epsilon_in_the_report() {
 
 #[test]
 fn privacy_that_can_not_be_had_says_what_is_missing() {
+    let refused = |builder: Builder| builder.build().err().expect("settings that can't work");
     let without_clip = small().privacy(1.0, 1e-5);
     assert!(refused(without_clip).to_string().contains("`l2_clip` is absent"));
     for builder in [private(0.0), private(f64::NAN), private(f64::INFINITY)] {

@@ -37,6 +37,7 @@ fn client_path(criterion: &mut Criterion) {
         max_weight: 1.0,
         rounding: Rounding::Stochastic,
         metric_bounds: Vec::new(),
+        privacy: None,
     };
     let mut rng = ChaCha20Rng::seed_from_u64(1);
     for d in [100_000usize, 1_000_000, 10_000_000] {

@@ -81,6 +81,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             max_weight: 1.0,
             rounding: proto::Rounding::Stochastic as i32,
             metrics: vec![proto::MetricBound { lower: 0.0, upper: 10.0 }],
+            privacy: None,
         }),
         n_min: CLIENTS - VANISH as u32,
         n_max: CLIENTS,

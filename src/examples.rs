@@ -7,6 +7,7 @@ use rand::RngExt;
 use rand::distr::Distribution;
 use rand::distr::weighted::WeightedIndex;
 use rand::seq::SliceRandom;
+use rand_distr::Gamma;
 
 /// Number of digits.
 pub const DIGITS: usize = 10;
@@ -34,6 +35,9 @@ pub enum ExamplesError {
     /// No rows, or rows without a feature.
     #[error("there are no examples: each line has one number or more, then the label")]
     Empty,
+    /// A concentration.
+    #[error("the concentration alpha of a Dirichlet split is {0}; allowed is a finite number above 0")]
+    Alpha(f64),
 }
 
 /// Rows of numbers, each with a class.
@@ -144,6 +148,34 @@ impl Examples {
         }
         dealt.iter().map(|indices| self.select(indices)).collect()
     }
+
+    /// Deals the examples to `parts` owners, class by class with shares from a symmetric Dirichlet distribution (Hsu, Qi and
+    /// Brown 2019): with a small `alpha` an owner has few classes, with a large one all owners look alike. Who has nothing
+    /// gets one example of whoever has most, where there are enough.
+    ///
+    /// # Errors
+    /// [`ExamplesError::Alpha`] unless `alpha` is finite and above 0.
+    pub fn deal_dirichlet(&self, parts: usize, alpha: f64, rng: &mut impl RngExt) -> Result<Vec<Self>, ExamplesError> {
+        let gamma = Gamma::new(alpha, 1.0).ok().filter(|_| alpha.is_finite()).ok_or(ExamplesError::Alpha(alpha))?;
+        let mut dealt: Vec<Vec<usize>> = vec![Vec::new(); parts.max(1)];
+        for class in 0..self.classes() {
+            let shares: Vec<f64> = (0..dealt.len()).map(|_| gamma.sample(rng)).collect();
+            // All shares can be too small for a number; then the class has one owner.
+            let only = rng.random_range(0..dealt.len());
+            let owners = WeightedIndex::new(&shares);
+            for i in (0..self.len()).filter(|&i| self.labels[i] == class) {
+                let owner = owners.as_ref().map_or(only, |owners| owners.sample(rng));
+                dealt[owner].push(i);
+            }
+        }
+        while let Some(none) = dealt.iter().position(Vec::is_empty) {
+            match dealt.iter_mut().max_by_key(|owned| owned.len()).filter(|owned| owned.len() > 1).and_then(Vec::pop) {
+                Some(i) => dealt[none].push(i),
+                None => break,
+            }
+        }
+        Ok(dealt.iter().map(|indices| self.select(indices)).collect())
+    }
 }
 
 #[cfg(test)]
@@ -169,6 +201,24 @@ mod tests {
         assert_eq!(read("1,2,-1\n"), "line 1, column 3: \"-1\" is not a class from 0 to 65535");
         assert!(read("1,2,0\n1,0\n").contains("fields"));
         assert!(read("").contains("no examples") && read("3\n").contains("no examples"));
+    }
+
+    #[test]
+    fn a_dirichlet_split_deals_every_example_and_a_small_alpha_few_classes() {
+        let digits = Examples::digits().unwrap();
+        let classes = |alpha| {
+            let parts = digits.deal_dirichlet(30, alpha, &mut ChaCha8Rng::seed_from_u64(2)).unwrap();
+            assert_eq!(parts.iter().map(Examples::len).sum::<usize>(), digits.len());
+            assert!(parts.iter().all(|part| !part.is_empty()));
+            let distinct = |part: &Examples| part.labels.iter().collect::<std::collections::BTreeSet<_>>().len();
+            parts.iter().map(distinct).sum::<usize>() as f64 / 30.0
+        };
+        let (few, all) = (classes(0.05), classes(100.0));
+        assert!(few < 4.0 && all > 9.5, "{few} {all}");
+        for alpha in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+            let refused = digits.deal_dirichlet(3, alpha, &mut ChaCha8Rng::seed_from_u64(2));
+            assert!(matches!(refused, Err(ExamplesError::Alpha(_))), "{alpha}");
+        }
     }
 
     #[test]

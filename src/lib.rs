@@ -18,5 +18,6 @@ pub use unisono_wire as wire;
 pub mod examples;
 pub mod files;
 pub mod local;
+pub mod plot;
 pub mod registrar;
 pub mod softmax;

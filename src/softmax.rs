@@ -23,11 +23,14 @@ pub struct Sgd {
     pub batch: usize,
     /// Learning rate.
     pub learning_rate: f32,
+    /// Strength of FedProx's proximal term, which adds `proximal (w - w0)` to the gradient at weights `w`, where training began
+    /// at `w0` (Li et al. 2020); 0 for none.
+    pub proximal: f32,
 }
 
 impl Default for Sgd {
     fn default() -> Self {
-        Self { epochs: 25, batch: 8, learning_rate: 0.3 }
+        Self { epochs: 25, batch: 8, learning_rate: 0.3, proximal: 0.0 }
     }
 }
 
@@ -97,12 +100,18 @@ impl Softmax {
 
     /// Trains on `examples`, whose classes are below the model's.
     pub fn train(&mut self, examples: &Examples, sgd: &Sgd, rng: &mut ChaCha8Rng) {
+        let begin = (sgd.proximal != 0.0).then(|| self.clone());
         let mut order: Vec<usize> = (0..examples.len()).collect();
         for _ in 0..sgd.epochs {
             order.shuffle(rng);
             for indices in order.chunks(sgd.batch.max(1)) {
                 let batch = examples.select(indices);
                 let mut error = self.probabilities(&batch);
+                if let Some(begin) = &begin {
+                    let pull = sgd.learning_rate * sgd.proximal;
+                    self.weight.zip_mut_with(&begin.weight, |w, w0| *w -= pull * (*w - w0));
+                    self.bias.zip_mut_with(&begin.bias, |w, w0| *w -= pull * (*w - w0));
+                }
                 let rate = sgd.learning_rate / batch.len() as f32;
                 for (i, mut row) in error.rows_mut().into_iter().enumerate() {
                     row[batch.get(i).1] -= 1.0;
@@ -121,7 +130,7 @@ impl Softmax {
 }
 
 /// Trains a [`Softmax`] on a device's examples. The weight is their number; the metrics are [`METRICS`] of the base model on
-/// them, before training.
+/// them, before training. In a round with privacy the weight is the round's only one, and there are no metrics.
 pub struct SoftmaxTrainer {
     examples: Examples,
     sgd: Sgd,
@@ -154,6 +163,11 @@ impl Trainer for SoftmaxTrainer {
         softmax.train(&self.examples, &self.sgd, &mut self.rng);
         let trained = softmax.to_model()?;
         let update = trained.values().iter().zip(round.model.values()).map(|(new, old)| new - old).collect();
+        // A round with privacy counts every device alike, and takes no metrics.
+        let quantiser = &round.params.quantiser;
+        if quantiser.privacy.is_some() {
+            return Ok(Update { update, weight: quantiser.max_weight, metrics: Vec::new() });
+        }
         Ok(Update { update, weight: self.examples.len() as f32, metrics: vec![loss.min(MAX_LOSS), accuracy] })
     }
 }
@@ -172,6 +186,19 @@ mod tests {
         softmax.train(&training, &Sgd { epochs: 20, ..Sgd::default() }, &mut rng);
         let (loss, accuracy) = softmax.evaluate(&held_out);
         assert!(accuracy > 0.94 && loss < 0.3, "{loss} {accuracy}");
+    }
+
+    #[test]
+    fn the_proximal_term_keeps_a_model_near_its_beginning() {
+        let digits = Examples::digits().unwrap().select(&(0..200).collect::<Vec<_>>());
+        let distance = |proximal| {
+            let mut softmax = Softmax::zeros(64, 10);
+            let mut rng = ChaCha8Rng::seed_from_u64(7);
+            softmax.train(&digits, &Sgd { epochs: 5, proximal, ..Sgd::default() }, &mut rng);
+            softmax.weight.mapv(|w| w * w).sum().sqrt()
+        };
+        let (free, light, strong) = (distance(0.0), distance(0.1), distance(1.0));
+        assert!(free > light && light > 1.5 * strong && strong > 0.0, "{free} {light} {strong}");
     }
 
     #[test]

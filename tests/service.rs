@@ -8,12 +8,13 @@ use std::sync::Arc;
 use prost::Message;
 use tokio::task::JoinSet;
 use tonic::{Code, Status};
-use unisono::client::{Error, Event, Summary, TrainingRound, Update};
+use unisono::client::{Client, Error, Event, Summary, TrainingRound, Update};
+use unisono::coordinator::config::Privacy;
 use unisono::coordinator::{Config, Coordinator};
 use unisono::crypto::kdf::label;
 use unisono::local::{Deployment, TASK};
 use unisono::protocol::keyfile::DeviceKeys;
-use unisono::protocol::policy::Policy;
+use unisono::protocol::policy::{Policy, PrivacyDemand};
 use unisono::protocol::proto::{ClientMessage, UploadHeader, client_message::Step};
 use unisono::protocol::signed;
 use unisono::wire::MAX_MESSAGE_LEN;
@@ -358,6 +359,71 @@ fn a_configuration_that_could_overflow_or_is_infeasible_says_what_would_help() {
         let (good, stderr) = check(from, to);
         assert!(!good && stderr.contains(words), "{to}: {stderr}");
     }
+    let private = |section: &str| check("[release]", &format!("[privacy]\n{section}\n[release]")).1;
+    for (section, words) in [
+        ("noise_multiplier = 1.0\ndelta = 2.0", "`privacy.delta` is 2"),
+        ("noise_multiplier = 0.0\ndelta = 1e-5", "`privacy.noise_multiplier` is 0"),
+        ("delta = 1e-5", "`privacy` is neither"),
+        ("noise_multiplier = 1.0\nepsilon = 1.0\ndelta = 1e-5", "`privacy` is both"),
+        // The deployment's quantiser has no L2 bound, and its devices report metrics.
+        ("epsilon = 1.0\ndelta = 1e-5", "`l2_clip`"),
+    ] {
+        let stderr = private(section);
+        assert!(stderr.contains(words), "{section}: {stderr}");
+    }
+}
+
+/// A device in rounds with privacy, which demands at most `max_epsilon`.
+fn private(deployment: &Deployment, endpoint: &str, i: u32, max_epsilon: f64) -> Client {
+    let privacy = Some(PrivacyDemand { max_epsilon, delta: 1e-5 });
+    let policy = Policy { n_min: deployment.n_min, privacy, ..Policy::default() };
+    let train = |round: &TrainingRound| {
+        Ok(Update { update: vec![0.001; round.model.values().len()], weight: 10.0, metrics: Vec::new() })
+    };
+    builder(deployment, endpoint, i).policy(policy).build(train).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rounds_with_privacy_tell_what_they_spent_and_a_restart_forgets_none_of_it() {
+    let mut deployment = deployment(2);
+    deployment.config.metrics.clear();
+    deployment.config.quantiser.l2_clip = Some(1.0);
+    deployment.config.quantiser.clip = 1.0;
+    deployment.config.privacy = Some(Privacy { noise_multiplier: None, epsilon: Some(6.0), delta: 1e-5 });
+    let coordinator = Coordinator::start(deployment.config.clone()).await.unwrap();
+    let mut events = coordinator.events();
+    let endpoint = format!("http://{}", coordinator.address());
+    // A device that demands more privacy than the round has stays away and says why.
+    let mut strict = private(&deployment, &endpoint, 4, 0.1);
+    let refused = strict.run_round().await.unwrap().unwrap().unwrap_err();
+    assert!(refused.to_string().contains("`privacy.max_epsilon`"), "{refused}");
+    let mut devices = JoinSet::new();
+    for i in 0..4 {
+        let mut client = private(&deployment, &endpoint, i, 6.0);
+        devices.spawn(async move { client.run().await });
+    }
+    let first = finished(&mut events).await.privacy.unwrap();
+    let second = finished(&mut events).await;
+    let spent = second.privacy.unwrap();
+    assert_eq!(first.epsilon, first.total_epsilon);
+    assert!(spent.total_epsilon > first.total_epsilon && spent.total_epsilon <= 6.0, "{first:?} {spent:?}");
+    assert!(second.aggregate.noise_deviation > 0.0);
+    all(devices).await;
+    coordinator.stop().await;
+
+    deployment.config.task.rounds = 3;
+    let coordinator = Coordinator::start(deployment.config.clone()).await.unwrap();
+    let mut events = coordinator.events();
+    let endpoint = format!("http://{}", coordinator.address());
+    let mut devices = JoinSet::new();
+    for i in 0..4 {
+        let mut client = private(&deployment, &endpoint, i, 6.0);
+        devices.spawn(async move { client.run().await });
+    }
+    let third = finished(&mut events).await.privacy.unwrap();
+    assert!(third.total_epsilon > spent.total_epsilon, "{spent:?} {third:?}");
+    all(devices).await;
+    coordinator.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -11,7 +11,7 @@ use unisono::crypto::sign::VerifyingKey;
 use unisono::examples::Examples;
 use unisono::files;
 use unisono::protocol::keyfile::{self, DeviceKeys, Role};
-use unisono::protocol::policy::Policy;
+use unisono::protocol::policy::{Policy, PrivacyDemand};
 use unisono::softmax::{Sgd, SoftmaxTrainer};
 
 use super::{read_key, write_key};
@@ -93,6 +93,12 @@ pub struct Run {
     /// Shortest time between two rounds, in seconds.
     #[arg(long, default_value_t = 0)]
     min_interval: u64,
+    /// Take part only in rounds with noise for differential privacy, whose epsilon is at most this.
+    #[arg(long)]
+    max_epsilon: Option<f64>,
+    /// The delta for which --max-epsilon holds.
+    #[arg(long, default_value_t = 1e-5)]
+    privacy_delta: f64,
     /// Take part in rounds without signatures, roster and consistency check.
     #[arg(long)]
     allow_semi_honest: bool,
@@ -139,13 +145,14 @@ pub fn run(command: Command) -> Result<()> {
             let file = File::open(&run.data).with_context(|| format!("can't read {}", run.data.display()))?;
             let examples = Examples::from_csv(file, run.scale).with_context(|| run.data.display().to_string())?;
             tracing::info!(examples = examples.len(), features = examples.columns(), "read the device's data");
-            let sgd = Sgd { epochs: run.epochs, batch: run.batch, learning_rate: run.learning_rate };
+            let sgd = Sgd { epochs: run.epochs, batch: run.batch, learning_rate: run.learning_rate, ..Sgd::default() };
             let policy = Policy {
                 n_min: run.n_min,
                 min_gamma: run.min_gamma,
                 max_delta: run.max_delta,
                 min_interval_s: run.min_interval,
                 allow_semi_honest: run.allow_semi_honest,
+                privacy: run.max_epsilon.map(|max_epsilon| PrivacyDemand { max_epsilon, delta: run.privacy_delta }),
                 ..Policy::default()
             };
             let trainer = SoftmaxTrainer::new(examples, sgd, rand::random());

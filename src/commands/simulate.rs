@@ -29,6 +29,9 @@ Examples:
   Phones and laptops on their usual connections; slow ones miss the deadline
     unisono simulate --network mixed --deadline 20 --dropout class:mobile=0.05
 
+  Noise for differential privacy, and what five rounds spend
+    unisono simulate --noise-multiplier 1 --l2-clip 1 --rounds 5 --dropout 0.1
+
   What a round costs against n and d, as curves
     unisono simulate --sweep n=100,300,1000 --sweep dim=10000,100000 --plot plots --csv costs.csv
 
@@ -76,6 +79,16 @@ pub struct Args {
     /// Bits of one quantised element
     #[arg(long, default_value_t = 16)]
     bits: u32,
+    /// L2 bound of an update; needed for --noise-multiplier
+    #[arg(long, value_name = "C")]
+    l2_clip: Option<f32>,
+    /// Differential privacy: standard deviation of the noise that counts in the smallest sum, in units of how far one client
+    /// can move it; epsilon is told for each round
+    #[arg(long, value_name = "Z", requires = "l2_clip")]
+    noise_multiplier: Option<f64>,
+    /// The delta for which epsilon is told (--delta is the drop-out fraction)
+    #[arg(long, value_name = "D", default_value_t = 1e-5)]
+    privacy_delta: f64,
     /// Seed of everything random
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -180,10 +193,11 @@ impl Args {
         let quantiser = Quantiser {
             bits: point.bits,
             clip: 1.0,
-            l2_clip: None,
+            l2_clip: self.l2_clip,
             max_weight: 1.0,
             rounding: Rounding::Stochastic,
             metric_bounds: Vec::new(),
+            privacy: None,
         };
         let mut builder = Simulation::builder()
             .clients(point.clients)
@@ -199,6 +213,9 @@ impl Args {
             .threads(self.threads.unwrap_or(0));
         if let Some(delta) = self.delta {
             builder = builder.delta(delta);
+        }
+        if let Some(multiplier) = self.noise_multiplier {
+            builder = builder.privacy(multiplier, self.privacy_delta);
         }
         if let Some(n_min) = self.n_min {
             builder = builder.n_min(n_min);

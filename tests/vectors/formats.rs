@@ -34,7 +34,15 @@ fn encoded_updates_and_their_mean_are_those_in_the_vectors() {
         (24, 1.0, Some(2.0f32), Rounding::Stochastic, "stochastic"),
         (32, 4.0, None, Rounding::Deterministic, "deterministic"),
     ] {
-        let quantiser = Quantiser { bits, clip, l2_clip, max_weight: 16.0, rounding, metric_bounds: vec![(-1.0, 1.0)] };
+        let quantiser = Quantiser {
+            bits,
+            clip,
+            l2_clip,
+            max_weight: 16.0,
+            rounding,
+            metric_bounds: vec![(-1.0, 1.0)],
+            privacy: None,
+        };
         let modulus = Modulus::new(modulus_bits(bits, 5).unwrap()).unwrap();
         let mut rng = Drawn::new(bits.into());
         let contribution = Contribution { update: &update, metrics: &metrics, weight: 4.0 };

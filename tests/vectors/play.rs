@@ -164,6 +164,7 @@ fn params(malicious: bool, cast: &Cast) -> proto::RoundParams {
             max_weight: 8.0,
             rounding: proto::Rounding::Stochastic as i32,
             metrics: vec![proto::MetricBound { lower: 0.0, upper: 2.0 }],
+            privacy: None,
         }),
         n_min: 4,
         n_max: 6,

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use unisono_crypto::sign::{SigningKey, VerifyingKey};
-use unisono_protocol::encoding::modulus_bits;
 use unisono_protocol::keyfile::{self, KeyFileError, Role};
-use unisono_protocol::params::{ParamsError, RoundParams};
+use unisono_protocol::params::{ParamsError, RoundParams, honest, quantiser_from_wire};
+use unisono_protocol::privacy::{Privacy as Noise, Sensitivity};
 use unisono_protocol::proto;
 use unisono_protocol::roster::{Roster, RosterError};
 use unisono_release::KeyEncryptionKey;
@@ -108,6 +108,8 @@ pub struct Config {
     pub round: Round,
     /// How updates become integers.
     pub quantiser: Quantiser,
+    /// Noise for differential privacy; absent: none.
+    pub privacy: Option<Privacy>,
     /// The trainers' metrics, in their order.
     #[serde(default, rename = "metric")]
     pub metrics: Vec<Metric>,
@@ -235,6 +237,19 @@ fn stochastic() -> Rounding {
     Rounding::Stochastic
 }
 
+/// Noise that the clients add, and for which delta its epsilon is told (`docs/protocol.md` section 12). Either the multiplier or
+/// the epsilon is given.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Privacy {
+    /// Standard deviation of the noise of the smallest sum, less the assumed colluders' part, in L2 sensitivities.
+    pub noise_multiplier: Option<f64>,
+    /// What all `task.rounds` rounds together may spend; the noise is made for it.
+    pub epsilon: Option<f64>,
+    /// Delta, above 0 and below 1; a good deal less than one over the number of devices.
+    pub delta: f64,
+}
+
 /// One of the trainer's metrics.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -336,6 +351,20 @@ impl Config {
                 return setting("early_stop.patience", &0, "1 or more");
             }
         }
+        if let Some(privacy) = &self.privacy {
+            let positive = |x: f64| x > 0.0 && x.is_finite();
+            if !(privacy.delta > 0.0 && privacy.delta < 1.0) {
+                return setting("privacy.delta", &privacy.delta, "above 0 and below 1");
+            }
+            match (privacy.noise_multiplier, privacy.epsilon) {
+                (Some(z), None) if positive(z) => {}
+                (None, Some(epsilon)) if positive(epsilon) => {}
+                (Some(z), None) => return setting("privacy.noise_multiplier", &z, "a finite number above 0"),
+                (None, Some(epsilon)) => return setting("privacy.epsilon", &epsilon, "a finite number above 0"),
+                (Some(_), Some(_)) => return setting("privacy", &"both", "one of noise_multiplier and epsilon"),
+                (None, None) => return setting("privacy", &"neither", "one of noise_multiplier and epsilon"),
+            }
+        }
         if let Some(release) = &self.release
             && !(1..=36_500).contains(&release.valid_days)
         {
@@ -365,7 +394,7 @@ impl Config {
     /// root. `opened_at` is left at 0.
     ///
     /// # Errors
-    /// [`ConfigError::Params`] for quantiser bits out of range.
+    /// [`ConfigError::Params`] for quantiser settings out of range, or noise that can't be had with them.
     pub fn params(
         &self,
         round: u64,
@@ -381,6 +410,20 @@ impl Config {
         };
         let mode = if self.malicious() { proto::SecurityMode::Malicious } else { proto::SecurityMode::SemiHonest };
         let metric = |m: &Metric| proto::MetricBound { lower: m.lower, upper: m.upper };
+        let mut quantiser = proto::Quantiser {
+            bits: q.bits,
+            clip: q.clip,
+            l2_clip: q.l2_clip,
+            max_weight: q.max_weight,
+            rounding: rounding as i32,
+            metrics: self.metrics.iter().map(metric).collect(),
+            privacy: None,
+        };
+        if let Some(privacy) = &self.privacy {
+            quantiser.privacy =
+                Some(proto::Privacy { noise_variance: self.noise_variance(privacy, &quantiser, dimension)? });
+        }
+        let modulus_bits = quantiser_from_wire(Some(&quantiser))?.modulus_bits(r.n_max).map_err(ParamsError::from)?;
         Ok(proto::RoundParams {
             task: self.task.name.clone(),
             round,
@@ -388,15 +431,8 @@ impl Config {
             roster_epoch,
             roster_root,
             dimension,
-            modulus_bits: modulus_bits(q.bits, r.n_max).map_err(ParamsError::from)?,
-            quantiser: Some(proto::Quantiser {
-                bits: q.bits,
-                clip: q.clip,
-                l2_clip: q.l2_clip,
-                max_weight: q.max_weight,
-                rounding: rounding as i32,
-                metrics: self.metrics.iter().map(metric).collect(),
-            }),
+            modulus_bits,
+            quantiser: Some(quantiser),
             n_min: r.n_min,
             n_max: r.n_max,
             gamma: r.gamma,
@@ -414,6 +450,35 @@ impl Config {
             chunk_elements: r.chunk_elements,
             opened_at: 0,
         })
+    }
+
+    /// Variance of each client's noise, so that a sum of `n_min` less the assumed colluders' part has what is asked for.
+    fn noise_variance(
+        &self,
+        privacy: &Privacy,
+        quantiser: &proto::Quantiser,
+        dimension: u64,
+    ) -> Result<f64, ConfigError> {
+        let mut quantiser = quantiser_from_wire(Some(quantiser))?;
+        // What privacy needs of the quantiser is said first; then the noise has its size.
+        quantiser.privacy = Some(Noise { noise_variance: 1.0 });
+        quantiser.validate().map_err(ParamsError::from)?;
+        let missing = ConfigError::Missing { setting: "quantiser.l2_clip", why: "noise for privacy is made for it" };
+        let sensitivity = Sensitivity::of(&quantiser, dimension).ok_or(missing)?;
+        let contributions = honest(self.round.n_min, self.round.n_max, self.round.gamma);
+        let noise = match (privacy.noise_multiplier, privacy.epsilon) {
+            (Some(multiplier), _) => Some(Noise::of_multiplier(multiplier, sensitivity, contributions)),
+            (None, epsilon) => {
+                let epsilon = epsilon.unwrap_or_default();
+                Noise::of_epsilon(epsilon, privacy.delta, self.task.rounds, sensitivity, contributions)
+            }
+        };
+        let noise = noise.ok_or_else(|| ConfigError::Setting {
+            setting: "privacy.epsilon",
+            got: privacy.epsilon.unwrap_or_default().to_string(),
+            allowed: format!("what {} rounds can keep to with any noise", self.task.rounds),
+        })?;
+        Ok(noise.noise_variance)
     }
 
     /// The keys of malicious mode; `None` in semi-honest mode.

@@ -12,6 +12,7 @@ mod active;
 pub mod config;
 mod connections;
 pub mod learning;
+mod privacy;
 mod releases;
 mod service;
 pub mod storage;
@@ -153,7 +154,11 @@ pub struct RoundResult {
     pub model: Vec<u8>,
     /// Duration of each phase in seconds. After a restart, of those since.
     pub seconds: Vec<(Phase, f64)>,
+    /// What the sum has spent; `None` without privacy.
+    pub privacy: Option<PrivacySpent>,
 }
+
+pub use privacy::PrivacySpent;
 
 /// Where the training is.
 enum Stage {

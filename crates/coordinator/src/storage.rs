@@ -341,6 +341,20 @@ impl Store {
         rows.iter().map(read).collect()
     }
 
+    /// Encoded `RoundParams`, cohort and survivors of the successful rounds of `task` in order.
+    ///
+    /// # Errors
+    /// [`StoreError::Database`].
+    pub async fn finished_params(&self, task: &str) -> Result<Vec<(Vec<u8>, u32, u32)>, StoreError> {
+        let rows = sqlx::query(
+            "SELECT params, cohort, survivors FROM rounds WHERE task = ? AND state = 'finished' ORDER BY number",
+        )
+        .bind(task)
+        .fetch_all(&self.db)
+        .await?;
+        rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?))).collect()
+    }
+
     /// Stores a chunk of an upload.
     ///
     /// # Errors

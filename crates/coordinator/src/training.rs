@@ -9,6 +9,7 @@ use unisono_wire::model::{Model, model_hash};
 
 use crate::active::{Active, RecoverError};
 use crate::learning::{self, Moments};
+use crate::privacy::Account;
 use crate::storage::FinishedRound;
 use crate::{CoordinatorError, End, Event, RoundResult, Shared, Stage, now, releases};
 
@@ -39,6 +40,7 @@ pub(crate) async fn run(shared: Arc<Shared>) -> Result<(), CoordinatorError> {
 
 async fn train(shared: &Shared) -> Result<(), CoordinatorError> {
     let task = &shared.config.task;
+    let mut account = Account::open(shared).await?;
     loop {
         let finished = shared.store.finished_rounds(&task.name).await?;
         if let Some(early) = over(shared, &finished) {
@@ -56,7 +58,7 @@ async fn train(shared: &Shared) -> Result<(), CoordinatorError> {
         shared.emit(Event::RoundOpened { round, round_id, phase });
         *shared.stage.lock().await = Stage::Running(Box::new(active));
         shared.changed();
-        if !play(shared).await? {
+        if !play(shared, &mut account).await? {
             tokio::time::sleep(Duration::from_millis(task.pause_after_abort_ms)).await;
         }
     }
@@ -123,7 +125,7 @@ async fn stored_model(shared: &Shared, version: u64) -> Result<(Model, Vec<u8>),
 }
 
 /// Plays the round at hand to its end; whether it gave a sum.
-async fn play(shared: &Shared) -> Result<bool, CoordinatorError> {
+async fn play(shared: &Shared, account: &mut Option<Account>) -> Result<bool, CoordinatorError> {
     let mut seconds = Vec::new();
     loop {
         let began = Instant::now();
@@ -154,7 +156,7 @@ async fn play(shared: &Shared) -> Result<bool, CoordinatorError> {
             Ok(outcome) => {
                 *shared.last_end.lock().await =
                     Some(End { round_id, gave_sum: true, reason: "the round is finished".into() });
-                finish(shared, round, params, outcome, seconds).await?;
+                finish(shared, account, round, params, outcome, seconds).await?;
                 true
             }
             Err(abort) => {
@@ -224,6 +226,7 @@ fn as_promised(server: &Server) -> bool {
 /// Applies a sum to the model, and records both.
 async fn finish(
     shared: &Shared,
+    account: &mut Option<Account>,
     round: u64,
     params: Arc<unisono_protocol::params::RoundParams>,
     outcome: Outcome,
@@ -257,7 +260,14 @@ async fn finish(
     counter!("unisono_rounds_total", "result" => "sum").increment(1);
     let metrics: Vec<String> = shared.config.metrics.iter().zip(&aggregate.metrics).map(named).collect();
     tracing::info!(round, survivors, cohort = finished.cohort, model_version, ?metrics, "round finished");
-    let result = RoundResult { round, params, outcome, aggregate, model_version, model, seconds };
+    let privacy = account.as_mut().map(|account| account.add(&params, survivors, finished.cohort));
+    if let Some(spent) = privacy {
+        gauge!("unisono_privacy_epsilon").set(spent.total_epsilon);
+        let noise_deviation = aggregate.noise_deviation;
+        let (epsilon, total_epsilon, delta) = (spent.epsilon, spent.total_epsilon, spent.delta);
+        tracing::info!(round, epsilon, total_epsilon, delta, noise_deviation, "privacy spent");
+    }
+    let result = RoundResult { round, params, outcome, aggregate, model_version, model, seconds, privacy };
     shared.emit(Event::RoundFinished(Arc::new(result)));
     Ok(())
 }

@@ -205,6 +205,30 @@ impl RingVector {
         Ok(vector)
     }
 
+    /// Adds what `fill` gives to the first `len` elements, modulo 2^b: it gets the place of a chunk's first element, and as
+    /// many zeros as the chunk is long. Chunks have the same places whatever the number of threads.
+    ///
+    /// # Errors
+    /// [`CryptoError::Length`] when the vector is shorter than `len`.
+    pub fn add_chunks(
+        &mut self,
+        len: usize,
+        fill: impl Fn(usize, &mut [i64]) + Sync + Send,
+    ) -> Result<(), CryptoError> {
+        if len > self.len() {
+            return Err(CryptoError::Length { what: "ring vector", expected: len, got: self.len() });
+        }
+        let mask = self.modulus.mask();
+        each_width!(&mut self.elements, v: T => each_chunk(&mut v[..len], |(i, chunk)| {
+            let mut values = Zeroizing::new([0i64; CHUNK]);
+            let values = &mut values[..chunk.len()];
+            fill(i * CHUNK, values);
+            // Negative numbers wrap at the width, which 2^b divides.
+            chunk.iter_mut().zip(values).for_each(|(x, value)| *x = x.wrapping_add(*value as T) & mask as T);
+            Ok(())
+        }))
+    }
+
     /// Adds `other`, modulo 2^b.
     ///
     /// # Errors
@@ -358,6 +382,22 @@ mod tests {
         assert!(RingVector::from_u64(modulus, &[8]).is_err());
         assert!(RingVector::zeros(modulus, 9).pack_range(4, 2).is_err());
         assert!(RingVector::zeros(modulus, 9).pack_range(8, usize::MAX).is_err());
+    }
+
+    #[test]
+    fn numbers_of_either_sign_are_added_modulo_the_ring() {
+        for bits in [1, 11, 16, 27, 32, 50, 64] {
+            let modulus = Modulus::new(bits).unwrap();
+            let len = 20_000;
+            let mut vector = RingVector::from_u64(modulus, &vec![1; len]).unwrap();
+            let value = |i: usize| (i as i64 - 10_000) * 12_345_678;
+            let fill = |start, out: &mut [i64]| out.iter_mut().enumerate().for_each(|(i, x)| *x = value(start + i));
+            vector.add_chunks(len - 1, fill).unwrap();
+            let expected = |i: usize| (1i64.wrapping_add(value(i)) as u64) & modulus.mask();
+            assert!((0..len - 1).all(|i| vector.get(i) == Some(expected(i))), "b = {bits}");
+            assert_eq!(vector.get(len - 1), Some(1), "the last was not to change");
+            assert!(vector.add_chunks(len + 1, fill).is_err());
+        }
     }
 
     #[test]

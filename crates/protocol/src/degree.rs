@@ -143,11 +143,15 @@ pub fn find_with(n: u32, gamma: f64, delta: f64, rules: &Rules) -> Result<Topolo
     if n < 3 {
         return Err(DegreeError::TooFew(n));
     }
-    let part = |fraction: f64| ((fraction + FRACTION_TOLERANCE) * f64::from(n)).floor() as u32;
-    let (adversaries, drop_outs) = (part(gamma), part(delta));
+    let (adversaries, drop_outs) = (part(gamma, n), part(delta, n));
     let search = Search { n, adversaries, drop_outs, rules, factorials: LogFactorials::new(n) };
     let sparse = (2..(n - 1).min(MAX_DEGREE + 1)).step_by(2).find_map(|k| search.sparse(k));
     sparse.map_or_else(|| search.complete(), Ok)
+}
+
+/// A fraction of `n` clients, as section 9 rounds it.
+pub(crate) fn part(fraction: f64, n: u32) -> u32 {
+    ((fraction + FRACTION_TOLERANCE) * f64::from(n)).floor() as u32
 }
 
 struct Search<'a> {

@@ -9,6 +9,8 @@ use unisono_crypto::ring::{Modulus, RingVector};
 use unisono_crypto::secret::Secret32;
 use zeroize::Zeroizing;
 
+use crate::privacy::Privacy;
+
 /// How a scaled value becomes an integer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rounding {
@@ -33,6 +35,8 @@ pub struct Quantiser {
     pub rounding: Rounding,
     /// Interval to which each metric is clamped.
     pub metric_bounds: Vec<(f32, f32)>,
+    /// Noise that [`Self::encode`] adds; `None` for exact sums. Needs `l2_clip`, and allows no metrics.
+    pub privacy: Option<Privacy>,
 }
 
 /// Why an update can't be encoded, or a sum not decoded.
@@ -79,6 +83,14 @@ pub enum EncodingError {
         got: f32,
         /// Largest weight.
         max: f32,
+    },
+    /// With privacy, every weight is the same: it is public then, and needs no noise.
+    #[error("the weight is {got}; a round with privacy counts every device alike: it must be max_weight = {required}")]
+    UnequalWeight {
+        /// Value found.
+        got: f32,
+        /// The only weight.
+        required: f32,
     },
     /// A vector has another length than the round's.
     #[error("the {what} has {got} elements; the round asks for {expected}")]
@@ -140,6 +152,8 @@ pub struct Aggregate {
     pub total_weight: f64,
     /// Bound on the error that quantisation adds to an element of `mean`; clipping is not counted.
     pub error_bound: f64,
+    /// Standard deviation of the noise on an element of `mean`; 0 in a round without privacy.
+    pub noise_deviation: f64,
 }
 
 impl Quantiser {
@@ -167,7 +181,20 @@ impl Quantiser {
         if self.metric_bounds.len() > 64 {
             return setting("metrics", format!("{} intervals", self.metric_bounds.len()), "at most 64");
         }
-        Ok(())
+        self.privacy.map_or(Ok(()), |privacy| privacy.validate(self))
+    }
+
+    /// The smallest b that holds sums of `clients` contributions with their noise on either side:
+    /// `clients (2^bits - 1) + 2 margin < 2^b`, see [`Privacy::margin`]. Without privacy that is [`modulus_bits`].
+    ///
+    /// # Errors
+    /// As [`modulus_bits`].
+    pub fn modulus_bits(&self, clients: u32) -> Result<u32, EncodingError> {
+        let without = modulus_bits(self.bits, clients)?;
+        let Some(privacy) = &self.privacy else { return Ok(without) };
+        let levels = (1u128 << self.bits) - 1;
+        let whole = u128::from(clients) * levels + 2 * u128::from(privacy.margin(clients));
+        Ok(128 - whole.leading_zeros())
     }
 
     fn scale(&self) -> f64 {
@@ -199,6 +226,9 @@ impl Quantiser {
         if !(weight > 0.0 && weight <= self.max_weight) {
             return Err(EncodingError::Weight { got: weight, max: self.max_weight });
         }
+        if self.privacy.is_some() && weight != self.max_weight {
+            return Err(EncodingError::UnequalWeight { got: weight, required: self.max_weight });
+        }
         let share = f64::from(weight) / f64::from(self.max_weight);
         let clip = f64::from(self.clip);
         let shrink = match self.l2_clip.map(f64::from) {
@@ -225,14 +255,18 @@ impl Quantiser {
             others.iter_mut().zip(&last[from..]).for_each(|(x, &unit)| *x = rounder.round(unit, *x));
             Ok(())
         });
-        encoded.map_err(|error| match error {
+        let mut encoded = encoded.map_err(|error| match error {
             CryptoError::Range { .. } => self.overflow(1, modulus),
             other => EncodingError::Crypto(other),
-        })
+        })?;
+        if let Some(privacy) = &self.privacy {
+            privacy.add_noise(&mut encoded, dimension, rng).map_err(EncodingError::Crypto)?;
+        }
+        Ok(encoded)
     }
 
     fn overflow(&self, clients: u32, modulus: Modulus) -> EncodingError {
-        let needed = modulus_bits(self.bits, clients).unwrap_or(u32::MAX);
+        let needed = self.modulus_bits(clients).unwrap_or(u32::MAX);
         EncodingError::Overflow { clients, bits: self.bits, needed, modulus_bits: modulus.bits() }
     }
 
@@ -245,11 +279,12 @@ impl Quantiser {
         if sum.len() != expected {
             return Err(EncodingError::Length { what: "sum", expected, got: sum.len() });
         }
-        if modulus_bits(self.bits, clients)? > sum.modulus().bits() {
+        if self.modulus_bits(clients)? > sum.modulus().bits() {
             return Err(self.overflow(clients, sum.modulus()));
         }
         let scale = self.scale();
-        let units: Vec<f64> = sum.to_u64().into_iter().map(|x| x as f64 / scale).collect();
+        let number = self.signed(clients, sum.modulus());
+        let units: Vec<f64> = sum.to_u64().into_iter().map(|x| number(x) / scale).collect();
         let weight = units[expected - 1];
         if weight == 0.0 {
             return Err(EncodingError::ZeroWeight { clients });
@@ -263,7 +298,21 @@ impl Quantiser {
         // |s'/W' - s/W| <= (|s' - s| + |s/W| |W' - W|) / W', each client off by less than one step (half, when deterministic).
         let step = if self.rounding == Rounding::Stochastic { 1.0 } else { 0.5 } / scale;
         let error_bound = clients * step * (2.0 * clip + clip) / weight;
-        Ok(Aggregate { mean, metrics, total_weight: weight * f64::from(self.max_weight), error_bound })
+        let variance = self.privacy.map_or(0.0, |privacy| privacy.noise_variance);
+        let noise_deviation = (clients * variance).sqrt() / scale * 2.0 * clip / weight;
+        let total_weight = weight * f64::from(self.max_weight);
+        Ok(Aggregate { mean, metrics, total_weight, error_bound, noise_deviation })
+    }
+
+    /// How an element of a sum is read. Noise may take it below zero, or above the largest sum of contributions: what the
+    /// ring has to spare is divided between the two.
+    fn signed(&self, clients: u32, modulus: Modulus) -> impl Fn(u64) -> f64 + use<> {
+        let largest = u64::from(clients) * ((1 << self.bits) - 1);
+        let top = match self.privacy {
+            Some(_) => largest + (modulus.mask() - largest) / 2,
+            None => u64::MAX,
+        };
+        move |x| if x <= top { x as f64 } else { -((modulus.mask() - x) as f64 + 1.0) }
     }
 }
 
@@ -368,7 +417,15 @@ mod tests {
     use super::*;
 
     fn quantiser(bits: u32, rounding: Rounding) -> Quantiser {
-        Quantiser { bits, clip: 2.0, l2_clip: None, max_weight: 100.0, rounding, metric_bounds: vec![(0.0, 10.0)] }
+        Quantiser {
+            bits,
+            clip: 2.0,
+            l2_clip: None,
+            max_weight: 100.0,
+            rounding,
+            metric_bounds: vec![(0.0, 10.0)],
+            privacy: None,
+        }
     }
 
     #[test]

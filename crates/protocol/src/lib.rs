@@ -8,6 +8,7 @@
 //! - [`roster`] is what the registrar publishes, [`policy`] what a client refuses;
 //! - [`keyfile`] is the text in which keys are stored;
 //! - [`params`], [`degree`], [`graph`] and [`encoding`] are what both sides compute alike;
+//! - [`privacy`] is the noise of differential privacy, and what it guarantees;
 //! - [`traffic`] is what all of it costs a client, in bytes.
 
 pub mod bitmap;
@@ -21,6 +22,7 @@ pub mod keyfile;
 mod pairwise;
 pub mod params;
 pub mod policy;
+pub mod privacy;
 pub mod proto;
 pub mod roster;
 pub mod server;

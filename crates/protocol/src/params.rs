@@ -5,8 +5,9 @@ use unisono_crypto::kdf::{hash, label};
 use unisono_crypto::ring::Modulus;
 
 use crate::degree::{self, Assumptions, DegreeError, SecurityMode, Topology};
-use crate::encoding::{EncodingError, Quantiser, Rounding, modulus_bits};
+use crate::encoding::{EncodingError, Quantiser, Rounding};
 use crate::ids::RoundId;
+use crate::privacy::{Guarantee, Privacy, Sensitivity};
 use crate::proto;
 
 /// The only suite of version 1: X-Wing, ChaCha20, BLAKE3, Ristretto, Ed25519 + ML-DSA.
@@ -111,7 +112,7 @@ impl RoundParams {
         }
         let quantiser = quantiser_from_wire(wire.quantiser.as_ref())?;
         quantiser.validate()?;
-        let needed = modulus_bits(quantiser.bits, wire.n_max)?;
+        let needed = quantiser.modulus_bits(wire.n_max)?;
         if wire.modulus_bits < needed || wire.modulus_bits > 64 {
             return Err(field(
                 "modulus_bits",
@@ -129,6 +130,11 @@ impl RoundParams {
             Self { round_id: RoundId(hash(label::ROUND_ID, &[payload])), modulus, quantiser, assumptions, wire };
         params.topology(params.wire.n_min)?;
         params.topology(params.wire.n_max)?;
+        if params.guarantee().is_some_and(|guarantee| guarantee.contributions == 0) {
+            let colluders = degree::part(params.wire.gamma, params.wire.n_max);
+            let allowed = format!("above {colluders}, the colluders assumed among n_max, for any noise to count");
+            return Err(field("n_min", params.wire.n_min, allowed));
+        }
         Ok(params)
     }
 
@@ -143,6 +149,21 @@ impl RoundParams {
     /// Whether signatures, roster and consistency check are in force.
     pub fn malicious(&self) -> bool {
         self.assumptions.mode == SecurityMode::Malicious
+    }
+
+    /// What a round with privacy promises a device before it takes part: the smallest sum that the round may have, and the
+    /// most colluders. `None` without privacy.
+    pub fn guarantee(&self) -> Option<Guarantee> {
+        self.guarantee_of(self.wire.n_min, self.wire.n_max)
+    }
+
+    /// What the noise of a sum over `survivors` of a cohort of `cohort` clients guarantees any one of them: the noise of
+    /// `floor(gamma cohort)` colluders does not count. `None` without privacy.
+    pub fn guarantee_of(&self, survivors: u32, cohort: u32) -> Option<Guarantee> {
+        let variance = self.quantiser.privacy?.noise_variance;
+        let contributions = honest(survivors, cohort, self.wire.gamma);
+        let sensitivity = Sensitivity::of(&self.quantiser, self.wire.dimension)?;
+        Some(Guarantee { sensitivity, contributions, variance: f64::from(contributions) * variance })
     }
 
     /// Elements of a masked vector: update, metrics and weight.
@@ -166,8 +187,16 @@ impl RoundParams {
     }
 }
 
+/// Contributions to a sum over `survivors` of a cohort of `cohort` clients whose noise no colluder knows.
+pub fn honest(survivors: u32, cohort: u32, gamma: f64) -> u32 {
+    survivors.saturating_sub(degree::part(gamma, cohort))
+}
+
 /// Reads the encoder's settings from the wire; their ranges are for [`Quantiser::validate`].
-fn quantiser_from_wire(wire: Option<&proto::Quantiser>) -> Result<Quantiser, ParamsError> {
+///
+/// # Errors
+/// [`ParamsError::Field`] when there are none, or the rounding is unknown.
+pub fn quantiser_from_wire(wire: Option<&proto::Quantiser>) -> Result<Quantiser, ParamsError> {
     let wire = wire.ok_or_else(|| field("quantiser", "absent", "a quantiser"))?;
     let rounding = match wire.rounding() {
         proto::Rounding::Stochastic => Rounding::Stochastic,
@@ -183,6 +212,7 @@ fn quantiser_from_wire(wire: Option<&proto::Quantiser>) -> Result<Quantiser, Par
         max_weight: wire.max_weight,
         rounding,
         metric_bounds: wire.metrics.iter().map(|m| (m.lower, m.upper)).collect(),
+        privacy: wire.privacy.as_ref().map(|privacy| Privacy { noise_variance: privacy.noise_variance }),
     })
 }
 
@@ -199,5 +229,6 @@ pub fn quantiser_to_wire(quantiser: &Quantiser) -> proto::Quantiser {
         max_weight: quantiser.max_weight,
         rounding: rounding as i32,
         metrics: quantiser.metric_bounds.iter().map(|&(lower, upper)| proto::MetricBound { lower, upper }).collect(),
+        privacy: quantiser.privacy.map(|Privacy { noise_variance }| proto::Privacy { noise_variance }),
     }
 }

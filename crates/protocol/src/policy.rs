@@ -6,6 +6,15 @@ use crate::degree::SecurityMode;
 use crate::ids::CohortId;
 use crate::params::{RoundParams, SUITE_V1};
 
+/// The differential privacy that a device demands.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct PrivacyDemand {
+    /// Largest epsilon of one round, by what its parameters promise at the least (zero-out adjacency).
+    pub max_epsilon: f64,
+    /// The delta for which epsilon is computed, above 0 and below 1.
+    pub delta: f64,
+}
+
 /// What this device accepts. Every limit is inclusive.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Policy {
@@ -30,6 +39,8 @@ pub struct Policy {
     pub min_model_version: u64,
     /// Shortest time between two rounds of one task, in seconds.
     pub min_interval_s: u64,
+    /// Noise that a round must have; `None`: a round without any is acceptable.
+    pub privacy: Option<PrivacyDemand>,
 }
 
 impl Default for Policy {
@@ -46,6 +57,7 @@ impl Default for Policy {
             min_roster_epoch: 0,
             min_model_version: 0,
             min_interval_s: 0,
+            privacy: None,
         }
     }
 }
@@ -106,6 +118,17 @@ impl Policy {
                 &self.min_model_version,
                 "min_model_version",
             );
+        }
+        if let Some(PrivacyDemand { max_epsilon, delta }) = self.privacy {
+            let limit = format!("{max_epsilon} at delta = {delta}");
+            let Some(guarantee) = params.guarantee() else {
+                return refuse("the round's noise for differential privacy", &"absent", &limit, "privacy.max_epsilon");
+            };
+            let epsilon = guarantee.epsilon(delta);
+            let within = epsilon <= max_epsilon;
+            if !within {
+                return refuse("the round's epsilon", &format!("{epsilon:.4}"), &limit, "privacy.max_epsilon");
+            }
         }
         match last_at {
             Some(at) if now < at.saturating_add(self.min_interval_s) => refuse(

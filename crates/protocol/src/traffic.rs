@@ -151,6 +151,7 @@ impl Shape<'_> {
                 max_weight: 1.0,
                 rounding: proto::Rounding::Stochastic as i32,
                 metrics: Vec::new(),
+                privacy: None,
             }),
             n_min: clients,
             n_max: clients,

@@ -106,7 +106,8 @@ impl Quantiser {
                 )));
             }
         };
-        let inner = encoding::Quantiser { bits, clip, l2_clip, max_weight, rounding, metric_bounds: metrics };
+        let inner =
+            encoding::Quantiser { bits, clip, l2_clip, max_weight, rounding, metric_bounds: metrics, privacy: None };
         inner.validate().map_err(errors::encoding)?;
         Ok(Self { inner })
     }
@@ -338,6 +339,7 @@ impl Policy {
             max_dimension,
             suites: vec![SUITE_V1],
             tasks,
+            privacy: None,
             allow_semi_honest,
             min_roster_epoch,
             min_model_version,

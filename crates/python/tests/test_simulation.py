@@ -71,3 +71,16 @@ def test_what_a_callable_raises_comes_out():
 def test_what_can_not_be_simulated_is_refused_with_advice(settings, words):
     with pytest.raises(unisono.ParamsError, match=words):
         unisono.simulate(**{"clients": 10, "dim": 10, **settings})
+
+
+def test_noise_is_told_with_its_epsilon_and_is_in_the_mean():
+    quantiser = unisono.Quantiser(bits=12, clip=0.5, l2_clip=1.0)
+    quiet = unisono.simulate(20, 400, mode="semi-honest", quantiser=quantiser, seed=3)
+    noisy = unisono.simulate(20, 400, mode="semi-honest", quantiser=quantiser, seed=3, noise_multiplier=1.0, rounds=2)
+    assert "privacy" not in quiet.rounds[0]
+    first, second = (entry["privacy"] for entry in noisy.rounds)
+    assert 1.0 < first["epsilon"] == first["total_epsilon"] < second["total_epsilon"]
+    difference = noisy.means[0] - quiet.means[0]
+    assert 0.5 * first["noise_deviation"] < difference.std() < 2.0 * first["noise_deviation"]
+    with pytest.raises(unisono.Error, match="l2_clip"):
+        unisono.simulate(20, 400, quantiser=unisono.Quantiser(), noise_multiplier=1.0)

@@ -41,6 +41,8 @@ pub use dropout::Dropout;
 pub use error::SimError;
 pub use network::{Compute, DeviceClass, Network};
 pub use observer::Observer;
-pub use report::{PhaseReport, PhaseTiming, Report, RoundReport, Settings, Spread, Timing};
+pub use report::{
+    PhaseReport, PhaseTiming, PrivacySettings, Report, RoundPrivacy, RoundReport, Settings, Spread, Timing,
+};
 pub use simulation::{Builder, Simulation, updates};
 pub use update::{Update, UpdateSource};

@@ -49,6 +49,37 @@ pub struct Settings {
     pub window_bound: Option<u32>,
     /// Seed.
     pub seed: u64,
+    /// Differential privacy; `None` for exact sums.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub privacy: Option<PrivacySettings>,
+}
+
+/// Noise, and what it promises before a round.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct PrivacySettings {
+    /// Standard deviation of the noise that counts, in L2 sensitivities.
+    pub noise_multiplier: f64,
+    /// The delta for which epsilon is told.
+    pub delta: f64,
+    /// L2 bound of an update.
+    pub l2_clip: f32,
+    /// Variance of one client's noise on each element, in squared steps of the quantiser.
+    pub noise_variance: f64,
+    /// Contributions whose noise counts in the smallest sum: `n_min` less the assumed colluders.
+    pub contributions: u32,
+    /// Epsilon of one round with the smallest sum.
+    pub epsilon: f64,
+}
+
+/// What a round's sum has spent, counted with those who were in it.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct RoundPrivacy {
+    /// Epsilon of this round.
+    pub epsilon: f64,
+    /// Epsilon of all rounds up to this one, for a client that took part in all.
+    pub total_epsilon: f64,
+    /// Standard deviation of the noise on an element of the mean.
+    pub noise_deviation: f64,
 }
 
 /// One round.
@@ -76,6 +107,9 @@ pub struct RoundReport {
     pub virtual_seconds: f64,
     /// Bound on the error that quantisation adds to an element of the mean.
     pub error_bound: Option<f64>,
+    /// What the sum has spent; `None` without privacy, and when the round was aborted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub privacy: Option<RoundPrivacy>,
     /// By phase.
     pub phases: Vec<PhaseReport>,
     /// Measured times.

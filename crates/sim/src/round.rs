@@ -82,6 +82,7 @@ pub(crate) fn play(
         first_refusal: None,
         virtual_seconds: 0.0,
         error_bound: None,
+        privacy: None,
         phases: Vec::new(),
         timing: None,
     };

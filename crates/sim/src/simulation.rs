@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use unisono_protocol::degree::{Assumptions, SecurityMode, find};
-use unisono_protocol::encoding::{Quantiser, Rounding, modulus_bits};
-use unisono_protocol::params::{MAX_COHORT, ParamsError, quantiser_to_wire};
+use unisono_protocol::encoding::{Quantiser, Rounding};
+use unisono_protocol::params::{MAX_COHORT, ParamsError, RoundParams, honest, quantiser_to_wire};
+use unisono_protocol::privacy::{Accountant, Guarantee, Privacy, Sensitivity};
 use unisono_protocol::proto;
 use unisono_protocol::server::Server;
 
@@ -13,7 +14,7 @@ use crate::error::{SimError, setting};
 use crate::network::Network;
 use crate::observer::Observer;
 use crate::population::{NOW, Population, Purpose, rng};
-use crate::report::{Report, Settings};
+use crate::report::{PrivacySettings, Report, RoundPrivacy, RoundReport, Settings};
 use crate::round::{Plan, play};
 use crate::update::{UpdateSource, generated};
 use crate::workers::Workers;
@@ -28,6 +29,8 @@ pub struct Builder {
     delta: Option<f64>,
     n_min: Option<u32>,
     quantiser: Quantiser,
+    /// Noise multiplier and delta.
+    privacy: Option<(f64, f64)>,
     network: Network,
     dropout: Dropout,
     deadline: f64,
@@ -40,8 +43,15 @@ pub struct Builder {
 impl Default for Builder {
     fn default() -> Self {
         let rounding = Rounding::Stochastic;
-        let quantiser =
-            Quantiser { bits: 16, clip: 1.0, l2_clip: None, max_weight: 1.0, rounding, metric_bounds: Vec::new() };
+        let quantiser = Quantiser {
+            bits: 16,
+            clip: 1.0,
+            l2_clip: None,
+            max_weight: 1.0,
+            rounding,
+            metric_bounds: Vec::new(),
+            privacy: None,
+        };
         Self {
             clients: 100,
             dimension: 10_000,
@@ -50,6 +60,7 @@ impl Default for Builder {
             delta: None,
             n_min: None,
             quantiser,
+            privacy: None,
             network: Network::lan(),
             dropout: Dropout::None,
             deadline: 60.0,
@@ -100,6 +111,14 @@ impl Builder {
         self
     }
 
+    /// Differential privacy: the noise of the smallest sum, less the assumed colluders' part, has `noise_multiplier` times the
+    /// L2 sensitivity as standard deviation; epsilon is reported for `delta`. The quantiser needs an `l2_clip`. Default: none.
+    #[must_use]
+    pub fn privacy(mut self, noise_multiplier: f64, delta: f64) -> Self {
+        self.privacy = Some((noise_multiplier, delta));
+        self
+    }
+
     /// Smallest number of updates whose sum may be learned. Default: the cohort less the assumed drop-outs and a tenth, or
     /// the smallest number above that which the rules allow.
     #[must_use]
@@ -119,7 +138,7 @@ impl Builder {
     ///
     /// # Errors
     /// [`SimError`]: a setting out of range, or a cohort that is infeasible, with what would be feasible.
-    pub fn build(self) -> Result<Simulation, SimError> {
+    pub fn build(mut self) -> Result<Simulation, SimError> {
         let Self { clients, dimension, mode, gamma, .. } = self;
         if !(3..=MAX_COHORT).contains(&clients) {
             return Err(setting("clients", clients, format!("3 to {MAX_COHORT}")));
@@ -142,6 +161,10 @@ impl Builder {
         let lowest = ((f64::from(clients) * (1.0 - delta) * 0.9) as u32).clamp(3, clients);
         let feasible = |n: &u32| find(*n, &assumptions).is_ok();
         let n_min = self.n_min.unwrap_or_else(|| (lowest..=clients).find(feasible).unwrap_or(clients));
+        let privacy = match self.privacy {
+            Some((multiplier, delta)) => Some(self.make_private(multiplier, delta, n_min)?),
+            None => None,
+        };
         let settings = Settings {
             clients,
             dimension,
@@ -150,11 +173,12 @@ impl Builder {
             delta,
             n_min,
             quantiser_bits: self.quantiser.bits,
-            modulus_bits: modulus_bits(self.quantiser.bits, clients)?,
+            modulus_bits: self.quantiser.modulus_bits(clients)?,
             degree: topology.degree,
             threshold: topology.threshold,
             window_bound: topology.window_bound,
             seed: self.seed,
+            privacy,
         };
         let update = self.update.clone().unwrap_or_else(|| {
             let metrics = self.quantiser.metric_bounds.iter().map(|(lower, _)| *lower).collect();
@@ -162,12 +186,45 @@ impl Builder {
         });
         let simulation = Simulation { builder: self, settings, update };
         // What the protocol itself has against the parameters is said now, not in the first round.
-        unisono_protocol::params::RoundParams::from_payload(&prost::Message::encode_to_vec(&simulation.params(
+        RoundParams::from_payload(&prost::Message::encode_to_vec(&simulation.params(
             1,
             simulation.builder.mode == SecurityMode::Malicious,
             None,
         )))?;
         Ok(simulation)
+    }
+
+    /// Puts the noise into the quantiser, for sums of `n_min` contributions.
+    fn make_private(&mut self, multiplier: f64, delta: f64, n_min: u32) -> Result<PrivacySettings, SimError> {
+        if !(multiplier > 0.0 && multiplier.is_finite()) {
+            return Err(setting("noise multiplier", multiplier, "a finite number above 0"));
+        }
+        if !(delta > 0.0 && delta < 1.0) {
+            return Err(setting("privacy's delta", delta, "above 0 and below 1"));
+        }
+        let contributions = honest(n_min, self.clients, self.gamma);
+        if contributions == 0 {
+            return Err(setting(
+                "n_min",
+                n_min,
+                "more than the colluders assumed in the cohort, for any noise to count",
+            ));
+        }
+        // What privacy needs of the quantiser is said first; then the noise has its size.
+        self.quantiser.privacy = Some(Privacy { noise_variance: 1.0 });
+        self.quantiser.validate()?;
+        let (l2_clip, sensitivity) = self
+            .quantiser
+            .l2_clip
+            .zip(Sensitivity::of(&self.quantiser, self.dimension))
+            .ok_or_else(|| setting("l2_clip", "absent", "a bound on the L2 norm of an update"))?;
+        let privacy = Privacy::of_multiplier(multiplier, sensitivity, contributions);
+        self.quantiser.privacy = Some(privacy);
+        self.quantiser.validate()?;
+        let variance = f64::from(contributions) * privacy.noise_variance;
+        let epsilon = Guarantee { sensitivity, contributions, variance }.epsilon(delta);
+        let noise_variance = privacy.noise_variance;
+        Ok(PrivacySettings { noise_multiplier: multiplier, delta, l2_clip, noise_variance, contributions, epsilon })
     }
 }
 
@@ -207,30 +264,49 @@ impl Simulation {
         let malicious = *mode == SecurityMode::Malicious;
         let mut population = Population::new(self.settings.clients, malicious, network, *seed)?;
         let mut report = Report { settings: self.settings.clone(), rounds: Vec::new(), interrupted: false };
+        let mut spent = Accountant::new();
         for round in 1..=*rounds {
             let head = population.authority.as_ref().map(|authority| authority.roster.head());
             let params = self.params(round, malicious, head.map(|head| (head.epoch, head.root)));
             let class = |i: usize| population.devices[i].link.class;
             let mut random = rng(*seed, Purpose::Dropout, 0, round);
             let fates = dropout.draw(round, population.devices.len(), network, class, &mut random);
+            let server = Server::open(&params, population.authority.clone())?;
+            let checked = server.params().clone();
             let plan = Plan {
                 round,
                 seed: *seed,
-                server: Server::open(&params, population.authority.clone())?,
+                server,
                 fates,
                 compute: network.compute,
                 deadline: self.builder.deadline,
                 update: &self.update,
                 workers,
             };
-            let Some((played, aggregate)) = play(plan, &mut population, observer) else {
+            let Some((mut played, aggregate)) = play(plan, &mut population, observer) else {
                 report.interrupted = true;
                 break;
             };
+            let noise_deviation = aggregate.as_ref().map(|aggregate| aggregate.noise_deviation);
+            played.privacy = noise_deviation.and_then(|noise| self.account(&mut spent, &checked, &played, noise));
             observer.round_finished(&played, aggregate.as_ref());
             report.rounds.push(played);
         }
         Ok(report)
+    }
+
+    /// What a round that gave a sum has spent, alone and with those before; `None` without privacy.
+    fn account(
+        &self,
+        spent: &mut Accountant,
+        params: &RoundParams,
+        played: &RoundReport,
+        noise_deviation: f64,
+    ) -> Option<RoundPrivacy> {
+        let delta = self.settings.privacy.as_ref()?.delta;
+        let guarantee = params.guarantee_of(played.survivors as u32, played.cohort as u32)?;
+        spent.add(&guarantee, 1);
+        Some(RoundPrivacy { epsilon: guarantee.epsilon(delta), total_epsilon: spent.epsilon(delta), noise_deviation })
     }
 
     fn params(&self, round: u64, malicious: bool, roster: Option<(u64, [u8; 32])>) -> proto::RoundParams {

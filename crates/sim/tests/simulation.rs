@@ -84,6 +84,7 @@ fn the_mean_is_the_weighted_mean_of_the_researchers_own_updates() {
         max_weight: 4.0,
         rounding: Rounding::Deterministic,
         metric_bounds: Vec::new(),
+        privacy: None,
     };
     // Client i has the value i / 10 in round 1, and twice that in round 2, with weight 1 or 3.
     let source = updates(|client, round| Update {
@@ -155,6 +156,62 @@ fn settings_that_can_not_work_are_refused_with_what_would() {
         max_weight: 1.0,
         rounding: Rounding::Stochastic,
         metric_bounds: Vec::new(),
+        privacy: None,
     };
     assert!(matches!(refused(small().quantiser(quantiser)), SimError::Encoding(_)));
+}
+
+fn private(noise_multiplier: f64) -> Builder {
+    let quantiser = Quantiser {
+        bits: 12,
+        clip: 1.0,
+        l2_clip: Some(1.0),
+        max_weight: 1.0,
+        rounding: Rounding::Stochastic,
+        metric_bounds: Vec::new(),
+        privacy: None,
+    };
+    small().dimension(20_000).mode(SecurityMode::SemiHonest).quantiser(quantiser).privacy(noise_multiplier, 1e-5)
+}
+
+#[test]
+fn noise_for_privacy_is_in_the_sum_and_its_epsilon_in_the_report() {
+    let zeros = updates(|_, _| Update { values: vec![0.0; 20_000], metrics: Vec::new(), weight: 1.0 });
+    let dropout = Dropout::constant(0.1).unwrap();
+    let simulation = private(2.0).n_min(15).rounds(3).dropout(dropout).updates(zeros).build().unwrap();
+    let settings = simulation.settings().privacy.unwrap();
+    // One of 20 may collude, so 14 of the smallest sum of 15 count.
+    assert_eq!(settings.contributions, 14);
+    let mut means = Means::default();
+    let report = simulation.run(&mut means).unwrap();
+    for (round, mean) in report.rounds.iter().zip(&means.0) {
+        assert_eq!((round.exact_sum, round.survivors), (Some(true), 18));
+        let spent = round.privacy.unwrap();
+        // 17 contributions count, not 14.
+        assert!(spent.epsilon < settings.epsilon && spent.epsilon > 0.8 * settings.epsilon);
+        let variance = mean.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() / mean.len() as f64;
+        // Stochastic rounding of the half-integer middle adds a quarter of a step a client; noise is hundreds of them.
+        assert!((variance.sqrt() / spent.noise_deviation - 1.0).abs() < 0.03, "{variance} {spent:?}");
+    }
+    let totals: Vec<f64> = report.rounds.iter().map(|round| round.privacy.unwrap().total_epsilon).collect();
+    assert!(totals[0] < totals[1] && totals[1] < totals[2] && totals[2] < 3.0 * totals[0], "{totals:?}");
+}
+
+#[test]
+fn privacy_that_can_not_be_had_says_what_is_missing() {
+    let refused = |builder: Builder| builder.build().err().expect("settings that can't work");
+    let without_clip = small().privacy(1.0, 1e-5);
+    assert!(refused(without_clip).to_string().contains("`l2_clip` is absent"));
+    for builder in [private(0.0), private(f64::NAN), private(f64::INFINITY)] {
+        assert!(refused(builder).to_string().contains("noise multiplier"));
+    }
+    assert!(refused(private(1.0).privacy(1.0, 0.0)).to_string().contains("delta"));
+    // So much that one client's noise no longer fits.
+    assert!(refused(private(1e6)).to_string().contains("noise_variance"));
+}
+
+#[test]
+fn a_report_without_privacy_does_not_mention_it() {
+    let report = small().mode(SecurityMode::SemiHonest).build().unwrap().run(&mut ()).unwrap();
+    assert!(!serde_json::to_string(&report).unwrap().contains("privacy"));
 }

@@ -38,8 +38,14 @@ fn wall(round: &RoundReport) -> f64 {
 fn heading(report: &Report) -> String {
     let s = &report.settings;
     let window = s.window_bound.map_or_else(String::new, |bound| format!(", a_w = {bound}"));
+    let privacy = s.privacy.map_or_else(String::new, |p| {
+        format!(
+            "noise of {} L2 sensitivities in the smallest sum ({} contributions count), L2 clip {}: epsilon <= {:.4} a round at delta = {:e}\n",
+            p.noise_multiplier, p.contributions, p.l2_clip, p.epsilon, p.delta
+        )
+    });
     format!(
-        "n = {}, d = {}, {} mode, gamma = {}, delta = {}: k = {}, t = {}{window}, b = {} bits, n_min = {}, seed {}\n",
+        "n = {}, d = {}, {} mode, gamma = {}, delta = {}: k = {}, t = {}{window}, b = {} bits, n_min = {}, seed {}\n{privacy}",
         s.clients, s.dimension, s.mode, s.gamma, s.delta, s.degree, s.threshold, s.modulus_bits, s.n_min, s.seed
     )
 }
@@ -60,6 +66,13 @@ pub(super) fn tables(report: &Report) -> String {
             seconds(round.virtual_seconds),
             seconds(wall(round))
         );
+        if let Some(spent) = &round.privacy {
+            let _ = writeln!(
+                text,
+                "  epsilon {:.4} this round, {:.4} so far; noise of deviation {:.2e} on an element of the mean",
+                spent.epsilon, spent.total_epsilon, spent.noise_deviation
+            );
+        }
         if let Some(first) = &round.first_refusal {
             let _ = writeln!(text, "  {} clients refused to go on, the first: {first}", round.refusals);
         }
@@ -185,6 +198,10 @@ struct Row<'a> {
     client_cpu_mean: f64,
     client_cpu_max: f64,
     server_seconds: f64,
+    noise_multiplier: Option<f64>,
+    epsilon: Option<f64>,
+    total_epsilon: Option<f64>,
+    noise_deviation: Option<f64>,
 }
 
 /// One line for each round and phase.
@@ -222,6 +239,10 @@ pub(super) fn csv(path: &Path, reports: &[Report]) -> anyhow::Result<()> {
                     client_cpu_mean: timing.client_seconds.mean,
                     client_cpu_max: timing.client_seconds.max,
                     server_seconds: timing.server_seconds,
+                    noise_multiplier: s.privacy.map(|privacy| privacy.noise_multiplier),
+                    epsilon: round.privacy.map(|spent| spent.epsilon),
+                    total_epsilon: round.privacy.map(|spent| spent.total_epsilon),
+                    noise_deviation: round.privacy.map(|spent| spent.noise_deviation),
                 })?;
             }
         }

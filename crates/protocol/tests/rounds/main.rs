@@ -4,6 +4,7 @@
 mod liars;
 mod lying;
 mod network;
+mod privacy;
 mod refusals;
 mod resume;
 mod traffic;

@@ -5,6 +5,7 @@ use prost::Message;
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use unisono_crypto::ring::RingVector;
 use unisono_protocol::proto::{ClientMessage, ServerMessage, client_message::Step};
 use unisono_protocol::server::{Abort, Closed, Outcome, Phase, Server};
 
@@ -107,10 +108,24 @@ impl Network {
 
 /// Plays one round with `count` devices.
 pub fn play(params: &unisono_protocol::proto::RoundParams, count: usize, faults: Faults, seed: u64) -> Played {
+    play_with(params, count, faults, seed, None)
+}
+
+/// As [`play`], with the devices' inputs; by default they are random.
+pub fn play_with(
+    params: &unisono_protocol::proto::RoundParams,
+    count: usize,
+    faults: Faults,
+    seed: u64,
+    input: Option<&dyn Fn(usize) -> RingVector>,
+) -> Played {
     let mut network = Network { rng: ChaCha8Rng::seed_from_u64(seed), faults, flight: Vec::new() };
     let mut server = open(params);
     let round = server.params().clone();
     let mut devices: Vec<Device> = (0..count).map(|i| Device::new(i, &server, seed)).collect();
+    if let Some(input) = input {
+        devices.iter_mut().enumerate().for_each(|(i, device)| device.input = input(i));
+    }
     // Where a device vanishes: in that phase, before or after it has sent its step.
     let phases: &[Phase] = &Phase::ALL;
     let fates: Vec<Option<(Phase, bool)>> = devices

@@ -69,6 +69,7 @@ pub fn params(malicious: bool, n_min: u32, n_max: u32, gamma: f64, delta: f64, d
             max_weight: 1.0,
             rounding: proto::Rounding::Deterministic as i32,
             metrics: Vec::new(),
+            privacy: None,
         }),
         n_min,
         n_max,

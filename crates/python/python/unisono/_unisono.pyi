@@ -77,6 +77,7 @@ def simulate(
     gamma: float,
     delta: float | None,
     n_min: int | None,
+    privacy: tuple[float, float] | None,
     threads: int,
     updates: Callable[[int, int], tuple[NDArray[np.float32], float]] | None = None,
     round_finished: Callable[[int, NDArray[np.float32] | None], object] | None = None,

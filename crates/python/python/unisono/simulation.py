@@ -84,6 +84,8 @@ def simulate(
     gamma: float = 0.05,
     delta: float | None = None,
     n_min: int | None = None,
+    noise_multiplier: float | None = None,
+    privacy_delta: float = 1e-5,
     threads: int = 0,
     updates: Callable[[int, int], tuple[NDArray[np.float32], float]] | None = None,
     round_finished: Callable[[int, NDArray[np.float32] | None], object] | None = None,
@@ -97,6 +99,10 @@ def simulate(
     mode : ``"malicious"`` or ``"semi-honest"``.
     seed : everything but measured times repeats with it; also the clients' keys, so never use it for real data.
     delta : assumed drop-out fraction; by default what ``dropout`` leads one to expect.
+    noise_multiplier : differential privacy: deviation of the noise in the smallest allowed sum, in units of what one client
+        can change; the quantiser needs an ``l2_clip`` and equal weights. ``rounds[i]["privacy"]`` of
+        the result has epsilon.
+    privacy_delta : the delta for which epsilon is reported.
     threads : 0 for as many as there are cores.
     updates : ``updates(client, round)`` gives a float32 array of ``dim`` elements and a weight; by default random updates.
         It is called on any thread, once for each pair.
@@ -118,6 +124,7 @@ def simulate(
         gamma=gamma,
         delta=delta,
         n_min=n_min,
+        privacy=None if noise_multiplier is None else (noise_multiplier, privacy_delta),
         threads=threads,
         updates=updates,
         round_finished=round_finished,

@@ -1,0 +1,225 @@
+//! Pictures, PNG and SVG. The font comes with the program: no library or font of the system is needed.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Once;
+
+use plotters::coord::Shift;
+use plotters::coord::ranged1d::{AsRangedCoord, ValueFormatter};
+use plotters::prelude::*;
+use plotters::style::{FontStyle, register_font};
+
+const SIZE: (u32, u32) = (900, 560);
+const FONT: &str = "sans-serif";
+
+type Drawing<'a, B> = DrawingArea<B, Shift>;
+
+/// Curves by name. On a logarithmic axis coordinates are positive.
+pub type Curves = BTreeMap<String, Vec<(f64, f64)>>;
+
+/// How an axis maps values to places.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scale {
+    /// Equal steps.
+    Linear,
+    /// Equal factors.
+    Logarithmic,
+}
+
+/// One picture.
+#[derive(Debug, Clone)]
+pub enum Picture {
+    /// Bars of phases, in groups of two.
+    Bars {
+        /// Heading.
+        title: String,
+        /// Name of the upright axis.
+        unit: &'static str,
+        /// Names and values, one value a phase.
+        series: [(&'static str, Vec<f64>); 2],
+        /// Names under the groups.
+        phases: Vec<&'static str>,
+    },
+    /// Curves.
+    Curves {
+        /// Heading.
+        title: String,
+        /// Name and scale of the level axis.
+        x: (&'static str, Scale),
+        /// Name and scale of the upright axis.
+        y: (&'static str, Scale),
+        /// The curves.
+        curves: Curves,
+    },
+}
+
+fn use_font() -> anyhow::Result<()> {
+    static ONCE: Once = Once::new();
+    let mut result = Ok(());
+    ONCE.call_once(|| {
+        result = register_font(FONT, FontStyle::Normal, dejavu::sans::regular());
+    });
+    result.map_err(|_| anyhow::anyhow!("the built-in font can't be read"))
+}
+
+/// Draws every picture as `NAME.png` and `NAME.svg` into a folder, which is made if missing; the files' paths.
+///
+/// # Errors
+/// When a file can't be written, or a picture not be drawn.
+pub fn draw(directory: &Path, pictures: &[(String, Picture)]) -> anyhow::Result<Vec<PathBuf>> {
+    use_font()?;
+    std::fs::create_dir_all(directory)?;
+    let mut written = Vec::new();
+    for (name, picture) in pictures {
+        let png = directory.join(format!("{name}.png"));
+        picture.draw(&BitMapBackend::new(&png, SIZE).into_drawing_area())?;
+        let svg = directory.join(format!("{name}.svg"));
+        picture.draw(&SVGBackend::new(&svg, SIZE).into_drawing_area())?;
+        written.extend([png, svg]);
+    }
+    Ok(written)
+}
+
+impl Picture {
+    fn draw<B: DrawingBackend>(&self, area: &Drawing<'_, B>) -> anyhow::Result<()>
+    where
+        B::ErrorType: 'static,
+    {
+        area.fill(&WHITE)?;
+        match self {
+            Self::Bars { title, unit, series, phases } => bars(area, title, unit, series, phases)?,
+            Self::Curves { title, x, y, curves } => {
+                let points = || curves.values().flatten();
+                let (across, up) = (range(points().map(|p| p.0), x.1), range(points().map(|p| p.1), y.1));
+                use Scale::{Linear, Logarithmic};
+                match (x.1, y.1) {
+                    (Linear, Linear) => lines(area, title, (x.0, across), (y.0, up), curves)?,
+                    (Linear, Logarithmic) => lines(area, title, (x.0, across), (y.0, up.log_scale()), curves)?,
+                    (Logarithmic, Linear) => lines(area, title, (x.0, across.log_scale()), (y.0, up), curves)?,
+                    (Logarithmic, Logarithmic) => {
+                        lines(area, title, (x.0, across.log_scale()), (y.0, up.log_scale()), curves)?;
+                    }
+                }
+            }
+        }
+        area.present()?;
+        Ok(())
+    }
+}
+
+/// A value of an axis, short: 1k, 2.5M, 20m.
+fn short(value: &f64) -> String {
+    let units = [(1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""), (1e-3, "m"), (1e-6, "\u{b5}")];
+    let found = units.into_iter().find(|(size, _)| value.abs() >= size * 0.9999);
+    found.map_or_else(|| format!("{value}"), |(size, unit)| format!("{}{unit}", (value / size * 100.0).round() / 100.0))
+}
+
+fn bars<B: DrawingBackend>(
+    area: &Drawing<'_, B>,
+    title: &str,
+    unit: &str,
+    series: &[(&str, Vec<f64>); 2],
+    phases: &[&str],
+) -> anyhow::Result<()>
+where
+    B::ErrorType: 'static,
+{
+    let top = series.iter().flat_map(|(_, values)| values).fold(0.0f64, |top, value| top.max(*value));
+    let mut chart = ChartBuilder::on(area)
+        .caption(title, (FONT, 18))
+        .margin(14)
+        .x_label_area_size(40)
+        .y_label_area_size(70)
+        .build_cartesian_2d(0.0..phases.len() as f64, 0.0..(top * 1.1).max(f64::MIN_POSITIVE))?;
+    chart
+        .configure_mesh()
+        .disable_x_mesh()
+        .disable_x_axis()
+        .y_desc(unit)
+        .y_label_formatter(&short)
+        .label_style((FONT, 14))
+        .draw()?;
+    for (place, (name, values)) in series.iter().enumerate() {
+        let style = Palette99::pick(place).filled();
+        let bar = |(i, value): (usize, &f64)| {
+            let left = i as f64 + 0.12 + 0.38 * place as f64;
+            Rectangle::new([(left, 0.0), (left + 0.36, *value)], style)
+        };
+        chart
+            .draw_series(values.iter().enumerate().map(bar))?
+            .label(*name)
+            .legend(move |(x, y)| Rectangle::new([(x, y - 5), (x + 14, y + 5)], style));
+    }
+    let names = phases
+        .iter()
+        .enumerate()
+        .map(|(i, phase)| Text::new((*phase).to_owned(), (i as f64 + 0.3, top * -0.015), (FONT, 15).into_font()));
+    chart.draw_series(names)?;
+    legend(&mut chart)
+}
+
+/// From a little below the smallest value to a little above the largest.
+fn range(values: impl Iterator<Item = f64> + Clone, scale: Scale) -> Range<f64> {
+    let low = values.clone().fold(f64::INFINITY, f64::min);
+    let high = values.fold(f64::NEG_INFINITY, f64::max);
+    match scale {
+        Scale::Linear => {
+            let room = ((high - low) * 0.05).max(1e-9);
+            low - room..high + room
+        }
+        Scale::Logarithmic => low.max(1e-9) / 1.25..high.max(1e-9) * 1.25,
+    }
+}
+
+fn lines<B: DrawingBackend, X, Y>(
+    area: &Drawing<'_, B>,
+    title: &str,
+    (x, across): (&str, X),
+    (y, up): (&str, Y),
+    curves: &Curves,
+) -> anyhow::Result<()>
+where
+    B::ErrorType: 'static,
+    X: AsRangedCoord<Value = f64>,
+    X::CoordDescType: ValueFormatter<f64>,
+    Y: AsRangedCoord<Value = f64>,
+    Y::CoordDescType: ValueFormatter<f64>,
+{
+    let mut chart = ChartBuilder::on(area)
+        .caption(title, (FONT, 18))
+        .margin(14)
+        .x_label_area_size(44)
+        .y_label_area_size(70)
+        .build_cartesian_2d(across, up)?;
+    chart
+        .configure_mesh()
+        .x_desc(x)
+        .y_desc(y)
+        .x_label_formatter(&short)
+        .y_label_formatter(&short)
+        .label_style((FONT, 14))
+        .draw()?;
+    for (i, (name, points)) in curves.iter().enumerate() {
+        let color = Palette99::pick(i).to_rgba();
+        chart
+            .draw_series(LineSeries::new(points.iter().copied(), color.stroke_width(2)).point_size(4))?
+            .label(name)
+            .legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], color.stroke_width(2)));
+    }
+    legend(&mut chart)
+}
+
+fn legend<'a, B: DrawingBackend + 'a, C: CoordTranslate>(chart: &mut ChartContext<'a, B, C>) -> anyhow::Result<()>
+where
+    B::ErrorType: 'static,
+{
+    chart
+        .configure_series_labels()
+        .position(SeriesLabelPosition::UpperLeft)
+        .background_style(WHITE.mix(0.85))
+        .border_style(BLACK.mix(0.4))
+        .label_font((FONT, 14))
+        .draw()?;
+    Ok(())
+}

@@ -124,7 +124,7 @@ pub struct Store {
     db: SqlitePool,
     blobs: Arc<dyn ObjectStore>,
     /// Locked as long as the store lives.
-    _lock: File,
+    lock: File,
 }
 
 fn model_path(task: &str, version: u64, what: &str) -> BlobPath {
@@ -170,12 +170,14 @@ impl Store {
         let db = SqlitePoolOptions::new().max_connections(2).connect_with(options).await?;
         sqlx::raw_sql(SCHEMA).execute(&db).await?;
         let blobs = LocalFileSystem::new_with_prefix(folder.join("blobs"))?.with_fsync(true);
-        Ok(Self { db, blobs: Arc::new(blobs), _lock: lock })
+        Ok(Self { db, blobs: Arc::new(blobs), lock })
     }
 
     /// Closes the database; used before the folder is handed to another process.
     pub async fn close(&self) {
         self.db.close().await;
+        // Calls that still hang may hold the store; nothing is written any more.
+        let _ = self.lock.unlock();
     }
 
     async fn put(&self, path: &BlobPath, bytes: Vec<u8>) -> Result<(), StoreError> {

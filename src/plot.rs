@@ -108,8 +108,11 @@ impl Picture {
     }
 }
 
-/// A value of an axis, short: 1k, 2.5M, 20m.
+/// A value of an axis, short: 1k, 2.5M, 0.25, 2m.
 fn short(value: &f64) -> String {
+    if (0.01..1.0).contains(&value.abs()) {
+        return format!("{}", (value * 1000.0).round() / 1000.0);
+    }
     let units = [(1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""), (1e-3, "m"), (1e-6, "\u{b5}")];
     let found = units.into_iter().find(|(size, _)| value.abs() >= size * 0.9999);
     found.map_or_else(|| format!("{value}"), |(size, unit)| format!("{}{unit}", (value / size * 100.0).round() / 100.0))

@@ -27,7 +27,7 @@ wheel=$(ls target/wheels/unisono-*-abi3-*.whl)
 step pip install "$wheel[test,examples,flower]"
 if [ -z "${UNISONO_BIN:-}" ]; then
     step cargo build --release --locked --bin unisono
-    export UNISONO_BIN=$root/target/release/unisono
+    export UNISONO_BIN=${CARGO_TARGET_DIR:-$root/target}/release/unisono
 fi
 
 # Away from the sources, so that the installed package is what is checked.

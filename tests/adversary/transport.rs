@@ -225,7 +225,9 @@ async fn a_half_open_upload_stream_and_chunks_out_of_order() {
     // (An honest one, which is uploading at this moment: it must not notice.)
     let other = UploadChunk { client_id: deployment.device_keys(0).client_id.to_vec(), ..chunk(2) };
     match send(vec![other.clone()]).await {
-        Ok(status) => assert!(status.into_inner().complete, "only an upload that is complete already has no use for it"),
+        Ok(status) => {
+            assert!(status.into_inner().complete, "only an upload that is complete already has no use for it")
+        }
         Err(status) => assert!(["upload_hash", "incomplete", "upload_order"].contains(&reason(&status)), "{status}"),
     }
     assert_eq!(reason(&send(vec![chunk(2), other]).await.unwrap_err()), "malformed");

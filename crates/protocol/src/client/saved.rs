@@ -340,13 +340,21 @@ impl Saved {
         Ok(Cohort { id, graph: Arc::new(Graph::new(id, self.n, params.topology(self.n)?)), adverts_root: root })
     }
 
+    /// Index of a neighbour, which is another member of the cohort.
+    fn neighbour(&self, peer: &SavedPeer) -> Result<u32, ClientError> {
+        if peer.index >= self.n || peer.index == self.index {
+            return Err(ClientError::Saved("a neighbour is not in the cohort"));
+        }
+        Ok(peer.index)
+    }
+
     fn shared(&self, round: Round, message: ClientMessage) -> Result<Shared, ClientError> {
         let cohort = self.cohort(&round.params)?;
         let secrets = self.secrets(round)?;
         let from = End { index: self.index, advert: &secrets.advert };
         let mut neighbours = Vec::with_capacity(self.peers.len());
         for peer in &self.peers {
-            let index = peer.index;
+            let index = self.neighbour(peer)?;
             let advert = advert(peer.advert.as_ref(), &secrets.round)?;
             let identity = match secrets.round.authority {
                 Some(_) => Some(VerifyingKey::from_bytes(&peer.identity)?),
@@ -369,17 +377,15 @@ impl Saved {
         let shared = bitmap::from_bytes(&self.shared, self.n as usize)?;
         let share = |bytes: &[u8]| Share::from_bytes(self.index + 1, bytes.try_into().ok()?).ok();
         let peer = |peer: &SavedPeer| {
-            if peer.index >= self.n {
-                return Err(ClientError::Saved("a neighbour is not in the cohort"));
-            }
+            let index = self.neighbour(peer)?;
             let shares = share(&peer.self_mask_share).zip(share(&peer.mask_share));
             Ok(Peer {
-                index: peer.index,
+                index,
                 channel: secret(&peer.secret)?,
                 shares: shares.map(|(self_mask, mask)| Shares { self_mask, mask }),
             })
         };
-        let peers = self.peers.iter().map(peer).collect::<Result<_, _>>()?;
+        let peers = self.peers.iter().map(peer).collect::<Result<_, ClientError>>()?;
         Ok(Member { round, cohort, index: self.index, shared, peers })
     }
 }

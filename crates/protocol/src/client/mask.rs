@@ -13,7 +13,7 @@ use super::error::NeighbourFault;
 use super::share::{Neighbour, Shared};
 use super::{ClientError, Rejected, Round, commit};
 use crate::bitmap;
-use crate::cohort::Cohort;
+use crate::cohort::{Advert, Cohort};
 use crate::pairwise::{self, End};
 use crate::policy::ParticipationRecord;
 use crate::proto::{self, ClientMessage, client_message::Step};
@@ -103,7 +103,7 @@ impl Shared {
         if have < need {
             return Err(ClientError::TooFew { what: "shared keys", have, need });
         }
-        let present: Vec<&Neighbour> = self.neighbours.iter().filter(|v| shared[v.index as usize]).collect();
+        let (present, absent): (Vec<_>, Vec<_>) = self.neighbours.iter().partition(|v| shared[v.index as usize]);
         let (have, need) = (present.len(), cohort.threshold());
         if have < need {
             return Err(ClientError::TooFew { what: "of this device's neighbours shared keys", have, need });
@@ -111,12 +111,15 @@ impl Shared {
         if view.deliveries.len() != present.len() {
             return Err(ClientError::TooFew { what: "were delivered", have: view.deliveries.len(), need: have });
         }
+        if round.authority.is_some() {
+            self.check_absent(&absent, &view.absent)?;
+        }
 
         let mask_key = pairwise::mask_key(&self.secrets.mask_secret, params.round_id);
         let mut masks = vec![(pairwise::self_mask(&self.secrets.self_secret, cohort.id), Sign::Add)];
         let mut peers = Vec::with_capacity(present.len());
         // All cores verify and decapsulate; the first fault in order is the one reported.
-        let receive = |(neighbour, delivery): (&&Neighbour, &proto::DeliveredShares)| {
+        let receive = |(&neighbour, delivery): (&&Neighbour, &proto::DeliveredShares)| {
             self.receive(neighbour, delivery, &mask_key).map_err(|fault| fault.of(neighbour.index))
         };
         let received: Vec<_> = present.par_iter().zip(&view.deliveries).map(receive).collect();
@@ -143,6 +146,29 @@ impl Shared {
         let message = round.message(Step::Upload(header));
         let member = Member { round: round.clone(), cohort: cohort.clone(), index: self.index, shared, peers };
         Ok((member, message))
+    }
+
+    /// Checks that the adverts of the neighbours outside U1 are their own, as this device gave shares to the keys in them. (Whoever
+    /// is in U1 has signed the cohort's id, which covers its advert.)
+    fn check_absent(&self, absent: &[&Neighbour], signed: &[proto::Signed]) -> Result<(), ClientError> {
+        if signed.len() != absent.len() {
+            let (have, need) = (signed.len(), absent.len());
+            return Err(ClientError::TooFew { what: "that shared no keys have their advert's signature", have, need });
+        }
+        // All cores verify; the first fault in order is the one reported.
+        let check = |(neighbour, signed): (&&Neighbour, &proto::Signed)| self.check_advert(neighbour, signed);
+        let checked: Vec<_> = absent.par_iter().zip(signed).map(check).collect();
+        let named = checked.into_iter().zip(absent).map(|(checked, v)| checked.map_err(|fault| fault.of(v.index)));
+        named.collect()
+    }
+
+    fn check_advert(&self, neighbour: &Neighbour, signed: &proto::Signed) -> Result<(), NeighbourFault> {
+        const WHAT: &str = "neighbour's advert";
+        signed::verify::<proto::Advert>(signed, label::SIG_ADVERT, neighbour.identity.as_deref(), WHAT)?;
+        if Advert::from_payload(&signed.payload, self.secrets.round.params.round_id)? != *neighbour.advert {
+            return Err(NeighbourFault::OtherAdvert);
+        }
+        Ok(())
     }
 
     /// Checks one neighbour's message and takes the pair's mask and the shares out of it.

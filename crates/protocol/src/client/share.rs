@@ -102,7 +102,7 @@ impl Advertised {
         self.secrets.advert.insert_keys(&mut seen);
         let mut last_id = None;
         let mut checked = Vec::with_capacity(expected.len());
-        // Signatures are the expensive part of this phase: all cores verify; the first fault in order is the one reported.
+        // All cores expand keys; the first fault in order is the one reported.
         let adverts: Vec<_> = view.neighbours.par_iter().map(|v| check_advert(round, v, now, &verify)).collect();
         for (neighbour, advert) in view.neighbours.iter().zip(adverts) {
             let index = neighbour.index;
@@ -180,27 +180,25 @@ impl Advertised {
     }
 }
 
-/// Path, roster leaf and signature of one neighbour's advert.
+/// Path and roster leaf of one neighbour's advert. That it is its sender's own is proved in phase 2, before anything is masked
+/// under what is agreed here (section 3).
 fn check_advert<E>(
     round: &Round,
     neighbour: &proto::NeighbourAdvert,
     now: u64,
     verify: &(impl Fn(u32, &[u8], &[[u8; 32]]) -> Result<(), E> + Sync),
 ) -> Result<(Advert, Option<VerifyingKey>), NeighbourFault> {
-    let absent = |what| signed::SignedError::malformed("neighbour's advert", what);
-    let signed = neighbour.advert.as_ref().ok_or_else(|| absent("it is missing"))?;
     let path = signed::path(&neighbour.advert_path)?;
-    verify(neighbour.index, &signed.payload, &path).map_err(|_| NeighbourFault::Path)?;
+    verify(neighbour.index, &neighbour.advert, &path).map_err(|_| NeighbourFault::Path)?;
     let leaf = match &round.authority {
         Some((head, _)) => {
-            let proof = neighbour.roster.as_ref().ok_or_else(|| absent("its roster leaf is missing"))?;
+            let missing = || signed::SignedError::malformed("neighbour's advert", "its roster leaf is missing");
+            let proof = neighbour.roster.as_ref().ok_or_else(missing)?;
             Some(head.check_leaf(proof, now)?)
         }
         None => None,
     };
-    let identity = leaf.as_ref().map(|leaf| &leaf.identity_key);
-    signed::verify::<proto::Advert>(signed, label::SIG_ADVERT, identity, "neighbour's advert")?;
-    let advert = Advert::from_payload(&signed.payload, round.params.round_id)?;
+    let advert = Advert::from_payload(&neighbour.advert, round.params.round_id)?;
     if leaf.as_ref().is_some_and(|leaf| leaf.client_id != advert.client_id) {
         return Err(NeighbourFault::ClientId);
     }

@@ -246,13 +246,25 @@ impl Quantiser {
         let rounder = Rounder::new(self.rounding, self.scale(), rng);
         let factor = share / (2.0 * clip);
         let encoded = RingVector::from_chunks(modulus, dimension + last.len(), |start, out| {
-            rounder.coins(start, out)?;
-            let inside = out.len().min(dimension.saturating_sub(start));
-            let (updates, others) = out.split_at_mut(inside);
-            let values = &update[start.min(dimension)..];
-            pulp::Arch::new().dispatch(Quantise { updates, values, shrink, clip, factor, rounder: &rounder });
-            let from = start.max(dimension) - dimension;
-            others.iter_mut().zip(&last[from..]).for_each(|(x, &unit)| *x = rounder.round(unit, *x));
+            for (start, out) in (start..).step_by(COINS).zip(out.chunks_mut(COINS)) {
+                let coins = rounder.coins(start, out.len())?;
+                let inside = out.len().min(dimension.saturating_sub(start));
+                let (updates, others) = out.split_at_mut(inside);
+                let values = &update[start.min(dimension)..];
+                let rounder = &rounder;
+                pulp::Arch::new().dispatch(Quantise {
+                    updates,
+                    values,
+                    coins: coins.as_slice(),
+                    shrink,
+                    clip,
+                    factor,
+                    rounder,
+                });
+                let from = start.max(dimension) - dimension;
+                let others = others.iter_mut().zip(&last[from..]).zip(&coins[inside..]);
+                others.for_each(|((x, &unit), &coin)| *x = rounder.round(unit, coin));
+            }
             Ok(())
         });
         let mut encoded = encoded.map_err(|error| match error {
@@ -318,9 +330,9 @@ impl Quantiser {
 
 /// The loop over an update's elements; `dispatch` runs it compiled for the widest vectors that the processor has.
 struct Quantise<'a> {
-    /// The coins at first, then the elements.
     updates: &'a mut [u32],
     values: &'a [f32],
+    coins: &'a [u16],
     shrink: f64,
     clip: f64,
     factor: f64,
@@ -332,10 +344,10 @@ impl pulp::NullaryFnOnce for Quantise<'_> {
 
     #[inline(always)]
     fn call(self) {
-        let Self { updates, values, shrink, clip, factor, rounder } = self;
-        for (x, &value) in updates.iter_mut().zip(values) {
+        let Self { updates, values, coins, shrink, clip, factor, rounder } = self;
+        for ((x, &value), &coin) in updates.iter_mut().zip(values).zip(coins) {
             let clipped = (f64::from(value) * shrink).clamp(-clip, clip);
-            *x = rounder.round(clipped * factor + 0.5, *x);
+            *x = rounder.round(clipped * factor + 0.5, coin);
         }
     }
 }
@@ -368,6 +380,9 @@ fn l2_norm(values: &[f32]) -> f64 {
     (lanes.iter().sum::<f64>() + rest).sqrt()
 }
 
+/// Elements whose coins are drawn at a time.
+const COINS: usize = 4096;
+
 /// Rounds by adding a coin of `[0, 1)` and rounding down; deterministically, the coin is one half.
 struct Rounder {
     /// The stream of coins, in stochastic rounding: a seed drawn from the caller's generator, so that chunks can be
@@ -382,29 +397,21 @@ impl Rounder {
         Self { coins: (rounding == Rounding::Stochastic).then(|| seed(rng)), scale }
     }
 
-    /// Fills `out`, which is all zeros, with the random words for the elements from `start` on.
-    fn coins(&self, start: usize, out: &mut [u32]) -> Result<(), CryptoError> {
-        match &self.coins {
-            Some(seed) => {
-                // They are zeros already, but pages that are read before they are first written fault twice.
-                out.fill(0);
-                prg::apply(seed, start as u64, Sign::Add, out)
-            }
-            None => {
-                out.fill(1 << 31);
-                Ok(())
-            }
-        }
+    /// The coins for `count` elements from `start` on, at most [`COINS`] of them.
+    fn coins(&self, start: usize, count: usize) -> Result<Zeroizing<[u16; COINS]>, CryptoError> {
+        let Some(seed) = &self.coins else { return Ok(Zeroizing::new([1 << 15; COINS])) };
+        let mut coins = Zeroizing::new([0; COINS]);
+        prg::apply(seed, start as u64, Sign::Add, &mut coins[..count])?;
+        Ok(coins)
     }
 
-    /// Scales a value of 0 to 1 and rounds it. Coins have 20 bits, and the scaled value is taken to 2^-20: added to 2^32, a
-    /// double's last bit is 2^-20 and its fraction's upper 32 bits are the integer.
+    /// Scales a value of 0 to 1 and rounds it. Coins have 16 bits, and the scaled value is rounded to 2^-16 first: added to 2^36, a
+    /// double's last bit is 2^-16, and what stands above it is the integer.
     #[inline(always)]
-    fn round(&self, unit: f64, word: u32) -> u32 {
-        const STEP: f64 = 1.0 / (1u64 << 20) as f64;
-        let coin = f64::from((word >> 12) as i32) * STEP;
-        let scaled = unit.clamp(0.0, 1.0) * self.scale + coin;
-        ((scaled + (1u64 << 32) as f64).to_bits() >> 20) as u32
+    fn round(&self, unit: f64, coin: u16) -> u32 {
+        const STEP: f64 = 1.0 / (1u64 << 16) as f64;
+        let scaled = unit.clamp(0.0, 1.0) * self.scale + f64::from(coin) * STEP;
+        ((scaled + (1u64 << 36) as f64).to_bits() >> 16) as u32
     }
 }
 
@@ -478,9 +485,8 @@ mod tests {
     fn stochastic_rounding_is_unbiased() {
         let mut rng = ChaCha20Rng::seed_from_u64(4);
         let rounder = Rounder::new(Rounding::Stochastic, 10.0, &mut rng);
-        let mut coins = vec![0; 20_000];
-        rounder.coins(0, &mut coins).unwrap();
-        let sum: u32 = coins.iter().map(|&coin| rounder.round(0.125, coin)).sum();
+        let coins: Vec<u16> = (0..5).flat_map(|i| rounder.coins(i * COINS, COINS).unwrap().to_vec()).collect();
+        let sum: u32 = coins[..20_000].iter().map(|&coin| rounder.round(0.125, coin)).sum();
         // Mean 1.25, standard deviation of the sum 61: six of them.
         assert!((25_000 - 370..25_000 + 370).contains(&sum), "{sum}");
     }
@@ -490,7 +496,7 @@ mod tests {
         for bits in [1u32, 16, 32] {
             let top = ((1u64 << bits) - 1) as u32;
             let rounder = Rounder { coins: None, scale: f64::from(top) };
-            for coin in [0, 1 << 31, u32::MAX] {
+            for coin in [0, 1 << 15, u16::MAX] {
                 assert_eq!((rounder.round(0.0, coin), rounder.round(1.0, coin)), (0, top), "{bits} bits, coin {coin}");
             }
         }

@@ -6,22 +6,18 @@
 
 use std::fmt;
 
-use libcrux_ml_kem::mlkem768::{self, MlKem768Ciphertext, MlKem768PrivateKey, MlKem768PublicKey};
 use rand_core::CryptoRng;
 use sha3::{Digest, Sha3_256};
 use shake::{ExtendableOutput, Shake256, Update, XofReader};
-use zeroize::{Zeroize, Zeroizing};
+use zeroize::Zeroizing;
 
 use crate::secret::Secret32;
-use crate::{CryptoError, x25519};
+use crate::{CryptoError, ml_kem, x25519};
 
-const ML_EK_LEN: usize = 1184;
-const ML_DK_LEN: usize = 2400;
-const ML_CT_LEN: usize = 1088;
 /// Bytes of an encapsulation key: ML-KEM-768, then X25519.
-pub const EK_LEN: usize = ML_EK_LEN + 32;
+pub const EK_LEN: usize = ml_kem::EK_LEN + 32;
 /// Bytes of a ciphertext: ML-KEM-768, then X25519.
-pub const CT_LEN: usize = ML_CT_LEN + 32;
+pub const CT_LEN: usize = ml_kem::CT_LEN + 32;
 /// Bytes of the coins of one encapsulation: ML-KEM's, then X25519's.
 pub const COINS_LEN: usize = 64;
 
@@ -35,20 +31,8 @@ fn combine(ml: &[u8; 32], x: &[u8; 32], x_ct: &[u8; 32], x_key: &[u8; 32]) -> Se
 }
 
 /// A public key to which secrets are encapsulated.
-#[derive(Clone)]
-pub struct EncapsulationKey {
-    bytes: Vec<u8>,
-    ml: Box<MlKem768PublicKey>,
-    x: [u8; 32],
-}
-
-impl PartialEq for EncapsulationKey {
-    fn eq(&self, other: &Self) -> bool {
-        self.bytes == other.bytes
-    }
-}
-
-impl Eq for EncapsulationKey {}
+#[derive(Clone, PartialEq, Eq)]
+pub struct EncapsulationKey(Box<[u8; EK_LEN]>);
 
 impl EncapsulationKey {
     /// Reads a key of [`EK_LEN`] bytes.
@@ -56,21 +40,21 @@ impl EncapsulationKey {
     /// # Errors
     /// [`CryptoError::Length`]; [`CryptoError::Encoding`] when the ML-KEM part has an element out of range (FIPS 203, 7.2).
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, CryptoError> {
-        let key = Self::unchecked(bytes)?;
-        if mlkem768::validate_public_key(&key.ml) { Ok(key) } else { Err(CryptoError::Encoding("encapsulation key")) }
+        let length = CryptoError::Length { what: "encapsulation key", expected: EK_LEN, got: bytes.len() };
+        let key = Self(Box::new(bytes.try_into().map_err(|_| length)?));
+        if ml_kem::is_valid(key.parts().0) { Ok(key) } else { Err(CryptoError::Encoding("encapsulation key")) }
     }
 
-    fn unchecked(bytes: &[u8]) -> Result<Self, CryptoError> {
-        let error = || CryptoError::Length { what: "encapsulation key", expected: EK_LEN, got: bytes.len() };
-        let (ml, x) = bytes.split_at_checked(ML_EK_LEN).ok_or_else(error)?;
-        let ml = Box::new(MlKem768PublicKey::try_from(ml).map_err(|_| error())?);
-        let x: [u8; 32] = x.try_into().map_err(|_| error())?;
-        Ok(Self { bytes: bytes.to_vec(), ml, x })
+    /// ML-KEM's key and X25519's.
+    fn parts(&self) -> (&[u8; ml_kem::EK_LEN], &[u8; 32]) {
+        const SPLIT: &str = "an encapsulation key is one of ML-KEM and 32 bytes";
+        let (ml, x) = self.0.split_first_chunk().expect(SPLIT);
+        (ml, x.try_into().expect(SPLIT))
     }
 
     /// The key's [`EK_LEN`] bytes.
     pub fn as_bytes(&self) -> &[u8] {
-        &self.bytes
+        self.0.as_slice()
     }
 
     /// Encapsulates a fresh secret; returns the ciphertext of [`CT_LEN`] bytes and the secret.
@@ -87,29 +71,19 @@ impl EncapsulationKey {
         let mut x_coins = Zeroizing::new([0; 32]);
         ml_coins.copy_from_slice(&coins[..32]);
         x_coins.copy_from_slice(&coins[32..]);
-        let (ml_ct, ml_secret) = mlkem768::encapsulate(&self.ml, *ml_coins);
-        let ml_secret = Zeroizing::new(ml_secret);
+        let (ml_key, x_key) = self.parts();
+        let (ml_ct, ml_secret) = ml_kem::encapsulate(ml_key, &ml_coins);
         let x_ct = x25519::public_key(&x_coins);
-        let x_secret = x25519::diffie_hellman(&x_coins, &self.x);
-        let secret = combine(&ml_secret, &x_secret, &x_ct, &self.x);
-        ([ml_ct.as_ref(), x_ct.as_slice()].concat(), secret)
+        let x_secret = x25519::diffie_hellman(&x_coins, x_key);
+        let secret = combine(&ml_secret, &x_secret, &x_ct, x_key);
+        ([ml_ct.as_slice(), x_ct.as_slice()].concat(), secret)
     }
 }
 
 impl fmt::Debug for EncapsulationKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let id = self.bytes.iter().take(4).fold(String::new(), |id, byte| id + &format!("{byte:02x}"));
+        let id = self.0.iter().take(4).fold(String::new(), |id, byte| id + &format!("{byte:02x}"));
         write!(f, "EncapsulationKey({id}..)")
-    }
-}
-
-/// ML-KEM's expanded key, erased when dropped.
-#[derive(Clone)]
-struct MlKey(Box<MlKem768PrivateKey>);
-
-impl Drop for MlKey {
-    fn drop(&mut self) {
-        self.0[0..ML_DK_LEN].zeroize();
     }
 }
 
@@ -117,7 +91,7 @@ impl Drop for MlKey {
 #[derive(Clone)]
 pub struct DecapsulationKey {
     seed: Secret32,
-    ml: MlKey,
+    ml: ml_kem::DecapsulationKey,
     x: Secret32,
     public: EncapsulationKey,
 }
@@ -134,11 +108,11 @@ impl DecapsulationKey {
         ml_seed.copy_from_slice(&expanded[..64]);
         x_seed.copy_from_slice(&expanded[64..]);
         let x = Secret32::from_bytes(*x_seed);
-        let (ml, ml_public) = mlkem768::generate_key_pair(*ml_seed).into_parts();
-        let x_public = x25519::public_key(x.expose());
-        let bytes = [ml_public.as_ref(), x_public.as_slice()].concat();
-        let public = EncapsulationKey { bytes, ml: Box::new(ml_public), x: x_public };
-        Self { seed: seed.clone(), ml: MlKey(Box::new(ml)), x, public }
+        let ml = ml_kem::DecapsulationKey::from_seed(&ml_seed);
+        let mut public = Box::new([0; EK_LEN]);
+        public[..ml_kem::EK_LEN].copy_from_slice(&ml.encapsulation_key());
+        public[ml_kem::EK_LEN..].copy_from_slice(&x25519::public_key(x.expose()));
+        Self { seed: seed.clone(), ml, x, public: EncapsulationKey(public) }
     }
 
     /// A fresh key pair.
@@ -162,12 +136,11 @@ impl DecapsulationKey {
     /// [`CryptoError::Length`] unless the ciphertext has [`CT_LEN`] bytes.
     pub fn decapsulate(&self, ciphertext: &[u8]) -> Result<Secret32, CryptoError> {
         let error = || CryptoError::Length { what: "KEM ciphertext", expected: CT_LEN, got: ciphertext.len() };
-        let (ml_ct, x_ct) = ciphertext.split_at_checked(ML_CT_LEN).ok_or_else(error)?;
-        let ml_ct = MlKem768Ciphertext::try_from(ml_ct).map_err(|_| error())?;
-        let x_ct: [u8; 32] = x_ct.try_into().map_err(|_| error())?;
-        let ml_secret = Zeroizing::new(mlkem768::decapsulate(&self.ml.0, &ml_ct));
-        let x_secret = x25519::diffie_hellman(self.x.expose(), &x_ct);
-        Ok(combine(&ml_secret, &x_secret, &x_ct, &self.public.x))
+        let (ml_ct, x_ct) = ciphertext.split_first_chunk().ok_or_else(error)?;
+        let x_ct: &[u8; 32] = x_ct.try_into().map_err(|_| error())?;
+        let ml_secret = self.ml.decapsulate(ml_ct);
+        let x_secret = x25519::diffie_hellman(self.x.expose(), x_ct);
+        Ok(combine(&ml_secret, &x_secret, x_ct, self.public.parts().1))
     }
 }
 

@@ -10,6 +10,7 @@ mod error;
 pub mod kdf;
 pub mod kem;
 pub mod merkle;
+mod ml_kem;
 pub mod prg;
 pub mod ring;
 pub mod secret;

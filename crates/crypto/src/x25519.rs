@@ -46,7 +46,8 @@ mod portable {
     }
 }
 
-fn has_fast() -> bool {
+/// Whether graviola runs on this processor.
+pub(crate) fn has_fast() -> bool {
     static AVAILABLE: OnceLock<bool> = OnceLock::new();
     *AVAILABLE.get_or_init(fast::available)
 }

@@ -9,6 +9,7 @@ use ed25519_dalek::Signer;
 use libcrux_ml_dsa::ml_dsa_44::{self, MLDSA44Signature, MLDSA44SigningKey, MLDSA44VerificationKey};
 use libcrux_ml_dsa::ml_dsa_65::{self, MLDSA65Signature, MLDSA65SigningKey, MLDSA65VerificationKey};
 use rand_core::CryptoRng;
+use rayon::prelude::*;
 use zeroize::Zeroize;
 
 use crate::CryptoError;
@@ -178,19 +179,66 @@ impl VerifyingKey {
         let (ed, ml) = signature.split_at(ED_SIG_LEN);
         let ed = ed25519_dalek::Signature::from_slice(ed).map_err(|_| error())?;
         self.ed.verify_strict(&bytes, &ed).map_err(|_| error())?;
+        if self.verify_ml(label, &bytes, ml) { Ok(()) } else { Err(error()) }
+    }
+
+    fn verify_ml(&self, label: Label, bytes: &[u8], ml: &[u8]) -> bool {
         let (key, context) = (&self.bytes[ED_KEY_LEN..], label.as_str().as_bytes());
-        let verified = match self.level {
+        match self.level {
             Level::L44 => key.try_into().ok().zip(ml.try_into().ok()).is_some_and(|(key, ml)| {
                 let (key, ml) = (MLDSA44VerificationKey::new(key), MLDSA44Signature::new(ml));
-                ml_dsa_44::verify(&key, &bytes, context, &ml).is_ok()
+                ml_dsa_44::verify(&key, bytes, context, &ml).is_ok()
             }),
             Level::L65 => key.try_into().ok().zip(ml.try_into().ok()).is_some_and(|(key, ml)| {
                 let (key, ml) = (MLDSA65VerificationKey::new(key), MLDSA65Signature::new(ml));
-                ml_dsa_65::verify(&key, &bytes, context, &ml).is_ok()
+                ml_dsa_65::verify(&key, bytes, context, &ml).is_ok()
             }),
-        };
-        if verified { Ok(()) } else { Err(error()) }
+        }
     }
+}
+
+/// A signature that is claimed.
+#[derive(Clone, Copy)]
+pub struct Claim<'a> {
+    /// Whose.
+    pub key: &'a VerifyingKey,
+    /// For which purpose.
+    pub label: Label,
+    /// Over which bytes.
+    pub message: &'a [u8],
+    /// The signature.
+    pub signature: &'a [u8],
+}
+
+/// As [`VerifyingKey::verify`] for each claim, in order, on all cores. Ed25519 is verified in batches, in less than half the
+/// time; where a batch does not hold, one by one. A batch may accept what only the owner of a key can make: a signature whose point
+/// has a component of small order.
+pub fn verify_all(claims: &[Claim<'_>]) -> Vec<Result<(), CryptoError>> {
+    // What a batch saves grows little from here on.
+    const BATCH: usize = 32;
+    let batch = claims.len().div_ceil(rayon::current_num_threads()).max(BATCH);
+    claims.par_chunks(batch).flat_map(verify_batch).collect()
+}
+
+fn verify_batch(claims: &[Claim<'_>]) -> Vec<Result<(), CryptoError>> {
+    let one_by_one = || claims.iter().map(|c| c.key.verify(c.label, c.message, c.signature)).collect();
+    let well_formed = |c: &Claim<'_>| c.signature.len() == c.key.level.signature_len();
+    if claims.len() == 1 || !claims.iter().all(well_formed) {
+        return one_by_one();
+    }
+    let messages: Vec<Vec<u8>> = claims.iter().map(|c| message_bytes(c.label, c.message)).collect();
+    let bytes: Vec<&[u8]> = messages.iter().map(Vec::as_slice).collect();
+    let ed = |c: &Claim<'_>| ed25519_dalek::Signature::from_slice(&c.signature[..ED_SIG_LEN]).ok();
+    let keys: Vec<_> = claims.iter().map(|c| c.key.ed).collect();
+    let Some(signatures) = claims.iter().map(ed).collect::<Option<Vec<_>>>() else { return one_by_one() };
+    if ed25519_dalek::verify_batch(&bytes, &signatures, &keys).is_err() {
+        return one_by_one();
+    }
+    let ml = |(c, bytes): (&Claim<'_>, &Vec<u8>)| {
+        let holds = c.key.verify_ml(c.label, bytes, &c.signature[ED_SIG_LEN..]);
+        if holds { Ok(()) } else { Err(CryptoError::Signature(c.label.as_str())) }
+    };
+    claims.iter().zip(&messages).map(ml).collect()
 }
 
 impl fmt::Debug for VerifyingKey {
@@ -257,5 +305,37 @@ mod tests {
         let mut identity = vec![0; Level::L44.verifying_key_len()];
         identity[0] = 1;
         assert!(matches!(VerifyingKey::from_bytes(&identity), Err(CryptoError::Encoding(_))));
+    }
+
+    #[test]
+    fn many_claims_are_judged_as_each_alone() {
+        let keys: Vec<SigningKey> = (0..70u8)
+            .map(|i| {
+                SigningKey::from_seed(if i % 3 == 0 { Level::L65 } else { Level::L44 }, &Secret32::from_bytes([i; 32]))
+            })
+            .collect();
+        let public: Vec<VerifyingKey> = keys.iter().map(SigningKey::verifying_key).collect();
+        let mut signatures: Vec<Vec<u8>> = keys.iter().map(|key| key.sign(label::SIG_SHARES, b"m")).collect();
+        let judge = |signatures: &[Vec<u8>]| {
+            let claims: Vec<Claim<'_>> = public
+                .iter()
+                .zip(signatures)
+                .map(|(key, signature)| Claim { key, label: label::SIG_SHARES, message: b"m", signature })
+                .collect();
+            let alone: Vec<_> = claims.iter().map(|c| c.key.verify(c.label, c.message, c.signature)).collect();
+            assert_eq!(verify_all(&claims), alone);
+            alone.iter().filter(|result| result.is_err()).count()
+        };
+        assert_eq!(judge(&signatures), 0);
+        // The ML-DSA half, then the Ed25519 half, then the length, then another key's.
+        signatures[3][ED_SIG_LEN + 100] ^= 1;
+        assert_eq!(judge(&signatures), 1);
+        signatures[40][5] ^= 1;
+        assert_eq!(judge(&signatures), 2);
+        signatures[69].pop();
+        assert_eq!(judge(&signatures), 3);
+        signatures.swap(10, 11);
+        assert_eq!(judge(&signatures), 5);
+        assert!(verify_all(&[]).is_empty());
     }
 }

@@ -2,7 +2,7 @@
 
 use prost::Message;
 use unisono_crypto::kdf::Label;
-use unisono_crypto::sign::{SigningKey, VerifyingKey};
+use unisono_crypto::sign::{Claim, SigningKey, VerifyingKey};
 
 use crate::proto::Signed;
 
@@ -56,6 +56,11 @@ pub fn verify<M: Message + Default>(
         key.verify(label, &signed.payload, &signed.signature).map_err(|_| SignedError::Signature { what })?;
     }
     M::decode(signed.payload.as_slice()).map_err(|e| SignedError::malformed(what, e))
+}
+
+/// A claim that signed bytes are `key`'s, for [`unisono_crypto::sign::verify_all`].
+pub(crate) fn claim<'a>(signed: &'a Signed, label: Label, key: &'a VerifyingKey) -> Claim<'a> {
+    Claim { key, label, message: &signed.payload, signature: &signed.signature }
 }
 
 /// A field that must have exactly `N` bytes.

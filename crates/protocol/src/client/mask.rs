@@ -10,14 +10,15 @@ use unisono_crypto::shamir::Share;
 use unisono_crypto::{CryptoError, aead, merkle};
 
 use super::error::NeighbourFault;
+use super::proofs::SHARES;
 use super::share::{Neighbour, Shared};
 use super::{ClientError, Rejected, Round, commit};
 use crate::bitmap;
-use crate::cohort::{Advert, Cohort};
+use crate::cohort::Cohort;
 use crate::pairwise::{self, End};
 use crate::policy::ParticipationRecord;
 use crate::proto::{self, ClientMessage, client_message::Step};
-use crate::signed;
+use crate::signed::{self, SignedError};
 
 /// Both shares that a neighbour gave this device. One of them is released, never both.
 #[derive(Clone)]
@@ -111,14 +112,12 @@ impl Shared {
         if view.deliveries.len() != present.len() {
             return Err(ClientError::TooFew { what: "were delivered", have: view.deliveries.len(), need: have });
         }
-        if round.authority.is_some() {
-            self.check_absent(&absent, &view.absent)?;
-        }
+        self.check_signatures(&present, &view.deliveries, &absent, &view.absent)?;
 
         let mask_key = pairwise::mask_key(&self.secrets.mask_secret, params.round_id);
         let mut masks = vec![(pairwise::self_mask(&self.secrets.self_secret, cohort.id), Sign::Add)];
         let mut peers = Vec::with_capacity(present.len());
-        // All cores verify and decapsulate; the first fault in order is the one reported.
+        // All cores decapsulate; the first fault in order is the one reported.
         let receive = |(&neighbour, delivery): (&&Neighbour, &proto::DeliveredShares)| {
             self.receive(neighbour, delivery, &mask_key).map_err(|fault| fault.of(neighbour.index))
         };
@@ -148,46 +147,22 @@ impl Shared {
         Ok((member, message))
     }
 
-    /// Checks that the adverts of the neighbours outside U1 are their own, as this device gave shares to the keys in them. (Whoever
-    /// is in U1 has signed the cohort's id, which covers its advert.)
-    fn check_absent(&self, absent: &[&Neighbour], signed: &[proto::Signed]) -> Result<(), ClientError> {
-        if signed.len() != absent.len() {
-            let (have, need) = (signed.len(), absent.len());
-            return Err(ClientError::TooFew { what: "that shared no keys have their advert's signature", have, need });
-        }
-        // All cores verify; the first fault in order is the one reported.
-        let check = |(neighbour, signed): (&&Neighbour, &proto::Signed)| self.check_advert(neighbour, signed);
-        let checked: Vec<_> = absent.par_iter().zip(signed).map(check).collect();
-        let named = checked.into_iter().zip(absent).map(|(checked, v)| checked.map_err(|fault| fault.of(v.index)));
-        named.collect()
-    }
-
-    fn check_advert(&self, neighbour: &Neighbour, signed: &proto::Signed) -> Result<(), NeighbourFault> {
-        const WHAT: &str = "neighbour's advert";
-        signed::verify::<proto::Advert>(signed, label::SIG_ADVERT, neighbour.identity.as_deref(), WHAT)?;
-        if Advert::from_payload(&signed.payload, self.secrets.round.params.round_id)? != *neighbour.advert {
-            return Err(NeighbourFault::OtherAdvert);
-        }
-        Ok(())
-    }
-
-    /// Checks one neighbour's message and takes the pair's mask and the shares out of it.
+    /// Checks one neighbour's message, whose signature was verified, and takes the pair's mask and the shares out of it.
     fn receive(
         &self,
         neighbour: &Neighbour,
         delivery: &proto::DeliveredShares,
         mask_key: &unisono_crypto::kem::DecapsulationKey,
     ) -> Result<(Peer, (Seed, Sign)), NeighbourFault> {
-        const WHAT: &str = "neighbour's shares";
         let cohort = &self.cohort;
-        let malformed = |why: &dyn ToString| signed::SignedError::malformed(WHAT, why.to_string());
+        let malformed = |why: &dyn ToString| SignedError::malformed(SHARES, why.to_string());
         let root = delivery.root.as_ref().ok_or_else(|| malformed(&"no root"))?;
-        let root: proto::SharesRoot = signed::verify(root, label::SIG_SHARES, neighbour.identity.as_deref(), WHAT)?;
+        let root = proto::SharesRoot::decode(root.payload.as_slice()).map_err(|e| malformed(&e))?;
         if root.cohort_id != cohort.id.0 || root.from != neighbour.index {
             return Err(NeighbourFault::Addressee);
         }
         let (count, position) = (root.count.into(), delivery.position.into());
-        let root = signed::fixed(&root.root, WHAT)?;
+        let root = signed::fixed(&root.root, SHARES)?;
         let path = signed::path(&delivery.path)?;
         merkle::verify(label::TREE_SHARES, &root, count, position, &delivery.message, &path)
             .map_err(|_| NeighbourFault::Path)?;

@@ -14,6 +14,7 @@ mod commit;
 mod error;
 mod mask;
 mod pool;
+mod proofs;
 mod saved;
 mod share;
 mod unmask;

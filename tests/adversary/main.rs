@@ -26,6 +26,7 @@ mod over_grpc;
 mod roster;
 mod shares;
 mod shipped_elsewhere;
+mod small_disk;
 mod survivors;
 mod topology;
 mod transport;

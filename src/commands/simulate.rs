@@ -100,6 +100,10 @@ pub struct Args {
     /// Threads [default: as many as there are cores]
     #[arg(long)]
     threads: Option<usize>,
+    /// Verifies each signature once for all clients, as they are in one process: rounds take less time, but a client's CPU time is
+    /// no longer that of a device
+    #[arg(long)]
+    share_checks: bool,
     /// Runs a grid: n=.., dim=.., dropout=.., bits=.. or mode=..; several options multiply
     #[arg(long, value_name = "NAME=V1,V2,..")]
     sweep: Vec<Axis>,
@@ -219,7 +223,8 @@ impl Args {
             .deadline(self.deadline)
             .rounds(self.rounds)
             .seed(self.seed)
-            .threads(self.threads.unwrap_or(0));
+            .threads(self.threads.unwrap_or(0))
+            .share_checks(self.share_checks);
         if let Some(delta) = self.delta {
             builder = builder.delta(delta);
         }

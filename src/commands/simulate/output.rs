@@ -45,8 +45,13 @@ fn heading(report: &Report) -> String {
             p.noise_multiplier, p.contributions, p.l2_clip, p.epsilon, p.delta
         )
     });
+    let checks = if s.shared_checks {
+        "--share-checks: each signature verified once for all clients; client CPU is less than a device's by the rest\n"
+    } else {
+        ""
+    };
     format!(
-        "n = {}, d = {}, {} mode, gamma = {}, delta = {}: k = {}, t = {}{window}, b = {} bits, n_min = {}, seed {}\n{privacy}",
+        "n = {}, d = {}, {} mode, gamma = {}, delta = {}: k = {}, t = {}{window}, b = {} bits, n_min = {}, seed {}\n{privacy}{checks}",
         s.clients, s.dimension, s.mode, s.gamma, s.delta, s.degree, s.threshold, s.modulus_bits, s.n_min, s.seed
     )
 }
@@ -243,6 +248,7 @@ struct Row<'a> {
     threshold: u32,
     modulus_bits: u32,
     seed: u64,
+    shared_checks: bool,
     round: u64,
     cohort: usize,
     survivors: usize,
@@ -293,6 +299,7 @@ pub(super) fn csv(path: &Path, reports: &[Report], models: &[Model]) -> anyhow::
                     threshold: s.threshold,
                     modulus_bits: s.modulus_bits,
                     seed: s.seed,
+                    shared_checks: s.shared_checks,
                     round: round.round,
                     cohort: round.cohort,
                     survivors: round.survivors,

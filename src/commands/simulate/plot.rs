@@ -22,7 +22,8 @@ pub(super) fn draw(directory: &Path, reports: &[Report], models: &[Model]) -> an
 
 fn label(report: &Report) -> String {
     let s = &report.settings;
-    format!("n = {}, d = {}, k = {}, {} mode", s.clients, s.dimension, s.degree, s.mode)
+    let checks = if s.shared_checks { ", signatures checked once for all" } else { "" };
+    format!("n = {}, d = {}, k = {}, {} mode{checks}", s.clients, s.dimension, s.degree, s.mode)
 }
 
 /// Time and bytes by phase of a report's last round.
@@ -78,7 +79,8 @@ fn against(reports: &[Report], models: &[Model]) -> Vec<(String, Picture)> {
                 };
                 let rest = format!("{rest}, delta = {}, {} bits", s.delta, s.quantiser_bits);
                 if let Some(cost) = cost(report) {
-                    let key = format!("{rest}, {}", s.mode);
+                    let checks = if s.shared_checks { ", shared checks" } else { "" };
+                    let key = format!("{rest}, {}{checks}", s.mode);
                     curves.entry(key).or_default().push((number(report, s.degree), amount(&cost)));
                 }
                 if let Some(cost) = modelled(model) {

@@ -156,7 +156,8 @@ impl Shared {
         let cohort = &self.cohort;
         let malformed = |why: &dyn ToString| signed::SignedError::malformed(WHAT, why.to_string());
         let root = delivery.root.as_ref().ok_or_else(|| malformed(&"no root"))?;
-        let root: proto::SharesRoot = signed::verify(root, label::SIG_SHARES, neighbour.identity.as_deref(), WHAT)?;
+        let root: proto::SharesRoot =
+            self.secrets.round.verify(root, label::SIG_SHARES, neighbour.identity.as_deref(), WHAT)?;
         if root.cohort_id != cohort.id.0 || root.from != neighbour.index {
             return Err(NeighbourFault::Addressee);
         }

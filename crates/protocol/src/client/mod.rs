@@ -10,6 +10,7 @@
 //! connection sends the same bytes. What the coordinator sends is checked before anything changes; a refused view comes back
 //! as [`Rejected`] with the state, which may try again.
 
+mod checks;
 mod commit;
 mod error;
 mod mask;
@@ -21,8 +22,9 @@ mod unmask;
 use std::fmt;
 use std::sync::Arc;
 
+use prost::Message;
 use rand_core::CryptoRng;
-use unisono_crypto::kdf::label;
+use unisono_crypto::kdf::{Label, label};
 use unisono_crypto::kem::DecapsulationKey;
 use unisono_crypto::shamir::SecretScalar;
 use unisono_crypto::sign::{SigningKey, VerifyingKey};
@@ -34,8 +36,9 @@ use crate::params::RoundParams;
 use crate::policy::{ParticipationRecord, Policy};
 use crate::proto::{self, ClientMessage, Signed, client_message::Step};
 use crate::roster::Head;
-use crate::signed;
+use crate::signed::{self, SignedError};
 
+pub use checks::SharedChecks;
 pub use error::{ClientError, NeighbourFault};
 pub use mask::Masked;
 pub use pool::KeyPool;
@@ -97,9 +100,25 @@ struct Round {
     /// In malicious mode: the roster's head and the coordinator's key from it.
     authority: Option<(Arc<Head>, VerifyingKey)>,
     identity: Arc<Identity>,
+    /// What this device does not verify on its own, in a simulation.
+    checks: Option<Arc<SharedChecks>>,
 }
 
 impl Round {
+    /// [`signed::verify`] in the phases after joining.
+    fn verify<M: Message + Default>(
+        &self,
+        signed: &Signed,
+        label: Label,
+        key: Option<&VerifyingKey>,
+        what: &'static str,
+    ) -> Result<M, SignedError> {
+        match (&self.checks, key) {
+            (Some(checks), Some(key)) => checks.verify(signed, label, key, what),
+            _ => signed::verify(signed, label, key, what),
+        }
+    }
+
     fn message(&self, step: Step) -> ClientMessage {
         ClientMessage {
             round_id: self.params.round_id.to_vec(),
@@ -166,7 +185,7 @@ impl Joining {
         if let Some((head, _)) = &authority {
             record.see_roster_epoch(head.epoch)?;
         }
-        Ok(Self { round: Round { params: Arc::new(params), authority, identity } })
+        Ok(Self { round: Round { params: Arc::new(params), authority, identity, checks: None } })
     }
 
     /// The accepted parameters.

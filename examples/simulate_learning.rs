@@ -316,6 +316,7 @@ fn pictures(args: &Args, lines: &[Line]) -> Vec<(String, Picture)> {
             x: ("round", Scale::Linear),
             y: ("accuracy on held-out digits", Scale::Linear),
             curves,
+            modelled: Curves::new(),
         }
     };
     let mut against: Vec<(f64, f64)> = last(lines)
@@ -339,7 +340,7 @@ fn pictures(args: &Args, lines: &[Line]) -> Vec<(String, Picture)> {
         let y = ("accuracy on held-out digits", Scale::Linear);
         pictures.push((
             "accuracy-epsilon".to_owned(),
-            Picture::Curves { title, x: ("epsilon", Scale::Logarithmic), y, curves },
+            Picture::Curves { title, x: ("epsilon", Scale::Logarithmic), y, curves, modelled: Curves::new() },
         ));
     }
     pictures

@@ -7,6 +7,7 @@ use std::sync::Once;
 
 use plotters::coord::Shift;
 use plotters::coord::ranged1d::{AsRangedCoord, ValueFormatter};
+use plotters::element::DashedPathElement;
 use plotters::prelude::*;
 use plotters::style::{FontStyle, register_font};
 
@@ -49,8 +50,10 @@ pub enum Picture {
         x: (&'static str, Scale),
         /// Name and scale of the upright axis.
         y: (&'static str, Scale),
-        /// The curves.
+        /// What was measured, as lines.
         curves: Curves,
+        /// What was computed from a model, as dashed lines.
+        modelled: Curves,
     },
 }
 
@@ -89,8 +92,9 @@ impl Picture {
         area.fill(&WHITE)?;
         match self {
             Self::Bars { title, unit, series, phases } => bars(area, title, unit, series, phases)?,
-            Self::Curves { title, x, y, curves } => {
-                let points = || curves.values().flatten();
+            Self::Curves { title, x, y, curves, modelled } => {
+                let points = || curves.values().chain(modelled.values()).flatten();
+                let curves = [curves, modelled];
                 let (across, up) = (range(points().map(|p| p.0), x.1), range(points().map(|p| p.1), y.1));
                 use Scale::{Linear, Logarithmic};
                 match (x.1, y.1) {
@@ -180,7 +184,7 @@ fn lines<B: DrawingBackend, X, Y>(
     title: &str,
     (x, across): (&str, X),
     (y, up): (&str, Y),
-    curves: &Curves,
+    [measured, modelled]: [&Curves; 2],
 ) -> anyhow::Result<()>
 where
     B::ErrorType: 'static,
@@ -203,12 +207,19 @@ where
         .y_label_formatter(&short)
         .label_style((FONT, 14))
         .draw()?;
-    for (i, (name, points)) in curves.iter().enumerate() {
+    for (i, (name, points)) in measured.iter().enumerate() {
         let color = Palette99::pick(i).to_rgba();
         chart
             .draw_series(LineSeries::new(points.iter().copied(), color.stroke_width(2)).point_size(4))?
             .label(name)
             .legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], color.stroke_width(2)));
+    }
+    for (i, (name, points)) in (measured.len()..).zip(modelled) {
+        let style = Palette99::pick(i).to_rgba().stroke_width(2);
+        chart
+            .draw_series(DashedLineSeries::new(points.iter().copied(), 7, 5, style))?
+            .label(name)
+            .legend(move |(x, y)| DashedPathElement::new([(x, y), (x + 16, y)], 5, 3, style));
     }
     legend(&mut chart)
 }

@@ -14,6 +14,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use unisono_protocol::degree::SecurityMode;
 use unisono_protocol::encoding::{Quantiser, Rounding};
 use unisono_protocol::server::Phase;
+use unisono_sim::secaggplus::Model;
 use unisono_sim::{Builder, Dropout, Network, Observer, Report, Simulation};
 
 use sweep::{Axis, Point};
@@ -38,7 +39,11 @@ Examples:
 Every client runs the protocol's real state machine with real keys; only the network is left out. The same seed gives the
 same report, byte for byte, but for measured times. Two kinds of time are told apart:
   virtual   from the models of latency, bandwidth, computing and drop-outs: what a round would take out there
-  measured  CPU time of one client and of the coordinator in this process";
+  measured  CPU time of one client and of the coordinator in this process
+
+A sweep also tells what its rounds would cost with SecAgg+ (Bell et al., CCS 2020): dashed in plots, `secaggplus_model` in JSON
+and CSV. That is a model, no measurement of SecAgg+: the operations and bytes of its semi-honest protocol, counted for the same
+clients, gamma, delta and drop-outs, times what each operation costs on this machine. docs/research.md says what is left out.";
 
 /// Plays rounds with thousands of real clients in this process, on a virtual clock.
 #[derive(clap::Args, Debug)]
@@ -95,6 +100,10 @@ pub struct Args {
     /// Threads [default: as many as there are cores]
     #[arg(long)]
     threads: Option<usize>,
+    /// Verifies each signature once for all clients, as they are in one process: rounds take less time, but a client's CPU time is
+    /// no longer that of a device
+    #[arg(long)]
+    share_checks: bool,
     /// Runs a grid: n=.., dim=.., dropout=.., bits=.. or mode=..; several options multiply
     #[arg(long, value_name = "NAME=V1,V2,..")]
     sweep: Vec<Axis>,
@@ -104,7 +113,8 @@ pub struct Args {
     /// Writes one line for each round and phase to a CSV file
     #[arg(long, value_name = "FILE")]
     csv: Option<PathBuf>,
-    /// Draws time and bytes by phase, and with --sweep the curves against n, d and k, as PNG and SVG
+    /// Draws time and bytes by phase, and with --sweep the curves against n, d and k beside those of a model of SecAgg+, as PNG
+    /// and SVG
     #[arg(long, value_name = "DIR")]
     plot: Option<PathBuf>,
 }
@@ -143,6 +153,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     .context("can't catch Ctrl-C")?;
 
     let mut reports: Vec<Report> = Vec::new();
+    // Beside each report of a sweep.
+    let mut models: Vec<Model> = Vec::new();
     for (i, simulation) in simulations.iter().enumerate() {
         let title = if points.len() > 1 { format!("{}/{} ", i + 1, points.len()) } else { String::new() };
         let mut watch = Watch::new(&stop, title, args.rounds);
@@ -152,23 +164,24 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             print!("{}", output::tables(&report));
         }
         let interrupted = report.interrupted;
+        if swept {
+            models.push(Model::beside(&report)?);
+        }
         reports.push(report);
         if interrupted {
             break;
         }
     }
     if args.json {
-        let text =
-            if swept { serde_json::to_string_pretty(&reports)? } else { serde_json::to_string_pretty(&reports[0])? };
-        println!("{text}");
+        println!("{}", output::json(&reports, &models)?);
     } else if swept {
-        print!("{}", output::summary(&reports));
+        print!("{}{}", output::summary(&reports), output::models(&reports, &models));
     }
     if let Some(path) = &args.csv {
-        output::csv(path, &reports).with_context(|| format!("can't write {}", path.display()))?;
+        output::csv(path, &reports, &models).with_context(|| format!("can't write {}", path.display()))?;
     }
     if let Some(directory) = &args.plot {
-        let drawn = plot::draw(directory, &reports, swept)
+        let drawn = plot::draw(directory, &reports, &models)
             .with_context(|| format!("can't plot into {}", directory.display()))?;
         if std::io::stderr().is_terminal() {
             drawn.iter().for_each(|path| eprintln!("drawn: {}", path.display()));
@@ -210,7 +223,8 @@ impl Args {
             .deadline(self.deadline)
             .rounds(self.rounds)
             .seed(self.seed)
-            .threads(self.threads.unwrap_or(0));
+            .threads(self.threads.unwrap_or(0))
+            .share_checks(self.share_checks);
         if let Some(delta) = self.delta {
             builder = builder.delta(delta);
         }

@@ -64,6 +64,8 @@ pub mod label {
         SURVIVORS = "survivors";
         /// Hash of an accepted step, for the coordinator to tell a retry from a conflict.
         LEDGER = "ledger";
+        /// Name of a signature that simulated devices need not verify again; never sent.
+        SHARED_CHECK = "shared-check";
         /// Hash of an upload.
         UPLOAD = "upload";
         /// Hash of a release key in a roster leaf.

@@ -16,6 +16,6 @@ pub mod ring;
 pub mod secret;
 pub mod shamir;
 pub mod sign;
-mod x25519;
+pub mod x25519;
 
 pub use error::CryptoError;

@@ -1,5 +1,7 @@
 //! X25519 (RFC 7748) by the fastest implementation that the processor has: graviola's, whose assembly comes from the
 //! formally verified s2n-bignum, else that of `x25519-dalek`. Both give the same bytes.
+//!
+//! The protocol has it inside [`crate::kem`] only; bare, it serves to compare costs with protocols that are not post-quantum.
 
 use std::sync::OnceLock;
 
@@ -53,12 +55,12 @@ pub(crate) fn has_fast() -> bool {
 }
 
 /// The public key of a secret, which is clamped as RFC 7748 says.
-pub(crate) fn public_key(secret: &[u8; 32]) -> [u8; 32] {
+pub fn public_key(secret: &[u8; 32]) -> [u8; 32] {
     if has_fast() { fast::public_key(secret) } else { portable::public_key(secret) }
 }
 
-/// The shared secret; all zeros for a public key of small order.
-pub(crate) fn diffie_hellman(secret: &[u8; 32], public: &[u8; 32]) -> Zeroizing<[u8; 32]> {
+/// The shared secret, to be hashed before it is a key; all zeros for a public key of small order.
+pub fn diffie_hellman(secret: &[u8; 32], public: &[u8; 32]) -> Zeroizing<[u8; 32]> {
     if has_fast() { fast::diffie_hellman(secret, public) } else { portable::diffie_hellman(secret, public) }
 }
 

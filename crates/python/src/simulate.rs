@@ -91,7 +91,8 @@ type Means<'py> = Vec<Option<Bound<'py, PyArray1<f32>>>>;
 /// Runs a simulation; returns its report as JSON and the mean of each round. See `unisono.simulate`.
 #[pyfunction]
 #[pyo3(signature = (
-    clients, dim, *, dropout, mode, rounds, seed, quantiser, gamma, delta, n_min, privacy, threads, updates=None, round_finished=None
+    clients, dim, *, dropout, mode, rounds, seed, quantiser, gamma, delta, n_min, privacy, threads, share_checks,
+    updates=None, round_finished=None
 ))]
 #[allow(clippy::too_many_arguments)] // keyword arguments of a Python function
 pub fn simulate<'py>(
@@ -108,6 +109,7 @@ pub fn simulate<'py>(
     n_min: Option<u32>,
     privacy: Option<(f64, f64)>,
     threads: usize,
+    share_checks: bool,
     updates: Option<Py<PyAny>>,
     round_finished: Option<Py<PyAny>>,
 ) -> PyResult<(String, Means<'py>)> {
@@ -116,6 +118,7 @@ pub fn simulate<'py>(
     let dropout = Dropout::parse(dropout).map_err(errors::simulation)?;
     let builder = Simulation::builder().clients(clients).dimension(dim).dropout(dropout).mode(mode_of(mode)?);
     let builder = builder.rounds(rounds).seed(seed).gamma(gamma).threads(threads).quantiser(quantiser.inner.clone());
+    let builder = builder.share_checks(share_checks);
     let builder = delta.into_iter().fold(builder, |builder, delta| builder.delta(delta));
     let builder = n_min.into_iter().fold(builder, |builder, n_min| builder.n_min(n_min));
     let mut builder = privacy.into_iter().fold(builder, |builder, (noise, delta)| builder.privacy(noise, delta));

@@ -18,6 +18,12 @@ def test_one_seed_gives_one_result_and_the_sums_are_exact(mode):
     assert once.means[0].dtype == np.float32 and once.means[0].shape == (500,)
 
 
+def test_shared_checks_change_no_sum_and_are_told():
+    alone, shared = (unisono.simulate(clients=20, dim=50, seed=4, share_checks=share) for share in (False, True))
+    assert [result.settings["shared_checks"] for result in (alone, shared)] == [False, True]
+    assert alone.rounds[0]["sum_hash"] == shared.rounds[0]["sum_hash"]
+
+
 def test_columns_have_one_row_for_each_phase():
     columns = unisono.simulate(clients=10, dim=50, seed=1, rounds=2).to_dict()
     assert {len(column) for column in columns.values()} == {10}

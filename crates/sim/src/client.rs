@@ -1,8 +1,12 @@
 //! One simulated client in one round: the protocol's own states, and what its steps cost.
 
+use std::sync::Arc;
+
 use prost::Message;
 use unisono_crypto::ring::RingVector;
-use unisono_protocol::client::{Advertised, ClientError, Confirmed, Joining, KeyPool, Masked, Rejected, Shared, Trust};
+use unisono_protocol::client::{
+    Advertised, ClientError, Confirmed, Joining, KeyPool, Masked, Rejected, Shared, SharedChecks, Trust,
+};
 use unisono_protocol::encoding::Contribution;
 use unisono_protocol::params::RoundParams;
 use unisono_protocol::proto::{ClientMessage, RoundOffer, ServerMessage, server_message::View};
@@ -51,6 +55,8 @@ pub(crate) struct Scene<'a> {
     pub params: &'a RoundParams,
     pub offer: &'a RoundOffer,
     pub pool: &'a KeyPool,
+    /// What clients verify once for all; `None`: each verifies on its own.
+    pub checks: Option<Arc<SharedChecks>>,
     pub compute: Compute,
     pub update: &'a (dyn Fn(u32, u64) -> Update + Send + Sync),
 }
@@ -67,6 +73,10 @@ impl Scene<'_> {
         let state = measure(Of::Thread, &mut cpu, || {
             let joining =
                 Joining::new(self.offer, device.identity.clone(), self.trust, &mut device.record, NOW + self.round)?;
+            let joining = match &self.checks {
+                Some(checks) => joining.share_checks(checks),
+                None => joining,
+            };
             Ok::<_, ClientError>(joining.advertise(&mut rng))
         })?;
         let message = state.message().clone();

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use unisono_crypto::CryptoError;
 use unisono_protocol::encoding::EncodingError;
 use unisono_protocol::params::ParamsError;
 use unisono_protocol::roster::RosterError;
@@ -27,6 +28,9 @@ pub enum SimError {
     /// The quantiser's settings.
     #[error(transparent)]
     Encoding(#[from] EncodingError),
+    /// A primitive's arguments.
+    #[error(transparent)]
+    Crypto(#[from] CryptoError),
     /// The round could not be opened.
     #[error(transparent)]
     Open(#[from] OpenError),

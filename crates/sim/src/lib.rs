@@ -1,6 +1,6 @@
 //! Thousands of clients in one process, without a network: the protocol's own state machines on a virtual clock.
 //!
-//! Nothing here models the protocol. Every client runs [`unisono_protocol::client`], the coordinator
+//! Our protocol is not modelled. Every client runs [`unisono_protocol::client`], the coordinator
 //! [`unisono_protocol::server`], with real keys and signatures; only sockets and waiting are left out. Two kinds of time
 //! come out, and are kept apart:
 //!
@@ -22,6 +22,7 @@
 //! ```
 //!
 //! Researchers bring their own updates with [`updates`] and apply each round's mean in [`Observer::round_finished`].
+//! [`secaggplus`] puts a model of SecAgg+'s costs beside a report; that one is a model.
 
 mod client;
 mod cpu;
@@ -32,6 +33,7 @@ mod observer;
 mod population;
 mod report;
 mod round;
+pub mod secaggplus;
 mod simulation;
 mod trace;
 mod update;

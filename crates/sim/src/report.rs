@@ -49,6 +49,8 @@ pub struct Settings {
     pub window_bound: Option<u32>,
     /// Seed.
     pub seed: u64,
+    /// Whether each signature was verified once for all clients, so that a client's measured time is less than a device's.
+    pub shared_checks: bool,
     /// Differential privacy; `None` for exact sums.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub privacy: Option<PrivacySettings>,
@@ -179,7 +181,7 @@ pub struct Timing {
 pub struct PhaseTiming {
     /// Its name.
     pub phase: &'static str,
-    /// CPU seconds of one client.
+    /// CPU seconds of one client. With [`Settings::shared_checks`] it has hardly any of the verification of others' signatures.
     pub client_seconds: Spread,
     /// CPU seconds of the coordinator, over all threads: views, messages, uploads, closing the phase.
     pub server_seconds: f64,

@@ -1,5 +1,6 @@
 //! One round: every client takes each phase's step, the coordinator absorbs it, the virtual clock says who was in time.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use unisono_crypto::ring::RingVector;
@@ -29,6 +30,8 @@ pub(crate) struct Plan<'a> {
     pub compute: Compute,
     /// Virtual seconds after which a phase is closed.
     pub deadline: f64,
+    /// Whether a signature is verified once for all clients.
+    pub share_checks: bool,
     pub update: &'a UpdateSource,
     pub workers: &'a Workers,
 }
@@ -60,14 +63,24 @@ pub(crate) fn play(
     observer: &mut dyn Observer,
 ) -> Option<(RoundReport, Option<Aggregate>)> {
     let began = Instant::now();
-    let Plan { round, seed, mut server, fates, compute, deadline, update, workers } = plan;
+    let Plan { round, seed, mut server, fates, compute, deadline, share_checks, update, workers } = plan;
     let params = server.params().clone();
     let offer = server.offer().clone();
     let count = population.devices.len();
     let pool = KeyPool::new(count);
+    let checks = share_checks.then(Arc::default);
     let Population { devices, trust, .. } = population;
-    let scene =
-        Scene { seed, round, trust, params: &params, offer: &offer, pool: &pool, compute, update: update.as_ref() };
+    let scene = Scene {
+        seed,
+        round,
+        trust,
+        params: &params,
+        offer: &offer,
+        pool: &pool,
+        checks,
+        compute,
+        update: update.as_ref(),
+    };
     let mut states: Vec<State> = (0..count).map(|_| State::Idle).collect();
     let mut plain = RingVector::zeros(params.modulus, params.vector_len());
     let mut report = RoundReport {

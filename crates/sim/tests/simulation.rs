@@ -42,6 +42,20 @@ fn one_seed_gives_one_report_whatever_the_threads_and_another_seed_another() {
 }
 
 #[test]
+fn shared_checks_change_nothing_but_the_times_and_are_told() {
+    let run = |share| {
+        let dropout = Dropout::constant(0.1).unwrap();
+        let simulation = small().rounds(2).dropout(dropout).share_checks(share).build().unwrap();
+        simulation.run(&mut ()).unwrap().without_timings()
+    };
+    let (alone, mut shared) = (run(false), run(true));
+    assert!(!alone.settings.shared_checks && shared.settings.shared_checks);
+    assert!(alone.rounds.iter().all(|round| round.exact_sum == Some(true)));
+    shared.settings.shared_checks = false;
+    assert_eq!(alone, shared);
+}
+
+#[test]
 fn a_device_that_is_slower_than_the_deadline_is_left_out_of_the_sum() {
     // 20 devices in turn with a line to themselves; two of them upload 300 elements at 0.001 Mbit/s.
     let mut lines = "latency_ms,up_mbit,down_mbit,slowdown\n".to_owned();

@@ -10,6 +10,7 @@
 //! connection sends the same bytes. What the coordinator sends is checked before anything changes; a refused view comes back
 //! as [`Rejected`] with the state, which may try again.
 
+mod checks;
 mod commit;
 mod error;
 mod mask;
@@ -23,10 +24,11 @@ use std::fmt;
 use std::sync::Arc;
 
 use rand_core::CryptoRng;
+use unisono_crypto::CryptoError;
 use unisono_crypto::kdf::label;
 use unisono_crypto::kem::DecapsulationKey;
 use unisono_crypto::shamir::SecretScalar;
-use unisono_crypto::sign::{SigningKey, VerifyingKey};
+use unisono_crypto::sign::{Claim, SigningKey, VerifyingKey, verify_all};
 
 use crate::cohort::Advert;
 use crate::ids::ClientId;
@@ -37,6 +39,7 @@ use crate::proto::{self, ClientMessage, Signed, client_message::Step};
 use crate::roster::Head;
 use crate::signed;
 
+pub use checks::SharedChecks;
 pub use error::{ClientError, NeighbourFault};
 pub use mask::Masked;
 pub use pool::KeyPool;
@@ -98,9 +101,19 @@ struct Round {
     /// In malicious mode: the roster's head and the coordinator's key from it.
     authority: Option<(Arc<Head>, VerifyingKey)>,
     identity: Arc<Identity>,
+    /// What this device does not verify on its own, in a simulation.
+    checks: Option<Arc<SharedChecks>>,
 }
 
 impl Round {
+    /// [`verify_all`] in the phases after joining.
+    fn verify_all(&self, claims: &[Claim<'_>]) -> Vec<Result<(), CryptoError>> {
+        match &self.checks {
+            Some(checks) => checks.verify_all(claims),
+            None => verify_all(claims),
+        }
+    }
+
     fn message(&self, step: Step) -> ClientMessage {
         ClientMessage {
             round_id: self.params.round_id.to_vec(),
@@ -167,7 +180,7 @@ impl Joining {
         if let Some((head, _)) = &authority {
             record.see_roster_epoch(head.epoch)?;
         }
-        Ok(Self { round: Round { params: Arc::new(params), authority, identity } })
+        Ok(Self { round: Round { params: Arc::new(params), authority, identity, checks: None } })
     }
 
     /// The accepted parameters.

@@ -1,7 +1,6 @@
 //! Phase 2: what proves that the neighbours' keys are their own (section 3, "One signature a neighbour").
 
 use unisono_crypto::kdf::{Label, label};
-use unisono_crypto::sign::verify_all;
 
 use super::share::{Neighbour, Shared};
 use super::{ClientError, NeighbourFault};
@@ -40,7 +39,7 @@ impl Shared {
             let key = neighbour.identity.as_deref().ok_or(ClientError::Missing("verifying key of a neighbour"))?;
             claims.push(signed::claim(signed, *label, key));
         }
-        for ((neighbour, _, _, what), verified) in proofs.iter().zip(verify_all(&claims)) {
+        for ((neighbour, _, _, what), verified) in proofs.iter().zip(self.secrets.round.verify_all(&claims)) {
             let fault = |_| NeighbourFault::from(SignedError::Signature { what }).of(neighbour.index);
             verified.map_err(fault)?;
         }

@@ -316,7 +316,7 @@ impl Round {
         if params.malicious() != authority.is_some() {
             return Err(ClientError::Missing("roster head or registrar's key, which a round in malicious mode needs"));
         }
-        Ok(Self { params: Arc::new(params), authority, identity })
+        Ok(Self { params: Arc::new(params), authority, identity, checks: None })
     }
 }
 

@@ -79,6 +79,7 @@ def simulate(
     n_min: int | None,
     privacy: tuple[float, float] | None,
     threads: int,
+    share_checks: bool,
     updates: Callable[[int, int], tuple[NDArray[np.float32], float]] | None = None,
     round_finished: Callable[[int, NDArray[np.float32] | None], object] | None = None,
 ) -> tuple[str, list[NDArray[np.float32] | None]]: ...

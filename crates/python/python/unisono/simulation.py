@@ -87,6 +87,7 @@ def simulate(
     noise_multiplier: float | None = None,
     privacy_delta: float = 1e-5,
     threads: int = 0,
+    share_checks: bool = False,
     updates: Callable[[int, int], tuple[NDArray[np.float32], float]] | None = None,
     round_finished: Callable[[int, NDArray[np.float32] | None], object] | None = None,
 ) -> Simulated:
@@ -104,6 +105,8 @@ def simulate(
         the result has epsilon.
     privacy_delta : the delta for which epsilon is reported.
     threads : 0 for as many as there are cores.
+    share_checks : each signature is verified once for all clients, as they are in one process. Rounds take less time, but
+        ``client_seconds`` is no longer that of a device; ``settings["shared_checks"]`` tells.
     updates : ``updates(client, round)`` gives a float32 array of ``dim`` elements and a weight; by default random updates.
         It is called on any thread, once for each pair.
     round_finished : called after each round with its number and mean (``None`` without a sum).
@@ -126,6 +129,7 @@ def simulate(
         n_min=n_min,
         privacy=None if noise_multiplier is None else (noise_multiplier, privacy_delta),
         threads=threads,
+        share_checks=share_checks,
         updates=updates,
         round_finished=round_finished,
     )

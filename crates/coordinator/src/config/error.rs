@@ -1,0 +1,74 @@
+//! Why a configuration can't be used: which file or setting, and what would be accepted.
+
+use std::path::PathBuf;
+
+use unisono_protocol::keyfile::KeyFileError;
+use unisono_protocol::params::ParamsError;
+use unisono_protocol::roster::RosterError;
+use unisono_wire::model::ModelError;
+
+/// Why a configuration can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// A file can't be read.
+    #[error("can't read {}: {source}", .path.display())]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// The configuration is no TOML, or has an unknown or ill-typed field.
+    #[error("{}: {source}", .path.display())]
+    Toml {
+        /// Which file.
+        path: PathBuf,
+        /// Place and cause.
+        source: Box<toml::de::Error>,
+    },
+    /// A key file is none.
+    #[error("{}: {source}", .path.display())]
+    Key {
+        /// Which file.
+        path: PathBuf,
+        /// The cause.
+        source: KeyFileError,
+    },
+    /// The roster is none, or another registrar's.
+    #[error("{}: {source}", .path.display())]
+    Roster {
+        /// Which file.
+        path: PathBuf,
+        /// The cause.
+        source: RosterError,
+    },
+    /// The initial model is none.
+    #[error("{}: {source}", .path.display())]
+    Model {
+        /// Which file.
+        path: PathBuf,
+        /// The cause.
+        source: ModelError,
+    },
+    /// No round can run with these settings.
+    #[error("these settings can't give a round: {0}")]
+    Params(#[from] ParamsError),
+    /// A setting is out of range.
+    #[error("setting `{setting}` is {got}; allowed is {allowed}")]
+    Setting {
+        /// Its name with the section.
+        setting: &'static str,
+        /// Value found.
+        got: String,
+        /// What would be accepted.
+        allowed: String,
+    },
+    /// A setting that the mode needs is missing.
+    #[error("setting `{setting}` is missing: {why}")]
+    Missing {
+        /// Its name.
+        setting: &'static str,
+        /// What it is needed for.
+        why: &'static str,
+    },
+}

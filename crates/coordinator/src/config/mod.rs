@@ -1,0 +1,245 @@
+//! The coordinator's configuration: one TOML file. Paths in it are relative to its own folder.
+
+mod error;
+mod keys;
+mod round;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use crate::learning::{EarlyStop, OptimizerConfig};
+
+pub use error::ConfigError;
+pub use keys::{ReleaseKeys, RoundKeys};
+
+/// The whole file.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Address on which clients are served.
+    pub listen: SocketAddr,
+    /// Address on which Prometheus metrics are served; absent: nowhere.
+    pub metrics_listen: Option<SocketAddr>,
+    /// Most connections at a time; further ones wait. A device holds one, a proxy's count for many.
+    #[serde(default = "max_connections")]
+    pub max_connections: usize,
+    /// Folder of database and blobs; made if missing.
+    pub state_dir: PathBuf,
+    /// The registrar's public key; needed in malicious mode.
+    pub registrar: Option<PathBuf>,
+    /// The roster file, read again before each round; needed in malicious mode.
+    pub roster: Option<PathBuf>,
+    /// The coordinator's secret key; needed in malicious mode.
+    pub key: Option<PathBuf>,
+    /// What is learned.
+    pub task: Task,
+    /// How a round runs.
+    pub round: Round,
+    /// How updates become integers.
+    pub quantiser: Quantiser,
+    /// Noise for differential privacy; absent: none.
+    pub privacy: Option<Privacy>,
+    /// The trainers' metrics, in their order.
+    #[serde(default, rename = "metric")]
+    pub metrics: Vec<Metric>,
+    /// How updates change the model.
+    #[serde(default)]
+    pub optimizer: OptimizerConfig,
+    /// When to stop early; absent: never.
+    pub early_stop: Option<EarlyStop>,
+    /// How the model is released at the end; absent: it is not.
+    pub release: Option<Release>,
+}
+
+fn max_connections() -> usize {
+    20_000
+}
+
+/// What is learned.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Task {
+    /// Name, 1 to 64 characters.
+    pub name: String,
+    /// Successful rounds after which training ends.
+    pub rounds: u64,
+    /// Safetensors file with the initial model (F32).
+    pub initial_model: PathBuf,
+    /// Pause after a round that was aborted, in milliseconds.
+    #[serde(default = "default_pause")]
+    pub pause_after_abort_ms: u64,
+}
+
+fn default_pause() -> u64 {
+    1000
+}
+
+/// Security mode of the rounds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mode {
+    /// Signatures, roster and consistency check.
+    Malicious,
+    /// None of these: a trusted consortium, or simulation.
+    SemiHonest,
+}
+
+/// How a round runs.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Round {
+    /// Security mode.
+    #[serde(default = "malicious")]
+    pub mode: Mode,
+    /// Smallest cohort, and smallest number of updates in a sum.
+    pub n_min: u32,
+    /// Largest cohort.
+    pub n_max: u32,
+    /// Fraction of the cohort that is assumed adversarial.
+    pub gamma: f64,
+    /// Fraction of the cohort that may drop out.
+    pub delta: f64,
+    /// Longest duration of phase 0, in milliseconds. It goes on until `n_min` clients have come.
+    #[serde(default = "minute")]
+    pub advertise_ms: u64,
+    /// Longest duration of phase 1, in milliseconds.
+    #[serde(default = "minute")]
+    pub share_ms: u64,
+    /// Longest duration of phase 2 (training and upload), in milliseconds.
+    #[serde(default = "ten_minutes")]
+    pub mask_ms: u64,
+    /// Longest duration of phase 3, in milliseconds.
+    #[serde(default = "minute")]
+    pub confirm_ms: u64,
+    /// Longest duration of phase 4, in milliseconds.
+    #[serde(default = "minute")]
+    pub unmask_ms: u64,
+    /// Once as many clients have answered as the drop-out fraction promises, the phase stays open this much longer, in
+    /// milliseconds; absent: until its longest duration.
+    pub straggler_grace_ms: Option<u64>,
+    /// Elements in one upload chunk, a multiple of 8.
+    #[serde(default = "chunk_elements")]
+    pub chunk_elements: u32,
+}
+
+fn malicious() -> Mode {
+    Mode::Malicious
+}
+fn minute() -> u64 {
+    60_000
+}
+fn ten_minutes() -> u64 {
+    600_000
+}
+fn chunk_elements() -> u32 {
+    65536
+}
+
+/// How scaled values become integers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Rounding {
+    /// Unbiased.
+    Stochastic,
+    /// To the nearest.
+    Deterministic,
+}
+
+/// The encoder's settings (`docs/protocol.md` section 7).
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Quantiser {
+    /// Bits of one quantised element, 1 to 32.
+    pub bits: u32,
+    /// L-infinity bound of an update's elements.
+    pub clip: f32,
+    /// L2 bound of an update, applied first; absent: none.
+    pub l2_clip: Option<f32>,
+    /// Largest weight of a client.
+    pub max_weight: f32,
+    /// How scaled values are rounded.
+    #[serde(default = "stochastic")]
+    pub rounding: Rounding,
+}
+
+fn stochastic() -> Rounding {
+    Rounding::Stochastic
+}
+
+/// Noise that the clients add, and for which delta its epsilon is told (`docs/protocol.md` section 12). Either the multiplier or
+/// the epsilon is given.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Privacy {
+    /// Standard deviation of the noise of the smallest sum, less the assumed colluders' part, in L2 sensitivities.
+    pub noise_multiplier: Option<f64>,
+    /// What all `task.rounds` rounds together may spend; the noise is made for it.
+    pub epsilon: Option<f64>,
+    /// Delta, above 0 and below 1; a good deal less than one over the number of devices.
+    pub delta: f64,
+}
+
+/// One of the trainer's metrics.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Metric {
+    /// Name, for logs and early stop.
+    pub name: String,
+    /// Smallest value; smaller ones are clamped.
+    pub lower: f32,
+    /// Largest value; larger ones are clamped.
+    pub upper: f32,
+}
+
+/// How the model is released.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Release {
+    /// Name of the model.
+    pub model_id: String,
+    /// The publisher's secret key.
+    pub publisher: PathBuf,
+    /// The key-encryption key that wraps content keys.
+    pub key_encryption_key: PathBuf,
+    /// Days for which a release may be opened.
+    pub valid_days: u64,
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, ConfigError> {
+    std::fs::read(path).map_err(|source| ConfigError::Read { path: path.into(), source })
+}
+
+impl Config {
+    /// Reads a configuration file; relative paths become relative to its folder.
+    ///
+    /// # Errors
+    /// [`ConfigError::Read`], [`ConfigError::Toml`], or what [`Self::check`] refuses.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = String::from_utf8_lossy(&read(path)?).into_owned();
+        let mut config: Self = toml::from_str(&text)
+            .map_err(|source| ConfigError::Toml { path: path.into(), source: Box::new(source) })?;
+        let folder = path.parent().unwrap_or(Path::new("."));
+        let resolve = |path: &mut PathBuf| *path = folder.join(&path);
+        resolve(&mut config.state_dir);
+        resolve(&mut config.task.initial_model);
+        [&mut config.registrar, &mut config.roster, &mut config.key].into_iter().flatten().for_each(resolve);
+        if let Some(release) = &mut config.release {
+            resolve(&mut release.publisher);
+            resolve(&mut release.key_encryption_key);
+        }
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Whether rounds run in malicious mode.
+    pub fn malicious(&self) -> bool {
+        self.round.mode == Mode::Malicious
+    }
+
+    /// Place of a metric in the vectors.
+    pub fn metric_index(&self, name: &str) -> Option<usize> {
+        self.metrics.iter().position(|metric| metric.name == name)
+    }
+}

@@ -1,0 +1,155 @@
+//! What a round is made with: the settings are checked, and become `RoundParams`.
+
+use unisono_protocol::params::{ParamsError, RoundParams, honest, quantiser_from_wire};
+use unisono_protocol::privacy::{Privacy as Noise, Sensitivity};
+use unisono_protocol::proto;
+use unisono_wire::MAX_MESSAGE_LEN;
+
+use super::{Config, ConfigError, Metric, Privacy, Rounding};
+
+impl Config {
+    /// Checks that a round can run with these settings.
+    ///
+    /// # Errors
+    /// [`ConfigError`] says which setting, and what would make it feasible.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let setting = |setting, got: &dyn ToString, allowed: &str| {
+            Err(ConfigError::Setting { setting, got: got.to_string(), allowed: allowed.into() })
+        };
+        if self.max_connections == 0 {
+            return setting("max_connections", &0, "1 or more");
+        }
+        if self.task.rounds == 0 {
+            return setting("task.rounds", &0, "1 or more");
+        }
+        if let Err((name, got, allowed)) = self.optimizer.check() {
+            return setting(name, &got, allowed);
+        }
+        if let Some(stop) = &self.early_stop {
+            if self.metric_index(&stop.metric).is_none() {
+                return setting("early_stop.metric", &stop.metric, "the name of a [[metric]]");
+            }
+            if stop.patience == 0 {
+                return setting("early_stop.patience", &0, "1 or more");
+            }
+        }
+        if let Some(privacy) = &self.privacy {
+            let positive = |x: f64| x > 0.0 && x.is_finite();
+            if !(privacy.delta > 0.0 && privacy.delta < 1.0) {
+                return setting("privacy.delta", &privacy.delta, "above 0 and below 1");
+            }
+            match (privacy.noise_multiplier, privacy.epsilon) {
+                (Some(z), None) if positive(z) => {}
+                (None, Some(epsilon)) if positive(epsilon) => {}
+                (Some(z), None) => return setting("privacy.noise_multiplier", &z, "a finite number above 0"),
+                (None, Some(epsilon)) => return setting("privacy.epsilon", &epsilon, "a finite number above 0"),
+                (Some(_), Some(_)) => return setting("privacy", &"both", "one of noise_multiplier and epsilon"),
+                (None, None) => return setting("privacy", &"neither", "one of noise_multiplier and epsilon"),
+            }
+        }
+        if let Some(release) = &self.release
+            && !(1..=36_500).contains(&release.valid_days)
+        {
+            return setting("release.valid_days", &release.valid_days, "1 to 36500");
+        }
+        let roster = (0, if self.malicious() { vec![0; 32] } else { Vec::new() });
+        let params =
+            RoundParams::from_payload(&prost::Message::encode_to_vec(&self.params(1, 0, [0; 32], 1, roster)?))?;
+        let (chunk, limit) = (params.chunk_len(), MAX_MESSAGE_LEN - 1024);
+        if chunk > limit {
+            return setting("round.chunk_elements", &format!("{chunk} bytes"), &format!("at most {limit} bytes"));
+        }
+        Ok(())
+    }
+
+    /// Parameters of a round on the model with the given version, hash and number of elements, under a roster's epoch and
+    /// root. `opened_at` is left at 0.
+    ///
+    /// # Errors
+    /// [`ConfigError::Params`] for quantiser settings out of range, or noise that can't be had with them.
+    pub fn params(
+        &self,
+        round: u64,
+        model_version: u64,
+        model_hash: [u8; 32],
+        dimension: u64,
+        (roster_epoch, roster_root): (u64, Vec<u8>),
+    ) -> Result<proto::RoundParams, ConfigError> {
+        let (r, q) = (&self.round, &self.quantiser);
+        let rounding = match q.rounding {
+            Rounding::Stochastic => proto::Rounding::Stochastic,
+            Rounding::Deterministic => proto::Rounding::Deterministic,
+        };
+        let mode = if self.malicious() { proto::SecurityMode::Malicious } else { proto::SecurityMode::SemiHonest };
+        let metric = |m: &Metric| proto::MetricBound { lower: m.lower, upper: m.upper };
+        let mut quantiser = proto::Quantiser {
+            bits: q.bits,
+            clip: q.clip,
+            l2_clip: q.l2_clip,
+            max_weight: q.max_weight,
+            rounding: rounding as i32,
+            metrics: self.metrics.iter().map(metric).collect(),
+            privacy: None,
+        };
+        if let Some(privacy) = &self.privacy {
+            quantiser.privacy =
+                Some(proto::Privacy { noise_variance: self.noise_variance(privacy, &quantiser, dimension)? });
+        }
+        let modulus_bits = quantiser_from_wire(Some(&quantiser))?.modulus_bits(r.n_max).map_err(ParamsError::from)?;
+        Ok(proto::RoundParams {
+            task: self.task.name.clone(),
+            round,
+            suite: unisono_protocol::params::SUITE_V1,
+            roster_epoch,
+            roster_root,
+            dimension,
+            modulus_bits,
+            quantiser: Some(quantiser),
+            n_min: r.n_min,
+            n_max: r.n_max,
+            gamma: r.gamma,
+            delta: r.delta,
+            mode: mode as i32,
+            deadlines: Some(proto::PhaseDeadlines {
+                advertise_ms: r.advertise_ms,
+                share_ms: r.share_ms,
+                mask_ms: r.mask_ms,
+                confirm_ms: r.confirm_ms,
+                unmask_ms: r.unmask_ms,
+            }),
+            model_version,
+            model_hash: model_hash.to_vec(),
+            chunk_elements: r.chunk_elements,
+            opened_at: 0,
+        })
+    }
+
+    /// Variance of each client's noise, so that a sum of `n_min` less the assumed colluders' part has what is asked for.
+    fn noise_variance(
+        &self,
+        privacy: &Privacy,
+        quantiser: &proto::Quantiser,
+        dimension: u64,
+    ) -> Result<f64, ConfigError> {
+        let mut quantiser = quantiser_from_wire(Some(quantiser))?;
+        // What privacy needs of the quantiser is said first; then the noise has its size.
+        quantiser.privacy = Some(Noise { noise_variance: 1.0 });
+        quantiser.validate().map_err(ParamsError::from)?;
+        let missing = ConfigError::Missing { setting: "quantiser.l2_clip", why: "noise for privacy is made for it" };
+        let sensitivity = Sensitivity::of(&quantiser, dimension).ok_or(missing)?;
+        let contributions = honest(self.round.n_min, self.round.n_max, self.round.gamma);
+        let noise = match (privacy.noise_multiplier, privacy.epsilon) {
+            (Some(multiplier), _) => Some(Noise::of_multiplier(multiplier, sensitivity, contributions)),
+            (None, epsilon) => {
+                let epsilon = epsilon.unwrap_or_default();
+                Noise::of_epsilon(epsilon, privacy.delta, self.task.rounds, sensitivity, contributions)
+            }
+        };
+        let noise = noise.ok_or_else(|| ConfigError::Setting {
+            setting: "privacy.epsilon",
+            got: privacy.epsilon.unwrap_or_default().to_string(),
+            allowed: format!("what {} rounds can keep to with any noise", self.task.rounds),
+        })?;
+        Ok(noise.noise_variance)
+    }
+}

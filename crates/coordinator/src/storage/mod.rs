@@ -1,0 +1,143 @@
+//! What survives a `kill -9`: SQLite for the state of rounds, an object store for models, uploads and releases.
+//!
+//! A round is its parameters and the list of what was accepted, in order; replaying the list gives the same state. Every
+//! query is a function here. A function returns when its change is on stable storage.
+
+mod blobs;
+mod releases;
+mod rounds;
+
+use std::fs::File;
+use std::path::Path;
+use std::sync::Arc;
+
+use object_store::local::LocalFileSystem;
+use object_store::path::Path as BlobPath;
+use object_store::{ObjectStore, ObjectStoreExt};
+use sqlx::SqlitePool;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use tokio_stream::StreamExt;
+
+pub use releases::StoredRelease;
+pub use rounds::{Event, FinishedRound, OpenRound};
+
+/// The storage failed: a full disk, a missing permission, a damaged database.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The state folder.
+    #[error("state folder {folder}: {source}")]
+    Folder {
+        /// Which.
+        folder: String,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// Another process uses the folder.
+    #[error("state folder {folder} is in use by another coordinator: stop it, or set another state_dir")]
+    InUse {
+        /// Which.
+        folder: String,
+    },
+    /// The database.
+    #[error("database: {0}")]
+    Database(#[from] sqlx::Error),
+    /// A blob.
+    #[error("blob store: {0}")]
+    Blob(#[from] object_store::Error),
+    /// Something that must be there is not, or is not what was written.
+    #[error("the state is damaged: {0}")]
+    Damaged(String),
+}
+
+impl StoreError {
+    /// Whether waiting may help: the disk has room again, a lock is gone.
+    pub fn may_pass(&self) -> bool {
+        matches!(self, Self::Database(_) | Self::Blob(_))
+    }
+}
+
+const SCHEMA: &str = "
+CREATE TABLE IF NOT EXISTS rounds (
+    round_id BLOB PRIMARY KEY, task TEXT NOT NULL, number INTEGER NOT NULL, params BLOB NOT NULL, roster BLOB,
+    state TEXT NOT NULL DEFAULT 'open', reason TEXT, model_version INTEGER, cohort INTEGER, survivors INTEGER,
+    metrics TEXT, UNIQUE (task, number)
+);
+CREATE TABLE IF NOT EXISTS events (
+    round_id BLOB NOT NULL REFERENCES rounds (round_id), seq INTEGER NOT NULL, kind INTEGER NOT NULL,
+    body BLOB NOT NULL, at INTEGER NOT NULL, PRIMARY KEY (round_id, seq)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS releases (
+    model_id TEXT NOT NULL, version INTEGER NOT NULL, header_hash BLOB NOT NULL UNIQUE, wrapped_key BLOB NOT NULL,
+    model_version INTEGER NOT NULL, PRIMARY KEY (model_id, version)
+);
+";
+
+/// Database and blobs of one coordinator.
+pub struct Store {
+    db: SqlitePool,
+    blobs: Arc<dyn ObjectStore>,
+    /// Locked as long as the store lives.
+    lock: File,
+}
+
+fn bytes32(bytes: Vec<u8>, what: &str) -> Result<[u8; 32], StoreError> {
+    bytes.try_into().map_err(|_| StoreError::Damaged(format!("a {what} does not have 32 bytes")))
+}
+
+impl Store {
+    /// Opens the store in `folder`, which is made if missing.
+    ///
+    /// # Errors
+    /// [`StoreError::Folder`], [`StoreError::InUse`] or [`StoreError::Database`].
+    pub async fn open(folder: &Path) -> Result<Self, StoreError> {
+        let name = folder.display().to_string();
+        let error = |source| StoreError::Folder { folder: name.clone(), source };
+        std::fs::create_dir_all(folder.join("blobs")).map_err(error)?;
+        let lock = File::create(folder.join("lock")).map_err(error)?;
+        lock.try_lock().map_err(|e| match e {
+            std::fs::TryLockError::WouldBlock => StoreError::InUse { folder: name.clone() },
+            std::fs::TryLockError::Error(source) => error(source),
+        })?;
+        let options = SqliteConnectOptions::new()
+            .filename(folder.join("coordinator.sqlite"))
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .foreign_keys(true);
+        let db = SqlitePoolOptions::new().max_connections(2).connect_with(options).await?;
+        sqlx::raw_sql(SCHEMA).execute(&db).await?;
+        let blobs = LocalFileSystem::new_with_prefix(folder.join("blobs"))?.with_fsync(true);
+        Ok(Self { db, blobs: Arc::new(blobs), lock })
+    }
+
+    /// Closes the database; used before the folder is handed to another process.
+    pub async fn close(&self) {
+        self.db.close().await;
+        // Calls that still hang may hold the store; nothing is written any more.
+        let _ = self.lock.unlock();
+    }
+
+    async fn put(&self, path: &BlobPath, bytes: Vec<u8>) -> Result<(), StoreError> {
+        self.blobs.put(path, bytes.into()).await?;
+        Ok(())
+    }
+
+    async fn get(&self, path: &BlobPath) -> Result<Option<Vec<u8>>, StoreError> {
+        match self.blobs.get(path).await {
+            Ok(found) => Ok(Some(found.bytes().await?.into())),
+            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    async fn delete_folder(&self, folder: &BlobPath) -> Result<(), StoreError> {
+        let mut found = self.blobs.list(Some(folder));
+        while let Some(item) = found.next().await {
+            match self.blobs.delete(&item?.location).await {
+                Ok(()) | Err(object_store::Error::NotFound { .. }) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Ok(())
+    }
+}

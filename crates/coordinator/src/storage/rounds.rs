@@ -1,0 +1,219 @@
+//! Rounds: their parameters, what they accepted in order, and how they ended.
+
+use object_store::path::Path as BlobPath;
+use sqlx::Row;
+use sqlx::sqlite::SqliteRow;
+use unisono_protocol::{ClientId, RoundId};
+
+use super::{Store, StoreError, bytes32};
+
+/// One accepted input of a round.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// An encoded `ClientMessage`, accepted at that Unix time.
+    Message(Vec<u8>, u64),
+    /// A complete upload, whose chunks are among the blobs.
+    Upload(ClientId),
+    /// The phase was closed.
+    Close,
+}
+
+/// A round whose end is not recorded.
+pub struct OpenRound {
+    /// Its id.
+    pub round_id: RoundId,
+    /// Encoded `RoundParams`.
+    pub params: Vec<u8>,
+    /// The roster under which it was opened, as a file.
+    pub roster: Option<Vec<u8>>,
+    /// What was accepted, in order.
+    pub events: Vec<Event>,
+}
+
+/// A successful round.
+#[derive(Debug, Clone)]
+pub struct FinishedRound {
+    /// Its id.
+    pub round_id: RoundId,
+    /// Version of the model that came out.
+    pub model_version: u64,
+    /// Clients in the cohort.
+    pub cohort: u32,
+    /// Clients in the sum.
+    pub survivors: u32,
+    /// Weighted means of the metrics.
+    pub metrics: Vec<f32>,
+}
+
+impl Store {
+    /// Records a new round.
+    ///
+    /// # Errors
+    /// [`StoreError::Database`].
+    pub async fn insert_round(
+        &self,
+        round_id: RoundId,
+        task: &str,
+        number: u64,
+        params: &[u8],
+        roster: Option<Vec<u8>>,
+    ) -> Result<(), StoreError> {
+        sqlx::query("INSERT INTO rounds (round_id, task, number, params, roster) VALUES (?, ?, ?, ?, ?)")
+            .bind(round_id.to_vec())
+            .bind(task)
+            .bind(number as i64)
+            .bind(params)
+            .bind(roster)
+            .execute(&self.db)
+            .await?;
+        Ok(())
+    }
+
+    /// Highest number of a round of `task`; 0 before the first.
+    ///
+    /// # Errors
+    /// [`StoreError::Database`].
+    pub async fn last_round_number(&self, task: &str) -> Result<u64, StoreError> {
+        let row = sqlx::query("SELECT COALESCE(MAX(number), 0) FROM rounds WHERE task = ?").bind(task);
+        Ok(row.fetch_one(&self.db).await?.try_get::<i64, _>(0)? as u64)
+    }
+
+    /// The round of `task` whose end is not recorded.
+    ///
+    /// # Errors
+    /// [`StoreError::Database`] or [`StoreError::Damaged`].
+    pub async fn open_round(&self, task: &str) -> Result<Option<OpenRound>, StoreError> {
+        let row = sqlx::query("SELECT round_id, params, roster FROM rounds WHERE task = ? AND state = 'open'")
+            .bind(task)
+            .fetch_optional(&self.db)
+            .await?;
+        let Some(row) = row else { return Ok(None) };
+        let round_id = RoundId(bytes32(row.try_get(0)?, "round id")?);
+        let events = sqlx::query("SELECT kind, body, at FROM events WHERE round_id = ? ORDER BY seq")
+            .bind(round_id.to_vec())
+            .fetch_all(&self.db)
+            .await?;
+        let events = events.iter().map(read_event).collect::<Result<_, StoreError>>()?;
+        Ok(Some(OpenRound { round_id, params: row.try_get(1)?, roster: row.try_get(2)?, events }))
+    }
+
+    /// Appends what a round accepted, in order, all or nothing. `seq` is the number of events before.
+    ///
+    /// # Errors
+    /// [`StoreError::Database`].
+    pub async fn append_events(&self, round_id: RoundId, seq: u64, events: &[Event]) -> Result<(), StoreError> {
+        let mut transaction = self.db.begin().await?;
+        for (i, event) in events.iter().enumerate() {
+            let (kind, body, at) = match event {
+                Event::Message(bytes, at) => (0, bytes.clone(), *at),
+                Event::Upload(client) => (1, client.to_vec(), 0),
+                Event::Close => (2, Vec::new(), 0),
+            };
+            sqlx::query("INSERT INTO events (round_id, seq, kind, body, at) VALUES (?, ?, ?, ?, ?)")
+                .bind(round_id.to_vec())
+                .bind((seq + i as u64) as i64)
+                .bind(kind)
+                .bind(body)
+                .bind(at as i64)
+                .execute(&mut *transaction)
+                .await?;
+        }
+        Ok(transaction.commit().await?)
+    }
+
+    /// Records the end of a round without a sum, and forgets what it accepted.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn abort_round(&self, round_id: RoundId, reason: &str) -> Result<(), StoreError> {
+        let mut transaction = self.db.begin().await?;
+        sqlx::query("UPDATE rounds SET state = 'aborted', reason = ?, roster = NULL WHERE round_id = ?")
+            .bind(reason)
+            .bind(round_id.to_vec())
+            .execute(&mut *transaction)
+            .await?;
+        forget_events(&mut transaction, round_id).await?;
+        transaction.commit().await?;
+        self.delete_folder(&BlobPath::from_iter(["uploads", &round_id.to_string()])).await
+    }
+
+    /// Records a successful round, whose model was put before, and forgets what it accepted.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn finish_round(&self, finished: &FinishedRound) -> Result<(), StoreError> {
+        let metrics = serde_json::to_string(&finished.metrics).map_err(|e| StoreError::Damaged(e.to_string()))?;
+        let mut transaction = self.db.begin().await?;
+        sqlx::query(
+            "UPDATE rounds SET state = 'finished', roster = NULL, model_version = ?, cohort = ?, survivors = ?, metrics = ?
+             WHERE round_id = ?",
+        )
+        .bind(finished.model_version as i64)
+        .bind(finished.cohort)
+        .bind(finished.survivors)
+        .bind(metrics)
+        .bind(finished.round_id.to_vec())
+        .execute(&mut *transaction)
+        .await?;
+        forget_events(&mut transaction, finished.round_id).await?;
+        transaction.commit().await?;
+        self.delete_folder(&BlobPath::from_iter(["uploads", &finished.round_id.to_string()])).await
+    }
+
+    /// The successful rounds of `task` in order.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn finished_rounds(&self, task: &str) -> Result<Vec<FinishedRound>, StoreError> {
+        let rows = sqlx::query(
+            "SELECT round_id, model_version, cohort, survivors, metrics FROM rounds
+             WHERE task = ? AND state = 'finished' ORDER BY number",
+        )
+        .bind(task)
+        .fetch_all(&self.db)
+        .await?;
+        let read = |row: &SqliteRow| {
+            let metrics: String = row.try_get(4)?;
+            Ok(FinishedRound {
+                round_id: RoundId(bytes32(row.try_get(0)?, "round id")?),
+                model_version: row.try_get::<i64, _>(1)? as u64,
+                cohort: row.try_get(2)?,
+                survivors: row.try_get(3)?,
+                metrics: serde_json::from_str(&metrics).map_err(|e| StoreError::Damaged(e.to_string()))?,
+            })
+        };
+        rows.iter().map(read).collect()
+    }
+
+    /// Encoded `RoundParams`, cohort and survivors of the successful rounds of `task` in order.
+    ///
+    /// # Errors
+    /// [`StoreError::Database`].
+    pub async fn finished_params(&self, task: &str) -> Result<Vec<(Vec<u8>, u32, u32)>, StoreError> {
+        let rows = sqlx::query(
+            "SELECT params, cohort, survivors FROM rounds WHERE task = ? AND state = 'finished' ORDER BY number",
+        )
+        .bind(task)
+        .fetch_all(&self.db)
+        .await?;
+        rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?))).collect()
+    }
+}
+
+async fn forget_events(transaction: &mut sqlx::SqliteTransaction<'_>, round_id: RoundId) -> Result<(), StoreError> {
+    sqlx::query("DELETE FROM events WHERE round_id = ?").bind(round_id.to_vec()).execute(&mut **transaction).await?;
+    Ok(())
+}
+
+fn read_event(row: &SqliteRow) -> Result<Event, StoreError> {
+    let (kind, body, at): (i64, Vec<u8>, i64) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+    match kind {
+        0 => Ok(Event::Message(body, at as u64)),
+        1 => {
+            let client = ClientId::from_slice(&body);
+            Ok(Event::Upload(client.ok_or_else(|| StoreError::Damaged("an upload names no client".into()))?))
+        }
+        2 => Ok(Event::Close),
+        _ => Err(StoreError::Damaged(format!("an event is of kind {kind}: made by a newer version?"))),
+    }
+}

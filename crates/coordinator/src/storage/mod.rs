@@ -2,6 +2,9 @@
 //!
 //! A round is its parameters and the list of what was accepted, in order; replaying the list gives the same state. Every
 //! query is a function here. A function returns when its change is on stable storage.
+//!
+//! Each change is one statement, which SQLite commits or undoes by itself. Transactions are avoided: when SQLite has rolled one
+//! back on its own account, as on a full disk, sqlx 0.9 makes those that come later parts of one that is never committed.
 
 mod blobs;
 mod releases;
@@ -66,6 +69,8 @@ CREATE TABLE IF NOT EXISTS events (
     round_id BLOB NOT NULL REFERENCES rounds (round_id), seq INTEGER NOT NULL, kind INTEGER NOT NULL,
     body BLOB NOT NULL, at INTEGER NOT NULL, PRIMARY KEY (round_id, seq)
 ) WITHOUT ROWID;
+CREATE TRIGGER IF NOT EXISTS forget_events AFTER UPDATE OF state ON rounds WHEN NEW.state <> 'open'
+    BEGIN DELETE FROM events WHERE round_id = NEW.round_id; END;
 CREATE TABLE IF NOT EXISTS releases (
     model_id TEXT NOT NULL, version INTEGER NOT NULL, header_hash BLOB NOT NULL UNIQUE, wrapped_key BLOB NOT NULL,
     model_version INTEGER NOT NULL, PRIMARY KEY (model_id, version)
@@ -139,5 +144,49 @@ impl Store {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use unisono_protocol::RoundId;
+
+    use super::*;
+
+    /// Sets how many pages the database may have, on both connections.
+    async fn limit(store: &Store, pages: u64) {
+        let mut connections = vec![store.db.acquire().await.unwrap(), store.db.acquire().await.unwrap()];
+        for connection in &mut connections {
+            let pragma = sqlx::AssertSqlSafe(format!("PRAGMA max_page_count = {pages}"));
+            sqlx::raw_sql(pragma).execute(&mut **connection).await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_stored_after_the_disk_was_full_is_there_after_a_restart() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).await.unwrap();
+        let round = RoundId([7; 32]);
+        store.insert_round(round, "task", 1, b"parameters", None).await.unwrap();
+        let events = [Event::Message(vec![1; 20_000], 5), Event::Close];
+        limit(&store, 1).await;
+        for _ in 0..5 {
+            let error = store.append_events(round, 0, &events[..1]).await.unwrap_err();
+            assert!(error.may_pass() && error.to_string().contains("full"), "{error}");
+        }
+        limit(&store, 1 << 20).await;
+        // The same call again, with more behind; then once more, as if its answer had been lost.
+        for _ in 0..2 {
+            store.append_events(round, 0, &events).await.unwrap();
+        }
+        store.close().await;
+        drop(store);
+        let store = Store::open(folder.path()).await.unwrap();
+        assert_eq!(store.open_round("task").await.unwrap().unwrap().events, events);
+        // Its end forgets them.
+        store.abort_round(round, "enough").await.unwrap();
+        assert!(store.open_round("task").await.unwrap().is_none());
+        let left: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM events").fetch_one(&store.db).await.unwrap();
+        assert_eq!(left, 0);
     }
 }

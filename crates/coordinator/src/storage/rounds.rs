@@ -1,8 +1,8 @@
 //! Rounds: their parameters, what they accepted in order, and how they ended.
 
 use object_store::path::Path as BlobPath;
-use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
+use sqlx::{QueryBuilder, Row};
 use unisono_protocol::{ClientId, RoundId};
 
 use super::{Store, StoreError, bytes32};
@@ -97,28 +97,27 @@ impl Store {
         Ok(Some(OpenRound { round_id, params: row.try_get(1)?, roster: row.try_get(2)?, events }))
     }
 
-    /// Appends what a round accepted, in order, all or nothing. `seq` is the number of events before.
+    /// Appends what a round accepted, in order. `seq` is the number of events before. After an error some of them may be stored; the
+    /// same call may come again, with more events behind.
     ///
     /// # Errors
     /// [`StoreError::Database`].
     pub async fn append_events(&self, round_id: RoundId, seq: u64, events: &[Event]) -> Result<(), StoreError> {
-        let mut transaction = self.db.begin().await?;
-        for (i, event) in events.iter().enumerate() {
-            let (kind, body, at) = match event {
-                Event::Message(bytes, at) => (0, bytes.clone(), *at),
-                Event::Upload(client) => (1, client.to_vec(), 0),
-                Event::Close => (2, Vec::new(), 0),
-            };
-            sqlx::query("INSERT INTO events (round_id, seq, kind, body, at) VALUES (?, ?, ?, ?, ?)")
-                .bind(round_id.to_vec())
-                .bind((seq + i as u64) as i64)
-                .bind(kind)
-                .bind(body)
-                .bind(at as i64)
-                .execute(&mut *transaction)
-                .await?;
+        // A statement binds 32,766 values at most.
+        for (seq, events) in (seq..).step_by(1000).zip(events.chunks(1000)) {
+            let mut insert = QueryBuilder::new("INSERT OR REPLACE INTO events (round_id, seq, kind, body, at) ");
+            insert.push_values((seq..).zip(events), |mut row, (seq, event)| {
+                let (kind, body, at) = match event {
+                    Event::Message(bytes, at) => (0, bytes.clone(), *at),
+                    Event::Upload(client) => (1, client.to_vec(), 0),
+                    Event::Close => (2, Vec::new(), 0),
+                };
+                let row = row.push_bind(round_id.to_vec()).push_bind(seq as i64);
+                row.push_bind(kind).push_bind(body).push_bind(at as i64);
+            });
+            insert.build().execute(&self.db).await?;
         }
-        Ok(transaction.commit().await?)
+        Ok(())
     }
 
     /// Records the end of a round without a sum, and forgets what it accepted.
@@ -126,14 +125,11 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub async fn abort_round(&self, round_id: RoundId, reason: &str) -> Result<(), StoreError> {
-        let mut transaction = self.db.begin().await?;
         sqlx::query("UPDATE rounds SET state = 'aborted', reason = ?, roster = NULL WHERE round_id = ?")
             .bind(reason)
             .bind(round_id.to_vec())
-            .execute(&mut *transaction)
+            .execute(&self.db)
             .await?;
-        forget_events(&mut transaction, round_id).await?;
-        transaction.commit().await?;
         self.delete_folder(&BlobPath::from_iter(["uploads", &round_id.to_string()])).await
     }
 
@@ -143,7 +139,6 @@ impl Store {
     /// [`StoreError`].
     pub async fn finish_round(&self, finished: &FinishedRound) -> Result<(), StoreError> {
         let metrics = serde_json::to_string(&finished.metrics).map_err(|e| StoreError::Damaged(e.to_string()))?;
-        let mut transaction = self.db.begin().await?;
         sqlx::query(
             "UPDATE rounds SET state = 'finished', roster = NULL, model_version = ?, cohort = ?, survivors = ?, metrics = ?
              WHERE round_id = ?",
@@ -153,10 +148,8 @@ impl Store {
         .bind(finished.survivors)
         .bind(metrics)
         .bind(finished.round_id.to_vec())
-        .execute(&mut *transaction)
+        .execute(&self.db)
         .await?;
-        forget_events(&mut transaction, finished.round_id).await?;
-        transaction.commit().await?;
         self.delete_folder(&BlobPath::from_iter(["uploads", &finished.round_id.to_string()])).await
     }
 
@@ -198,11 +191,6 @@ impl Store {
         .await?;
         rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?))).collect()
     }
-}
-
-async fn forget_events(transaction: &mut sqlx::SqliteTransaction<'_>, round_id: RoundId) -> Result<(), StoreError> {
-    sqlx::query("DELETE FROM events WHERE round_id = ?").bind(round_id.to_vec()).execute(&mut **transaction).await?;
-    Ok(())
 }
 
 fn read_event(row: &SqliteRow) -> Result<Event, StoreError> {

@@ -138,8 +138,9 @@ impl Service {
             counter!("unisono_steps_total", "phase" => phase.name()).increment(1);
             let (answered, expected) = (progress.answered, progress.expected);
             self.shared.emit(Event::Progress { round: active.number, phase, answered, expected });
-            self.shared.accepted.notify_one();
         }
+        // A repeat as well: it may be what brought an earlier step to the disk, at last.
+        self.shared.accepted.notify_one();
     }
 
     /// What a client that waits for `phase` is told now.

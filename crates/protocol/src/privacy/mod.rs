@@ -240,6 +240,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "statistics take too many draws")]
     fn noised_sums_decode_to_the_mean_within_the_reported_deviation() {
         let (clients, d) = (20u32, 20_000usize);
         // Little and much noise: in the second, sums fall on both sides of the ring's zero.

@@ -254,7 +254,8 @@ mod tests {
 
     #[test]
     fn a_signature_verifies_only_with_both_halves_its_label_and_its_message() {
-        for level in [Level::L44, Level::L65] {
+        let levels = if cfg!(miri) { &[Level::L44][..] } else { &[Level::L44, Level::L65] };
+        for &level in levels {
             let key = SigningKey::from_seed(level, &Secret32::from_bytes([3; 32]));
             let public = VerifyingKey::from_bytes(key.verifying_key().as_bytes()).unwrap();
             assert_eq!((public.level(), public.as_bytes().len()), (level, level.verifying_key_len()));
@@ -294,6 +295,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "the other implementation takes long, and its memory is not ours")]
     fn another_implementation_gives_the_same_keys_and_signatures() {
         other_implementation::<ml_dsa::MlDsa44>(Level::L44);
         other_implementation::<ml_dsa::MlDsa65>(Level::L65);

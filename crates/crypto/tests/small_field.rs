@@ -84,7 +84,7 @@ fn small_secrets_and_coefficients_give_the_polynomials_values() {
 
 #[test]
 fn every_set_of_t_minus_1_shares_is_uniform_whatever_the_secret_and_t_shares_are_not() {
-    for threshold in 1..=4usize {
+    for threshold in 1..=if cfg!(miri) { 2 } else { 4usize } {
         for subset in 0..16u32 {
             let seen: Vec<usize> = (0..4).filter(|i| subset >> i & 1 == 1).collect();
             let views = views(threshold, &seen, 0..P);
@@ -116,7 +116,7 @@ fn decoding_never_blames_more_shares_than_half_the_surplus() {
         Share::from_bytes(i as u32 + 1, &bytes).unwrap()
     };
     let (mut decoded, mut refused) = (0, 0);
-    for n in 1..=5 {
+    for n in 1..=if cfg!(miri) { 3 } else { 5 } {
         for values in all(n, 0..3) {
             let shares: Vec<Share> = values.iter().enumerate().map(share).collect();
             for threshold in 1..=n {
@@ -134,5 +134,6 @@ fn decoding_never_blames_more_shares_than_half_the_surplus() {
             }
         }
     }
-    assert!(decoded > 500 && refused > 300, "{decoded} decoded, {refused} refused");
+    let (many, some) = if cfg!(miri) { (50, 5) } else { (500, 300) };
+    assert!(decoded > many && refused > some, "{decoded} decoded, {refused} refused");
 }

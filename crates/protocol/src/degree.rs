@@ -306,13 +306,18 @@ mod tests {
             (1000, (30, 17), (52, 37), (78, 56, 25)),
             (10_000, (34, 20), (62, 44), (94, 68, 30)),
         ] {
+            if cfg!(miri) && n > 100 {
+                continue;
+            }
             assert_eq!(searched(n, 0.05, 0.05, &plain), (semi.0, semi.1, None), "n = {n}");
             assert_eq!(searched(n, 0.05, 0.05, &raised), (malicious.0, malicious.1, None), "n = {n}");
             assert_eq!(searched(n, 0.05, 0.05, &full), (all.0, all.1, Some(all.2)), "n = {n}");
         }
         assert_eq!(searched(100, 0.05, 0.1, &full), (30, 18, Some(5)));
-        assert_eq!(searched(1000, 0.05, 0.1, &full), (98, 67, Some(28)));
-        assert_eq!(searched(10_000, 0.05, 0.1, &full), (120, 83, Some(33)));
+        if !cfg!(miri) {
+            assert_eq!(searched(1000, 0.05, 0.1, &full), (98, 67, Some(28)));
+            assert_eq!(searched(10_000, 0.05, 0.1, &full), (120, 83, Some(33)));
+        }
         assert_eq!(searched(20, 0.05, 0.2, &full), (12, 7, Some(1)));
         assert_eq!(searched(50, 0.05, 0.2, &full), (24, 14, Some(2)));
     }
@@ -356,7 +361,7 @@ mod tests {
     #[test]
     fn every_small_cohort_and_fraction_gives_a_topology_or_an_error() {
         for mode in [SecurityMode::Malicious, SecurityMode::SemiHonest] {
-            for n in 3..80 {
+            for n in 3..if cfg!(miri) { 6 } else { 80 } {
                 for (gamma, delta) in [(0.0, 0.0), (0.1, 0.1), (0.33, 0.33), (0.0, 0.99), (0.99, 0.0), (0.6, 0.6)] {
                     if let Ok(found) = find(n, &Assumptions { gamma, delta, mode }) {
                         assert!(found.threshold >= 2 && found.threshold <= found.degree && found.degree < n);

@@ -11,6 +11,7 @@ mod avx512;
 #[cfg(all(target_arch = "aarch64", target_endian = "little", not(miri)))]
 mod neon;
 mod portable;
+#[allow(dead_code)] // in part for the vector backends alone
 mod schedule;
 
 use std::sync::OnceLock;

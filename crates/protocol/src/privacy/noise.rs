@@ -71,6 +71,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "statistics take too many draws")]
     fn moments_are_a_skellam_variables_for_small_and_large_variances() {
         let n = 400_000;
         for mu in [0.02f64, 1.0, 30.0, 1e4, 1e9, 2.8e14] {
@@ -88,6 +89,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "statistics take too many draws")]
     fn frequencies_fit_the_distribution() {
         // Below and above the mean at which the sampler's method changes, 24 in terms of the variance.
         for mu in [0.5f64, 10.0, 23.0, 25.0, 90.0, 2000.0] {

@@ -13,6 +13,7 @@ mod world;
 use network::{Faults, play};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use unisono_protocol::server::Phase;
 use world::params;
 
 /// What many rounds came to.
@@ -77,6 +78,25 @@ fn a_malicious_round_gives_the_exact_sum_or_a_typed_error() {
 fn corrupted_messages_never_give_a_wrong_sum() {
     let tally = play_many(0..300, true, |rng| Faults { corrupt: 0.05, ..lossy(rng) });
     assert!(tally.sums > 30 && tally.aborts > 30, "{tally:?}");
+}
+
+/// Four devices, so that Miri can run it too; number 2 vanishes when it has shared its keys.
+fn vanish_after_sharing(malicious: bool) {
+    let params = params(malicious, 3, 4, 0.0, 0.25, 10);
+    let round = lying::play(&params, 4, |i, phase, message| (i != 2 || phase < Phase::Mask).then_some(message));
+    let outcome = round.result.unwrap();
+    assert!(round.exact && round.refusals.is_empty(), "{:?}", round.refusals);
+    assert_eq!(outcome.survivors, [0, 1, 3].map(|i| round.devices[i].id()));
+}
+
+#[test]
+fn a_small_semi_honest_round_withstands_a_drop_out() {
+    vanish_after_sharing(false);
+}
+
+#[test]
+fn a_small_malicious_round_withstands_a_drop_out() {
+    vanish_after_sharing(true);
 }
 
 #[test]

@@ -108,10 +108,12 @@ impl Recording {
         let resign = |signed: &mut Signed, label, key| {
             *signed = signed::sign_bytes(std::mem::take(&mut signed.payload), label, key);
         };
-        if let Some(neighbour) = view.neighbours.get_mut(which as usize) {
-            tamper.apply(&mut neighbour.advert);
+        if let Some(advert) = view.neighbours.get_mut(which as usize).and_then(|v| v.advert.as_mut()) {
+            tamper.apply(&mut advert.payload);
+            resign(advert, label::SIG_ADVERT, self.key(which as usize + usize::from(u32::from(which) >= view.index)));
         }
-        let mut payloads: Vec<&[u8]> = view.neighbours.iter().map(|v| &v.advert[..]).collect();
+        let mut payloads: Vec<&[u8]> =
+            view.neighbours.iter().map(|v| v.advert.as_ref().map_or(&[][..], |advert| &advert.payload)).collect();
         payloads.insert((view.index as usize).min(payloads.len()), own);
         let tree = merkle::Tree::new(label::TREE_ADVERTS, &payloads);
         let path =

@@ -70,7 +70,7 @@ impl Forged {
         let path = |i: u32| self.tree.path(i as usize).unwrap().iter().map(|hash| hash.to_vec()).collect();
         let neighbour = |i: u32| NeighbourAdvert {
             index: i,
-            advert: self.members[i as usize].advert.payload.clone(),
+            advert: Some(self.members[i as usize].advert.clone()),
             advert_path: path(i),
             roster: self.members[i as usize].roster.clone(),
         };

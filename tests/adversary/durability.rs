@@ -275,7 +275,6 @@ fn honest_and_lie(stage: &Stage, adverts: &[Member]) -> [View; 2] {
             shared[5] = false;
             view.shared = bitmap::to_bytes(&shared);
             view.deliveries.pop();
-            view.absent.push(adverts[5].advert.clone());
             View::Masking(view)
         }
         View::Survivors(view) => {

@@ -8,8 +8,8 @@ use unisono_protocol::ClientId;
 use unisono_protocol::client::ClientError;
 use unisono_protocol::policy::ParticipationRecord;
 use unisono_protocol::proto::{
-    self, ClientMessage, CohortView, ForwardedTags, MaskingView, RoundParams, SecretKind, ServerMessage, Signed,
-    SurvivorsView, client_message::Step, server_message::View,
+    self, ClientMessage, CohortView, ForwardedTags, MaskingView, RoundParams, SecretKind, ServerMessage, SurvivorsView,
+    client_message::Step, server_message::View,
 };
 use unisono_protocol::server::{Closed, Outcome, Phase, Server};
 
@@ -150,17 +150,6 @@ impl Stage {
         let error = self.show(i, view).expect_err("the attack went through");
         assert!(owes(&self.devices[i]) == before, "something new leaves the device after {error}");
         error
-    }
-
-    /// The advert that device `i` sent, with its signature.
-    pub fn sent_advert(&self, i: usize) -> Signed {
-        let id = self.devices[i].id();
-        let of_it = self.outbox.0.iter().filter(|message| message.client_id == id.0);
-        let advert = |message: &ClientMessage| match &message.step {
-            Some(Step::Advert(signed)) => Some(signed.clone()),
-            _ => None,
-        };
-        of_it.filter_map(advert).next().expect("it has advertised")
     }
 
     /// Everybody but the given devices gets the honest view and takes its step.

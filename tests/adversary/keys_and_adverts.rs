@@ -10,7 +10,6 @@ use unisono_protocol::server::Phase;
 use unisono_protocol::signed::{self, SignedError};
 
 use crate::coordinator::{Forged, Member, advert_of, altered, members};
-use crate::forged::refused_before_masking;
 use crate::harness::{Stage, six};
 use crate::world::{CAST, Device, open};
 
@@ -41,50 +40,52 @@ fn replace_member(change: impl FnOnce(&Stage, &mut Member)) -> ClientError {
 
 #[test]
 fn a_substituted_channel_key() {
-    let advert = |stage: &Stage| altered(&advert_of(&stage.devices[3]), |advert| advert.channel_ek = own_key());
-    refused_before_masking(3, advert, "a channel key of the coordinator's");
+    let error =
+        replace_member(|_, member| member.advert = altered(&member.advert, |advert| advert.channel_ek = own_key()));
+    assert_eq!(error, neighbour(3, bad_signature("neighbour's advert")));
 }
 
 #[test]
 fn a_substituted_mask_key() {
-    let advert = |stage: &Stage| altered(&advert_of(&stage.devices[3]), |advert| advert.mask_ek = own_key());
-    refused_before_masking(3, advert, "a mask key of the coordinator's");
+    let error =
+        replace_member(|_, member| member.advert = altered(&member.advert, |advert| advert.mask_ek = own_key()));
+    assert_eq!(error, neighbour(3, bad_signature("neighbour's advert")));
 }
 
 #[test]
 fn a_substituted_commitment() {
     let change = |advert: &mut proto::Advert| advert.self_mask_commitment = vec![1; 32];
-    let advert = |stage: &Stage| altered(&advert_of(&stage.devices[3]), change);
-    refused_before_masking(3, advert, "a commitment of the coordinator's");
+    let error = replace_member(|_, member| member.advert = altered(&member.advert, change));
+    assert_eq!(error, neighbour(3, bad_signature("neighbour's advert")));
 }
 
 #[test]
 fn a_key_substituted_beside_the_signed_cohort() {
     let mut stage = Stage::at(Phase::Share, &six(), 6);
     let mut view = stage.cohort_view(0);
-    let advert = Signed { payload: view.neighbours[2].advert.clone(), signature: Vec::new() };
-    view.neighbours[2].advert = altered(&advert, |advert| advert.mask_ek = own_key()).payload;
+    let advert = view.neighbours[2].advert.as_ref().unwrap();
+    view.neighbours[2].advert = Some(altered(advert, |advert| advert.mask_ek = own_key()));
     assert_eq!(stage.refuses(0, View::Cohort(view)), neighbour(3, NeighbourFault::Path));
     stage.completes(&[], 6);
 }
 
 #[test]
 fn an_advert_signed_by_another_enrolled_device() {
-    let advert = |stage: &Stage| {
-        let forged = altered(&advert_of(&stage.devices[3]), |advert| advert.mask_ek = own_key());
-        signed::sign_bytes(forged.payload, label::SIG_ADVERT, Some(&CAST.identities[20].signing_key))
-    };
-    refused_before_masking(3, advert, "an advert signed by device 20");
+    let error = replace_member(|_, member| {
+        let forged = altered(&member.advert, |advert| advert.mask_ek = own_key());
+        member.advert = signed::sign_bytes(forged.payload, label::SIG_ADVERT, Some(&CAST.identities[20].signing_key));
+    });
+    assert_eq!(error, neighbour(3, bad_signature("neighbour's advert")));
 }
 
 #[test]
 fn a_signature_taken_from_another_kind_of_message() {
     // Device 3 is made to sign the same bytes for another purpose: the label keeps them apart.
-    let advert = |stage: &Stage| {
-        let forged = altered(&advert_of(&stage.devices[3]), |advert| advert.mask_ek = own_key());
-        signed::sign_bytes(forged.payload, label::SIG_SHARES, Some(&CAST.identities[3].signing_key))
-    };
-    refused_before_masking(3, advert, "an advert signed for another purpose");
+    let error = replace_member(|_, member| {
+        let payload = member.advert.payload.clone();
+        member.advert = signed::sign_bytes(payload, label::SIG_SHARES, Some(&CAST.identities[3].signing_key));
+    });
+    assert_eq!(error, neighbour(3, bad_signature("neighbour's advert")));
 }
 
 #[test]

@@ -20,7 +20,6 @@ mod harness;
 
 mod cheating_clients;
 mod durability;
-mod forged;
 mod keys_and_adverts;
 mod over_grpc;
 mod roster;

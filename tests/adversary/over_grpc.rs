@@ -185,10 +185,11 @@ fn on_view(lie: impl Fn(&mut View, &[ClientMessage]) + Send + Sync + 'static) ->
 async fn a_substituted_channel_key_over_grpc() {
     let lie = on_view(|view, _| {
         let View::Cohort(view) = view else { return };
-        let mut advert = Advert::decode(view.neighbours[0].advert.as_slice()).unwrap();
+        let signed = view.neighbours[0].advert.as_mut().unwrap();
+        let mut advert = Advert::decode(signed.payload.as_slice()).unwrap();
         let own = DecapsulationKey::from_seed(&Secret32::from_bytes([1; 32]));
         advert.channel_ek = own.encapsulation_key().as_bytes().to_vec();
-        view.neighbours[0].advert = advert.encode_to_vec();
+        signed.payload = advert.encode_to_vec();
     });
     let attacked = attack(lie).await;
     let ClientError::Neighbour { why, .. } = refusal(attacked.error) else { panic!("another refusal") };

@@ -11,7 +11,6 @@ use unisono_protocol::server::{Authority, Phase, Reason, Server};
 use unisono_protocol::signed::SignedError;
 
 use crate::coordinator::{Forged, Member, advert_of, members};
-use crate::forged::refused_before_masking;
 use crate::harness::{Stage, six, twenty};
 use crate::world::{CAST, Device, NOW, leaf};
 
@@ -85,8 +84,12 @@ fn an_unenrolled_client_with_a_leaf_of_a_roster_that_the_coordinator_made() {
 
 #[test]
 fn an_unenrolled_client_with_another_ones_leaf() {
-    let advert = |stage: &Stage| stranger(stage, 5).1.advert;
-    refused_before_masking(5, advert, "a stranger's advert in device 5's name");
+    let error = cohort(|stage, members| {
+        let (_, mut member) = stranger(stage, 5);
+        member.roster = CAST.roster.proof(ClientId([5; 16]));
+        members[5] = member;
+    });
+    assert_eq!(why(error), (5, SignedError::Signature { what: "neighbour's advert" }.into()));
 }
 
 #[test]

@@ -238,8 +238,7 @@ fn a_smaller_set_of_sharers_shown_to_the_victim_alone() {
     // Its pair mask with device 5 is missing then; whoever was left out is refused as a survivor, so that no such sum is opened.
     let mut stage = Stage::at(Phase::Mask, &six(), 6);
     let honest = stage.masking_view(0);
-    let (deliveries, absent) = (honest.deliveries[..4].to_vec(), vec![stage.sent_advert(5)]);
-    let view = MaskingView { shared: vec![0b01_1111], deliveries, absent, ..honest };
+    let view = MaskingView { shared: vec![0b01_1111], deliveries: honest.deliveries[..4].to_vec(), ..honest };
     stage.show(0, View::Masking(view)).unwrap();
     let (message, upload) = (stage.devices[0].message().unwrap().clone(), stage.devices[0].upload().unwrap());
     let id = stage.devices[0].id();

@@ -166,9 +166,7 @@ fn different_cohorts_for_different_clients() {
             path: tree.path(0).unwrap().iter().map(|hash| hash.to_vec()).collect(),
         }
     };
-    let absent = vec![all[6].advert.clone()];
-    let view =
-        proto::MaskingView { cohort_id, shared: vec![0b01_1111], deliveries: (1..5).map(delivery).collect(), absent };
+    let view = proto::MaskingView { cohort_id, shared: vec![0b01_1111], deliveries: (1..5).map(delivery).collect() };
     let honest_id = proto::MaskingView { cohort_id: vec![0; 32], ..view.clone() };
     assert_eq!(stage.refuses(0, View::Masking(honest_id)), ClientError::OtherCohort);
     let error = stage.refuses(0, View::Masking(view));

@@ -218,7 +218,7 @@ impl Shape<'_> {
             path: path(n),
         });
         let neighbour =
-            proto::NeighbourAdvert { index: self.index(), advert: self.advert().payload, advert_path: path(n), roster };
+            proto::NeighbourAdvert { index: self.index(), advert: Some(self.advert()), advert_path: path(n), roster };
         View::Cohort(proto::CohortView {
             cohort: Some(self.signed(&cohort, Level::L65)),
             index: self.index(),
@@ -282,7 +282,6 @@ impl Shape<'_> {
             cohort_id: vec![0; HASH_LEN],
             shared: self.bitmap(),
             deliveries: self.messages().map(delivery).collect(),
-            absent: Vec::new(),
         })
     }
 

@@ -165,9 +165,6 @@ pub enum NeighbourFault {
     /// Its advert or shares are not in the Merkle tree.
     #[error("its message is not under the signed root")]
     Path,
-    /// It signed another advert than the one that the cohort holds in its name.
-    #[error("the advert that it signed is not the one in the cohort")]
-    OtherAdvert,
     /// Its keys occur twice in the cohort.
     #[error("its keys are not its own: they occur twice")]
     KeysRepeat,

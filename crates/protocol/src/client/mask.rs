@@ -10,7 +10,6 @@ use unisono_crypto::shamir::Share;
 use unisono_crypto::{CryptoError, aead, merkle};
 
 use super::error::NeighbourFault;
-use super::proofs::SHARES;
 use super::share::{Neighbour, Shared};
 use super::{ClientError, Rejected, Round, commit};
 use crate::bitmap;
@@ -19,6 +18,9 @@ use crate::pairwise::{self, End};
 use crate::policy::ParticipationRecord;
 use crate::proto::{self, ClientMessage, client_message::Step};
 use crate::signed::{self, SignedError};
+
+/// What is received, in errors.
+const WHAT: &str = "neighbour's shares";
 
 /// Both shares that a neighbour gave this device. One of them is released, never both.
 #[derive(Clone)]
@@ -104,7 +106,7 @@ impl Shared {
         if have < need {
             return Err(ClientError::TooFew { what: "shared keys", have, need });
         }
-        let (present, absent): (Vec<_>, Vec<_>) = self.neighbours.iter().partition(|v| shared[v.index as usize]);
+        let present: Vec<&Neighbour> = self.neighbours.iter().filter(|v| shared[v.index as usize]).collect();
         let (have, need) = (present.len(), cohort.threshold());
         if have < need {
             return Err(ClientError::TooFew { what: "of this device's neighbours shared keys", have, need });
@@ -112,7 +114,13 @@ impl Shared {
         if view.deliveries.len() != present.len() {
             return Err(ClientError::TooFew { what: "were delivered", have: view.deliveries.len(), need: have });
         }
-        self.check_signatures(&present, &view.deliveries, &absent, &view.absent)?;
+        // One batch; the first fault in order is the one reported.
+        let roots = view.deliveries.iter().map(|delivery| delivery.root.as_ref());
+        let verified =
+            round.verify_all(label::SIG_SHARES, WHAT, present.iter().map(|v| v.identity.as_deref()).zip(roots));
+        for (neighbour, verified) in present.iter().zip(verified) {
+            verified.map_err(|error| NeighbourFault::from(error).of(neighbour.index))?;
+        }
 
         let mask_key = pairwise::mask_key(&self.secrets.mask_secret, params.round_id);
         let mut masks = vec![(pairwise::self_mask(&self.secrets.self_secret, cohort.id), Sign::Add)];
@@ -155,14 +163,14 @@ impl Shared {
         mask_key: &unisono_crypto::kem::DecapsulationKey,
     ) -> Result<(Peer, (Seed, Sign)), NeighbourFault> {
         let cohort = &self.cohort;
-        let malformed = |why: &dyn ToString| SignedError::malformed(SHARES, why.to_string());
+        let malformed = |why: &dyn ToString| SignedError::malformed(WHAT, why.to_string());
         let root = delivery.root.as_ref().ok_or_else(|| malformed(&"no root"))?;
         let root = proto::SharesRoot::decode(root.payload.as_slice()).map_err(|e| malformed(&e))?;
         if root.cohort_id != cohort.id.0 || root.from != neighbour.index {
             return Err(NeighbourFault::Addressee);
         }
         let (count, position) = (root.count.into(), delivery.position.into());
-        let root = signed::fixed(&root.root, SHARES)?;
+        let root = signed::fixed(&root.root, WHAT)?;
         let path = signed::path(&delivery.path)?;
         merkle::verify(label::TREE_SHARES, &root, count, position, &delivery.message, &path)
             .map_err(|_| NeighbourFault::Path)?;

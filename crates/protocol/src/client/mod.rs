@@ -15,7 +15,6 @@ mod commit;
 mod error;
 mod mask;
 mod pool;
-mod proofs;
 mod saved;
 mod share;
 mod unmask;
@@ -24,8 +23,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use rand_core::CryptoRng;
-use unisono_crypto::CryptoError;
-use unisono_crypto::kdf::label;
+use unisono_crypto::kdf::{Label, label};
 use unisono_crypto::kem::DecapsulationKey;
 use unisono_crypto::shamir::SecretScalar;
 use unisono_crypto::sign::{Claim, SigningKey, VerifyingKey, verify_all};
@@ -37,7 +35,7 @@ use crate::params::RoundParams;
 use crate::policy::{ParticipationRecord, Policy};
 use crate::proto::{self, ClientMessage, Signed, client_message::Step};
 use crate::roster::Head;
-use crate::signed;
+use crate::signed::{self, SignedError};
 
 pub use checks::SharedChecks;
 pub use error::{ClientError, NeighbourFault};
@@ -106,12 +104,27 @@ struct Round {
 }
 
 impl Round {
-    /// [`verify_all`] in the phases after joining.
-    fn verify_all(&self, claims: &[Claim<'_>]) -> Vec<Result<(), CryptoError>> {
-        match &self.checks {
-            Some(checks) => checks.verify_all(claims),
-            None => verify_all(claims),
+    /// In malicious mode, verifies signed bytes (absent ones are not) under their keys, in one batch.
+    fn verify_all<'a>(
+        &self,
+        label: Label,
+        what: &'static str,
+        signed: impl Iterator<Item = (Option<&'a VerifyingKey>, Option<&'a Signed>)>,
+    ) -> Vec<Result<(), SignedError>> {
+        if self.authority.is_none() {
+            return signed.map(|_| Ok(())).collect();
         }
+        let claims: Vec<_> = signed.map(|(key, signed)| Some(signed::claim(signed?, label, key?))).collect();
+        let known: Vec<Claim<'_>> = claims.iter().flatten().copied().collect();
+        let mut verified = match &self.checks {
+            Some(checks) => checks.verify_all(&known),
+            None => verify_all(&known),
+        }
+        .into_iter();
+        let mut holds =
+            |claim: &Option<Claim<'_>>| claim.is_some() && verified.next().is_some_and(|result| result.is_ok());
+        let result = |claim| if holds(claim) { Ok(()) } else { Err(SignedError::Signature { what }) };
+        claims.iter().map(result).collect()
     }
 
     fn message(&self, step: Step) -> ClientMessage {

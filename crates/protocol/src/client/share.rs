@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use prost::Message;
 use rand_core::CryptoRng;
-use rayon::prelude::*;
 use unisono_crypto::kdf::label;
 use unisono_crypto::prg::Seed;
 use unisono_crypto::secret::Secret32;
@@ -19,7 +18,11 @@ use crate::cohort::{Advert, Cohort, Members};
 use crate::pairwise::{self, End};
 use crate::policy::ParticipationRecord;
 use crate::proto::{self, ClientMessage, client_message::Step};
+use crate::roster::Leaf;
 use crate::signed;
+
+/// What is checked, in errors.
+const WHAT: &str = "neighbour's advert";
 
 /// What a device knows about a neighbour from phase 1 on.
 #[derive(Clone)]
@@ -102,12 +105,24 @@ impl Advertised {
         self.secrets.advert.insert_keys(&mut seen);
         let mut last_id = None;
         let mut checked = Vec::with_capacity(expected.len());
-        // All cores expand keys; the first fault in order is the one reported.
-        let adverts: Vec<_> = view.neighbours.par_iter().map(|v| check_advert(round, v, now, &verify)).collect();
-        for (neighbour, advert) in view.neighbours.iter().zip(adverts) {
+        // Signatures are the expensive part of this phase: one batch, on all cores.
+        let mut leaves = Vec::with_capacity(expected.len());
+        for neighbour in &view.neighbours {
+            leaves.push(check_leaf(round, neighbour, now, verify).map_err(|fault| fault.of(neighbour.index))?);
+        }
+        let keys = leaves.iter().map(|leaf| leaf.as_ref().map(|leaf| &leaf.identity_key));
+        let adverts = view.neighbours.iter().map(|neighbour| neighbour.advert.as_ref());
+        let verified = round.verify_all(label::SIG_ADVERT, WHAT, keys.zip(adverts));
+        for ((neighbour, leaf), verified) in view.neighbours.iter().zip(leaves).zip(verified) {
             let index = neighbour.index;
             let fault = |why: NeighbourFault| why.of(index);
-            let (advert, identity) = advert.map_err(fault)?;
+            verified.map_err(|error| fault(error.into()))?;
+            let payload = neighbour.advert.as_ref().map_or(&[][..], |signed| &signed.payload);
+            let advert = Advert::from_payload(payload, round.params.round_id).map_err(|error| fault(error.into()))?;
+            if leaf.as_ref().is_some_and(|leaf| leaf.client_id != advert.client_id) {
+                return Err(fault(NeighbourFault::ClientId));
+            }
+            let identity = leaf.map(|leaf| leaf.identity_key);
             if members.as_ref().is_some_and(|all| all.place(index) != neighbour.roster.as_ref().map(|leaf| leaf.index))
             {
                 return Err(fault(NeighbourFault::Place));
@@ -180,29 +195,20 @@ impl Advertised {
     }
 }
 
-/// Path and roster leaf of one neighbour's advert. That it is its sender's own is proved in phase 2, before anything is masked
-/// under what is agreed here (section 3).
-fn check_advert<E>(
+/// Path of one neighbour's advert, and in malicious mode its roster leaf.
+fn check_leaf<E>(
     round: &Round,
     neighbour: &proto::NeighbourAdvert,
     now: u64,
-    verify: &(impl Fn(u32, &[u8], &[[u8; 32]]) -> Result<(), E> + Sync),
-) -> Result<(Advert, Option<VerifyingKey>), NeighbourFault> {
+    verify: impl Fn(u32, &[u8], &[[u8; 32]]) -> Result<(), E>,
+) -> Result<Option<Leaf>, NeighbourFault> {
+    let absent = |what| signed::SignedError::malformed(WHAT, what);
+    let signed = neighbour.advert.as_ref().ok_or_else(|| absent("it is missing"))?;
     let path = signed::path(&neighbour.advert_path)?;
-    verify(neighbour.index, &neighbour.advert, &path).map_err(|_| NeighbourFault::Path)?;
-    let leaf = match &round.authority {
-        Some((head, _)) => {
-            let missing = || signed::SignedError::malformed("neighbour's advert", "its roster leaf is missing");
-            let proof = neighbour.roster.as_ref().ok_or_else(missing)?;
-            Some(head.check_leaf(proof, now)?)
-        }
-        None => None,
-    };
-    let advert = Advert::from_payload(&neighbour.advert, round.params.round_id)?;
-    if leaf.as_ref().is_some_and(|leaf| leaf.client_id != advert.client_id) {
-        return Err(NeighbourFault::ClientId);
-    }
-    Ok((advert, leaf.map(|leaf| leaf.identity_key)))
+    verify(neighbour.index, &signed.payload, &path).map_err(|_| NeighbourFault::Path)?;
+    let Some((head, _)) = &round.authority else { return Ok(None) };
+    let proof = neighbour.roster.as_ref().ok_or_else(|| absent("its roster leaf is missing"))?;
+    Ok(Some(head.check_leaf(proof, now)?))
 }
 
 impl Shared {

@@ -91,7 +91,7 @@ impl Sharing {
             let member = &members.members[v as usize];
             proto::NeighbourAdvert {
                 index: v,
-                advert: member.signed.payload.clone(),
+                advert: Some(member.signed.clone()),
                 advert_path: path(v),
                 roster: member.roster.clone(),
             }
@@ -120,7 +120,7 @@ impl Sharing {
     }
 }
 
-/// The messages of `u`'s neighbours to it, as the masking phase delivers them, and what proves the adverts of the others.
+/// The messages of `u`'s neighbours to it, as the masking phase delivers them.
 pub(super) fn view(members: &Members, u: u32, shared: &[bool], sent: &[Option<Sent>]) -> View {
     let delivery = |v: u32| {
         let sent = sent[v as usize].as_ref()?;
@@ -132,12 +132,9 @@ pub(super) fn view(members: &Members, u: u32, shared: &[bool], sent: &[Option<Se
             path: vecs(sent.tree.path(position)),
         })
     };
-    let proof = |v: u32| members.identity(v).is_some().then(|| members.members[v as usize].signed.clone());
-    let absent = members.cohort.graph.neighbours(u).into_iter().filter(|&v| !shared[v as usize]);
     View::Masking(proto::MaskingView {
         cohort_id: members.cohort.id.to_vec(),
         shared: bitmap::to_bytes(shared),
         deliveries: members.neighbours_in(u, shared).filter_map(delivery).collect(),
-        absent: absent.filter_map(proof).collect(),
     })
 }

@@ -95,7 +95,12 @@ impl Picture {
             Self::Curves { title, x, y, curves, modelled } => {
                 let points = || curves.values().chain(modelled.values()).flatten();
                 let curves = [curves, modelled];
-                let (across, up) = (range(points().map(|p| p.0), x.1), range(points().map(|p| p.1), y.1));
+                let (across, mut up) = (range(points().map(|p| p.0), x.1), range(points().map(|p| p.1), y.1));
+                if !modelled.is_empty() {
+                    // The names of models are long: they would hide the curves.
+                    let names = (20 * (curves[0].len() + modelled.len()) + 20) as f64 / f64::from(SIZE.1 - 100);
+                    up = headroom(up, names.min(0.6), y.1);
+                }
                 use Scale::{Linear, Logarithmic};
                 match (x.1, y.1) {
                     (Linear, Linear) => lines(area, title, (x.0, across), (y.0, up), curves)?,
@@ -164,6 +169,15 @@ where
         .map(|(i, phase)| Text::new((*phase).to_owned(), (i as f64 + 0.3, top * -0.015), (FONT, 15).into_font()));
     chart.draw_series(names)?;
     legend(&mut chart)
+}
+
+/// A range of which the given part at the top is free.
+fn headroom(range: Range<f64>, part: f64, scale: Scale) -> Range<f64> {
+    let stretch = 1.0 / (1.0 - part);
+    match scale {
+        Scale::Linear => range.start..range.start + (range.end - range.start) * stretch,
+        Scale::Logarithmic => range.start..range.start * (range.end / range.start).powf(stretch),
+    }
 }
 
 /// From a little below the smallest value to a little above the largest.
@@ -236,4 +250,29 @@ where
         .label_font((FONT, 14))
         .draw()?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headroom_leaves_the_asked_part_of_an_axis_free() {
+        let linear = headroom(2.0..4.0, 0.5, Scale::Linear);
+        assert_eq!((linear.start, linear.end), (2.0, 6.0));
+        let logarithmic = headroom(1.0..10.0, 0.5, Scale::Logarithmic);
+        assert!((logarithmic.end - 100.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn modelled_curves_are_drawn_beside_measured_ones_with_their_names() {
+        let folder = tempfile::tempdir().unwrap();
+        let curves = |name: &str| Curves::from([(name.to_owned(), vec![(1.0, 2.0), (10.0, 30.0)])]);
+        let (x, y) = (("n", Scale::Logarithmic), ("seconds", Scale::Logarithmic));
+        let (curves, modelled) = (curves("measured here"), curves("a model"));
+        let picture = Picture::Curves { title: "Costs".into(), x, y, curves, modelled };
+        let files = draw(folder.path(), &[("costs".into(), picture)]).unwrap();
+        let svg = std::fs::read_to_string(&files[1]).unwrap();
+        assert!(svg.contains("measured here") && svg.contains("a model"));
+    }
 }

@@ -191,8 +191,18 @@ pub(super) fn models(reports: &[Report], models: &[Model]) -> String {
         "sent",
         "received"
     );
+    // Our modes have one model in common.
+    let shape = |report: &Report, model: &Model| {
+        let rounds: Vec<(u32, u32)> = model.rounds.iter().map(|round| (round.clients, round.survivors)).collect();
+        (report.settings.dimension, model.degree, model.threshold, model.element_bits, rounds)
+    };
+    let mut shown = Vec::new();
     for (report, model) in reports.iter().zip(models) {
         let Some(cost) = modelled(model) else { continue };
+        if shown.contains(&shape(report, model)) {
+            continue;
+        }
+        shown.push(shape(report, model));
         let _ = writeln!(
             text,
             "{:>7} {:>9} {:>5} {:>5} {:>5} {:>10} {:>10} {:>11} {:>11}",
@@ -371,7 +381,10 @@ mod tests {
         assert_eq!(column("secaggplus_model_sent")[..5], [&sent[0], &sent[1], &sent[2], "", &sent[3]]);
         assert!(column("secaggplus_model_client_seconds")[2].parse::<f64>().unwrap() > 0.0);
         assert_eq!(column("secaggplus_model_degree")[7], model.degree.to_string());
-        assert!(super::models(&reports, &models).contains(secaggplus::LABEL));
+        let text = super::models(&reports, &models);
+        assert!(text.contains(secaggplus::LABEL));
+        // Label and headings, and one line for both points: they are the same to SecAgg+.
+        assert_eq!(text.trim().lines().count(), 3, "{text}");
     }
 
     #[test]

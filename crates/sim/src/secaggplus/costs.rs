@@ -87,8 +87,9 @@ fn elements<W: Word>(count: usize) -> (f64, f64) {
     let mut buffer = [0u8; BUFFER];
     let expansion = seconds(|| {
         for chunk in acc.chunks_mut(BUFFER / size_of::<W>()) {
-            rng.fill_bytes(&mut buffer);
-            W::add(chunk, &buffer);
+            let bytes = &mut buffer[..size_of_val(chunk)];
+            rng.fill_bytes(bytes);
+            W::add(chunk, bytes);
         }
         black_box(&mut acc);
     });

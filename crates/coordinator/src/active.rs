@@ -124,47 +124,47 @@ impl Active {
         self.server.as_ref().expect("only `close` takes it, and puts it back or ends the round")
     }
 
-    /// Takes a client's step; it is on stable storage when this returns.
+    /// Takes a client's step; it is on stable storage when this returns. Also, how many steps were stored by this call: others
+    /// may have waited for room.
     ///
     /// # Errors
     /// [`StepError`].
-    pub async fn absorb(&mut self, store: &Store, message: &ClientMessage, now: u64) -> Result<Accepted, StepError> {
+    pub async fn absorb(
+        &mut self,
+        store: &Store,
+        message: &ClientMessage,
+        now: u64,
+    ) -> Result<(Accepted, u64), StepError> {
         let server = self.server.as_mut().expect("as in `server`");
         let accepted = tokio::task::block_in_place(|| server.absorb(message, now))?;
         if accepted == Accepted::New {
             self.pending.push(Event::Message(message.encode_to_vec(), now));
         }
-        self.flush(store).await?;
-        Ok(accepted)
+        Ok((accepted, self.flush(store).await?))
     }
 
-    /// Takes a whole upload; it counts, and is on stable storage, when this returns.
+    /// Takes a whole upload; it counts, and is on stable storage, when this returns. How many steps were stored, as in [`Self::absorb`].
     ///
     /// # Errors
     /// [`StepError`].
-    pub async fn absorb_upload(
-        &mut self,
-        store: &Store,
-        client: ClientId,
-        packed: &[u8],
-    ) -> Result<Accepted, StepError> {
+    pub async fn absorb_upload(&mut self, store: &Store, client: ClientId, packed: &[u8]) -> Result<u64, StepError> {
         let server = self.server.as_mut().expect("as in `server`");
         let accepted = tokio::task::block_in_place(|| server.absorb_upload(client, packed))?;
         if accepted == Accepted::New {
             self.pending.push(Event::Upload(client));
         }
-        self.flush(store).await?;
-        Ok(accepted)
+        Ok(self.flush(store).await?)
     }
 
-    /// Writes what is pending. After an error it stays pending.
-    async fn flush(&mut self, store: &Store) -> Result<(), StoreError> {
-        if !self.pending.is_empty() {
+    /// Writes what is pending, and tells how much that was. After an error it stays pending.
+    async fn flush(&mut self, store: &Store) -> Result<u64, StoreError> {
+        let count = self.pending.len() as u64;
+        if count > 0 {
             store.append_events(self.round_id, self.stored, &self.pending).await?;
-            self.stored += self.pending.len() as u64;
+            self.stored += count;
             self.pending.clear();
         }
-        Ok(())
+        Ok(count)
     }
 
     /// Closes the phase; `Some` when that was the last one.

@@ -28,6 +28,7 @@ use crate::{Event, Shared, Stage, StoreError, now, releases};
 /// A stream that sends no chunk for so long is given up; its client goes on where it stopped.
 const CHUNK_TIMEOUT: Duration = Duration::from_secs(60);
 
+#[derive(Clone)]
 pub(crate) struct Service {
     shared: Arc<Shared>,
 }
@@ -89,6 +90,13 @@ fn file_stream(file: &[u8]) -> Response<FileStream> {
     Response::new(tokio_stream::iter(chunks))
 }
 
+/// Runs what changes a round as a task: a client that hangs up must not stop it between the round's state and the disk.
+async fn to_its_end<T: Send + 'static>(
+    work: impl Future<Output = Result<T, Status>> + Send + 'static,
+) -> Result<T, Status> {
+    tokio::spawn(work).await.map_err(|error| Status::internal(error.to_string()))?
+}
+
 impl Service {
     pub fn new(shared: Arc<Shared>) -> Self {
         Self { shared }
@@ -132,15 +140,52 @@ impl Service {
         }
     }
 
-    fn progress(&self, active: &Active, accepted: Accepted) {
-        if accepted == Accepted::New {
+    /// Counts and tells that steps were stored, if any were: a repeat can bring earlier ones to a disk that was full.
+    fn progress(&self, active: &Active, stored: u64) {
+        if stored > 0 {
             let (progress, phase) = (active.server().progress(), active.server().phase());
-            counter!("unisono_steps_total", "phase" => phase.name()).increment(1);
+            counter!("unisono_steps_total", "phase" => phase.name()).increment(stored);
             let (answered, expected) = (progress.answered, progress.expected);
             self.shared.emit(Event::Progress { round: active.number, phase, answered, expected });
+            self.shared.accepted.notify_one();
         }
-        // A repeat as well: it may be what brought an earlier step to the disk, at last.
-        self.shared.accepted.notify_one();
+    }
+
+    /// Takes a client's step.
+    async fn take(self, message: ClientMessage) -> Result<Accepted, Status> {
+        let mut stage = self.shared.stage.lock().await;
+        let active = self.running(&mut stage, round_id(&message.round_id)?).await?;
+        let taken = active.absorb(&self.shared.store, &message, now()).await;
+        let (accepted, stored) = taken.map_err(|e| self.step_failed(e))?;
+        self.progress(active, stored);
+        Ok(accepted)
+    }
+
+    /// Takes an upload whose chunks have all arrived; how many there are, `arrived` of them if that is fewer.
+    async fn take_upload(self, round: RoundId, client: ClientId, arrived: UploadState) -> Result<(u64, bool), Status> {
+        let chunks = {
+            let mut stage = self.shared.stage.lock().await;
+            self.running(&mut stage, round).await?.server().params().chunks()
+        };
+        let mut arrived = arrived.lock().await;
+        if *arrived < chunks {
+            return Ok((*arrived, false));
+        }
+        let store = &self.shared.store;
+        let upload = store.read_upload(round, client, chunks).await.map_err(|e| storage(&e))?;
+        let mut stage = self.shared.stage.lock().await;
+        let active = self.running(&mut stage, round).await?;
+        match active.absorb_upload(store, client, &upload).await {
+            Ok(stored) => self.progress(active, stored),
+            Err(error) => {
+                if matches!(&error, StepError::Refused(_)) {
+                    store.delete_upload(round, client).await.map_err(|e| storage(&e))?;
+                    *arrived = 0;
+                }
+                return Err(self.step_failed(error));
+            }
+        }
+        Ok((chunks, true))
     }
 
     /// What a client that waits for `phase` is told now.
@@ -273,10 +318,7 @@ impl Coordinator for Service {
 
     async fn submit(&self, request: Request<ClientMessage>) -> Result<Response<SubmitResponse>, Status> {
         let message = request.into_inner();
-        let mut stage = self.shared.stage.lock().await;
-        let active = self.running(&mut stage, round_id(&message.round_id)?).await?;
-        let accepted = active.absorb(&self.shared.store, &message, now()).await.map_err(|e| self.step_failed(e))?;
-        self.progress(active, accepted);
+        let accepted = to_its_end(self.clone().take(message)).await?;
         Ok(Response::new(SubmitResponse { repeat: accepted == Accepted::Repeat }))
     }
 
@@ -326,29 +368,8 @@ impl Coordinator for Service {
                 Err(_) => return Err(refuse(Code::DeadlineExceeded, "upload_stalled", &"no chunk came for a minute")),
             };
         }
-        let chunks = {
-            let mut stage = self.shared.stage.lock().await;
-            self.running(&mut stage, round).await?.server().params().chunks()
-        };
-        let mut next = state.lock().await;
-        if *next < chunks {
-            return Ok(Response::new(UploadStatusResponse { chunks: *next, complete: false }));
-        }
-        let store = &self.shared.store;
-        let upload = store.read_upload(round, client, chunks).await.map_err(|e| storage(&e))?;
-        let mut stage = self.shared.stage.lock().await;
-        let active = self.running(&mut stage, round).await?;
-        match active.absorb_upload(store, client, &upload).await {
-            Ok(accepted) => self.progress(active, accepted),
-            Err(error) => {
-                if matches!(&error, StepError::Refused(_)) {
-                    store.delete_upload(round, client).await.map_err(|e| storage(&e))?;
-                    *next = 0;
-                }
-                return Err(self.step_failed(error));
-            }
-        }
-        Ok(Response::new(UploadStatusResponse { chunks, complete: true }))
+        let (chunks, complete) = to_its_end(self.clone().take_upload(round, client, state)).await?;
+        Ok(Response::new(UploadStatusResponse { chunks, complete }))
     }
 
     async fn get_model(&self, request: Request<GetModelRequest>) -> Result<Response<FileStream>, Status> {

@@ -307,8 +307,9 @@ impl Quantiser {
             (f64::from(lower) + unit / weight * (f64::from(upper) - f64::from(lower))) as f32
         };
         let metrics = units[dimension..expected - 1].iter().zip(&self.metric_bounds).map(metric).collect();
-        // |s'/W' - s/W| <= (|s' - s| + |s/W| |W' - W|) / W', each client off by less than one step (half, when deterministic).
-        let step = if self.rounding == Rounding::Stochastic { 1.0 } else { 0.5 } / scale;
+        // |s'/W' - s/W| <= (|s' - s| + |s/W| |W' - W|) / W', each client off by less than one step (half, when deterministic), and
+        // by the 2^-17 to which `Rounder::round` is exact.
+        let step = (if self.rounding == Rounding::Stochastic { 1.0 } else { 0.5 } + 1.0 / f64::from(1 << 17)) / scale;
         let error_bound = clients * step * (2.0 * clip + clip) / weight;
         let variance = self.privacy.map_or(0.0, |privacy| privacy.noise_variance);
         let noise_deviation = (clients * variance).sqrt() / scale * 2.0 * clip / weight;

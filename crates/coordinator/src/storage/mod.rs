@@ -3,8 +3,9 @@
 //! A round is its parameters and the list of what was accepted, in order; replaying the list gives the same state. Every
 //! query is a function here. A function returns when its change is on stable storage.
 //!
-//! Each change is one statement, which SQLite commits or undoes by itself. Transactions are avoided: when SQLite has rolled one
-//! back on its own account, as on a full disk, sqlx 0.9 makes those that come later parts of one that is never committed.
+//! Changes to the database are single statements, which SQLite commits or undoes by itself, and transactions of several are
+//! avoided: when SQLite has undone one on its own account, as on a full disk, sqlx 0.9 goes on as if it were open, and later
+//! ones become parts of it that are never committed.
 
 mod blobs;
 mod releases;

@@ -77,7 +77,9 @@ impl Advertised {
         let round = &self.secrets.round;
         let signed_cohort = view.cohort.as_ref().ok_or(ClientError::Missing("cohort in the view"))?;
         let coordinator = round.coordinator_key();
-        let wire: proto::Cohort = signed::verify(signed_cohort, label::SIG_COHORT, coordinator, "cohort")?;
+        let proof = std::iter::once((coordinator, Some(signed_cohort)));
+        round.verify_all(label::SIG_COHORT, "cohort", proof).into_iter().collect::<Result<(), _>>()?;
+        let wire: proto::Cohort = signed::verify(signed_cohort, label::SIG_COHORT, None, "cohort")?;
         let cohort = Cohort::from_payload(&signed_cohort.payload, &round.params)?;
         let n = cohort.graph.n();
         let members = match &round.authority {

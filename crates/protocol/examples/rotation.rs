@@ -1,5 +1,5 @@
 //! What rotation is for (docs/protocol.md, section 7): RMS error of the mean of 50 updates whose norm is in few elements, by
-//! bits, with and without rotation, each with a clip that fits. `cargo run --release -p unisono-protocol --example rotation`
+//! bits, with and without rotation, each with a clip that fits. `cargo run -p unisono-protocol --example rotation`
 
 use std::error::Error;
 
@@ -16,8 +16,8 @@ const DIMENSION: usize = 100_000;
 fn update(client: u32) -> Vec<f32> {
     let mut rng = ChaCha20Rng::seed_from_u64(client.into());
     let spikes = DIMENSION / 1000;
-    let small = (0.01 / DIMENSION as f32).sqrt();
-    let mut values: Vec<f32> = (0..DIMENSION).map(|_| if rng.random() { small } else { -small }).collect();
+    let small = (0.03 / DIMENSION as f32).sqrt();
+    let mut values: Vec<f32> = (0..DIMENSION).map(|_| rng.random_range(-small..small)).collect();
     for _ in 0..spikes {
         let place = rng.random_range(0..DIMENSION);
         values[place] = (0.99 / spikes as f32).sqrt();

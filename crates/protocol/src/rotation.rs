@@ -124,7 +124,7 @@ impl Layout {
 
     /// Number and start of the window that overlaps the one before.
     fn overlap(&self) -> Option<(usize, usize)> {
-        (self.len % self.window != 0).then(|| (self.windows - 1, self.len - self.window))
+        (!self.len.is_multiple_of(self.window)).then(|| (self.windows - 1, self.len - self.window))
     }
 
     /// Place of a class's first element.

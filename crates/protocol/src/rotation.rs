@@ -267,7 +267,7 @@ mod tests {
             let mut output = input.clone();
             walsh_hadamard(&mut output);
             for (row, x) in output.iter().enumerate() {
-                let sign = |column: usize| if (row & column).count_ones() % 2 == 0 { 1.0 } else { -1.0 };
+                let sign = |column: usize| if (row & column).count_ones().is_multiple_of(2) { 1.0 } else { -1.0 };
                 assert_eq!(*x, input.iter().enumerate().map(|(i, x)| sign(i) * x).sum::<f64>());
             }
         }

@@ -313,22 +313,24 @@ impl Quantiser {
             return Err(EncodingError::ZeroWeight { clients });
         }
         let (clip, clients) = (f64::from(self.clip), f64::from(clients));
-        let mut mean: Vec<f32> =
-            units[..dimension].iter().map(|unit| ((unit * 2.0 - clients) * clip / weight) as f32).collect();
+        let mean = units[..dimension].iter().map(|unit| ((unit * 2.0 - clients) * clip / weight) as f32).collect();
         let metric = |(unit, &(lower, upper)): (&f64, &(f32, f32))| {
             (f64::from(lower) + unit / weight * (f64::from(upper) - f64::from(lower))) as f32
         };
         let metrics = units[dimension..expected - 1].iter().zip(&self.metric_bounds).map(metric).collect();
         // |s'/W' - s/W| <= (|s' - s| + |s/W| |W' - W|) / W', each client off by less than one step (half, when deterministic).
         let step = if self.rounding == Rounding::Stochastic { 1.0 } else { 0.5 } / scale;
-        let mut error_bound = clients * step * (2.0 * clip + clip) / weight;
-        if let Some(rotation) = &self.rotation {
-            mean = rotation.undo(mean).map_err(EncodingError::Crypto)?;
-            error_bound *= Rotation::error_growth(dimension);
-        }
+        let error_bound = clients * step * (2.0 * clip + clip) / weight;
         let variance = self.privacy.map_or(0.0, |privacy| privacy.noise_variance);
         let noise_deviation = (clients * variance).sqrt() / scale * 2.0 * clip / weight;
         let total_weight = weight * f64::from(self.max_weight);
+        let (mean, error_bound) = match &self.rotation {
+            Some(rotation) => {
+                let mean = rotation.undo(mean).map_err(EncodingError::Crypto)?;
+                (mean, error_bound * Rotation::error_growth(dimension))
+            }
+            None => (mean, error_bound),
+        };
         Ok(Aggregate { mean, metrics, total_weight, error_bound, noise_deviation })
     }
 

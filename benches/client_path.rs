@@ -38,6 +38,7 @@ fn client_path(criterion: &mut Criterion) {
         rounding: Rounding::Stochastic,
         metric_bounds: Vec::new(),
         privacy: None,
+        rotation: None,
     };
     let mut rng = ChaCha20Rng::seed_from_u64(1);
     for d in [100_000usize, 1_000_000, 10_000_000] {

@@ -82,6 +82,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             rounding: proto::Rounding::Stochastic as i32,
             metrics: vec![proto::MetricBound { lower: 0.0, upper: 10.0 }],
             privacy: None,
+            rotate: false,
         }),
         n_min: CLIENTS - VANISH as u32,
         n_max: CLIENTS,

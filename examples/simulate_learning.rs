@@ -200,6 +200,7 @@ fn settings(args: &Args) -> Vec<Setting> {
         rounding: Rounding::Stochastic,
         metric_bounds: Vec::new(),
         privacy: None,
+        rotation: None,
     };
     let setting = |group, name: String, optimizer, proximal, quantiser, noise| Setting {
         group,

@@ -13,6 +13,7 @@ use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
 use unisono_protocol::degree::SecurityMode;
 use unisono_protocol::encoding::{Quantiser, Rounding};
+use unisono_protocol::rotation::Rotation;
 use unisono_protocol::server::Phase;
 use unisono_sim::secaggplus::Model;
 use unisono_sim::{Builder, Dropout, Network, Observer, Report, Simulation};
@@ -84,6 +85,9 @@ pub struct Args {
     /// Bits of one quantised element
     #[arg(long, default_value_t = 16)]
     bits: u32,
+    /// Rotates updates by random signs and Hadamard transforms before they are clipped to 1; bits at most 24
+    #[arg(long)]
+    rotate: bool,
     /// L2 bound of an update; needed for --noise-multiplier
     #[arg(long, value_name = "C")]
     l2_clip: Option<f32>,
@@ -211,6 +215,7 @@ impl Args {
             rounding: Rounding::Stochastic,
             metric_bounds: Vec::new(),
             privacy: None,
+            rotation: self.rotate.then(Rotation::default),
         };
         let mut builder = Simulation::builder()
             .clients(point.clients)

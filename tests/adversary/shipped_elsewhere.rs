@@ -350,6 +350,7 @@ fn a_default_clip_that_silently_changes_results() {
         rounding: Rounding::Deterministic,
         metric_bounds: Vec::new(),
         privacy: None,
+        rotation: None,
     };
     let update = [3.0f32, -3.0, 2.9, 0.0];
     let contribution = Contribution { update: &update, metrics: &[], weight: 1.0 };

@@ -42,6 +42,7 @@ fn encoded_updates_and_their_mean_are_those_in_the_vectors() {
             rounding,
             metric_bounds: vec![(-1.0, 1.0)],
             privacy: None,
+            rotation: None,
         };
         let modulus = Modulus::new(modulus_bits(bits, 5).unwrap()).unwrap();
         let mut rng = Drawn::new(bits.into());

@@ -165,6 +165,7 @@ fn params(malicious: bool, cast: &Cast) -> proto::RoundParams {
             rounding: proto::Rounding::Stochastic as i32,
             metrics: vec![proto::MetricBound { lower: 0.0, upper: 2.0 }],
             privacy: None,
+            rotate: false,
         }),
         n_min: 4,
         n_max: 6,

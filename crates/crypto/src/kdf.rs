@@ -54,6 +54,8 @@ pub mod label {
         SELF_MASK_COMMITMENT = "self-mask-commitment";
         /// ChaCha20 key of the mask PRG.
         PRG = "prg";
+        /// Stream of signs of a round's rotation, public.
+        ROTATION = "rotation";
         /// AEAD key of a message with shares.
         SHARE_KEY = "share-key";
         /// Key between two neighbours.

@@ -1,4 +1,4 @@
-//! Updates as ring vectors (section 7): clip, weigh, scale, round; and the weighted mean back from the sum.
+//! Updates as ring vectors (section 7): clip, rotate, weigh, scale, round; and the weighted mean back from the sum.
 //!
 //! A masked vector has `d` elements of the update, then one for each metric, then the weight.
 
@@ -10,6 +10,7 @@ use unisono_crypto::secret::Secret32;
 use zeroize::Zeroizing;
 
 use crate::privacy::Privacy;
+use crate::rotation::{self, Rotation};
 
 /// How a scaled value becomes an integer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,6 +38,9 @@ pub struct Quantiser {
     pub metric_bounds: Vec<(f32, f32)>,
     /// Noise that [`Self::encode`] adds; `None` for exact sums. Needs `l2_clip`, and allows no metrics.
     pub privacy: Option<Privacy>,
+    /// Rotation between the L2 bound and the L-infinity bound, undone by [`Self::decode`]; `None` for none. In a round it is
+    /// the round's own, see [`RoundParams`](crate::params::RoundParams). Needs `bits` of at most 24.
+    pub rotation: Option<Rotation>,
 }
 
 /// Why an update can't be encoded, or a sum not decoded.
@@ -102,7 +106,7 @@ pub enum EncodingError {
         /// Length found.
         got: usize,
     },
-    /// The coins of stochastic rounding can't be had.
+    /// The coins of stochastic rounding, or the signs of a rotation, can't be had.
     #[error(transparent)]
     Crypto(CryptoError),
     /// All weights were rounded to zero.
@@ -150,7 +154,8 @@ pub struct Aggregate {
     pub metrics: Vec<f32>,
     /// Sum of the weights.
     pub total_weight: f64,
-    /// Bound on the error that quantisation adds to an element of `mean`; clipping is not counted.
+    /// Bound on the error that quantisation adds to an element of `mean`; clipping is not counted. With rotation this is the
+    /// worst case, [`Rotation::error_growth`] times what a rotated element is off by; the RMS error over all elements does not grow.
     pub error_bound: f64,
     /// Standard deviation of the noise on an element of `mean`; 0 in a round without privacy.
     pub noise_deviation: f64,
@@ -180,6 +185,9 @@ impl Quantiser {
         }
         if self.metric_bounds.len() > 64 {
             return setting("metrics", format!("{} intervals", self.metric_bounds.len()), "at most 64");
+        }
+        if self.rotation.is_some() && self.bits > rotation::MAX_BITS {
+            return setting("bits", self.bits.to_string(), "1 to 24 in a round with rotation");
         }
         self.privacy.map_or(Ok(()), |privacy| privacy.validate(self))
     }
@@ -238,6 +246,9 @@ impl Quantiser {
             }
             None => 1.0,
         };
+        let rotated = self.rotation.map(|rotation| rotation.rotate(update, shrink)).transpose();
+        let rotated = rotated.map_err(EncodingError::Crypto)?;
+        let (update, shrink) = rotated.as_ref().map_or((update, shrink), |rotated| (rotated.as_slice(), 1.0));
         let metrics = metrics.iter().zip(&self.metric_bounds).map(|(&x, &(lower, upper))| {
             let unit = (f64::from(x.clamp(lower, upper)) - f64::from(lower)) / (f64::from(upper) - f64::from(lower));
             unit * share
@@ -285,7 +296,7 @@ impl Quantiser {
     /// Decodes the sum over `clients` contributions.
     ///
     /// # Errors
-    /// [`EncodingError::Length`], [`EncodingError::Overflow`] or [`EncodingError::ZeroWeight`].
+    /// [`EncodingError::Length`], [`EncodingError::Overflow`], [`EncodingError::ZeroWeight`] or [`EncodingError::Crypto`].
     pub fn decode(&self, sum: &RingVector, dimension: usize, clients: u32) -> Result<Aggregate, EncodingError> {
         let expected = dimension + self.metric_bounds.len() + 1;
         if sum.len() != expected {
@@ -314,6 +325,13 @@ impl Quantiser {
         let variance = self.privacy.map_or(0.0, |privacy| privacy.noise_variance);
         let noise_deviation = (clients * variance).sqrt() / scale * 2.0 * clip / weight;
         let total_weight = weight * f64::from(self.max_weight);
+        let (mean, error_bound) = match &self.rotation {
+            Some(rotation) => {
+                let mean = rotation.undo(mean).map_err(EncodingError::Crypto)?;
+                (mean, error_bound * Rotation::error_growth(dimension))
+            }
+            None => (mean, error_bound),
+        };
         Ok(Aggregate { mean, metrics, total_weight, error_bound, noise_deviation })
     }
 
@@ -433,6 +451,7 @@ mod tests {
             rounding,
             metric_bounds: vec![(0.0, 10.0)],
             privacy: None,
+            rotation: None,
         }
     }
 
@@ -466,6 +485,8 @@ mod tests {
         for weight in [0.0, -1.0, 100.5, f32::NAN] {
             assert!(matches!(encode(&[0.0; 2], &[1.0], weight), Err(EncodingError::Weight { .. })));
         }
+        let precise = Quantiser { bits: 25, rotation: Some(Rotation::default()), ..q.clone() };
+        assert!(matches!(precise.validate(), Err(EncodingError::Setting { setting: "bits", .. })));
         let mut bad = q.clone();
         bad.clip = f32::NAN;
         assert!(matches!(bad.validate(), Err(EncodingError::Setting { setting: "clip", .. })));
@@ -537,10 +558,14 @@ mod tests {
         #[test]
         fn the_decoded_mean_is_the_weighted_mean_within_the_reported_bound(
             clients in proptest::collection::vec((proptest::collection::vec(-2f32..2.0, 3), 0f32..10.0, 1f32..100.0), 1..12),
-            seed: u64, bits in 8u32..=32, deterministic: bool,
+            seed: u64, bits in 8u32..=32, deterministic: bool, rotate: bool,
         ) {
             let rounding = if deterministic { Rounding::Deterministic } else { Rounding::Stochastic };
-            let q = quantiser(bits, rounding);
+            let mut q = quantiser(bits, rounding);
+            if rotate {
+                // Three elements are turned two at a time, twice: none becomes more than twice as large.
+                (q.bits, q.clip, q.rotation) = (bits.min(rotation::MAX_BITS), 4.0, Some(Rotation::default()));
+            }
             let modulus = Modulus::new(modulus_bits(bits, clients.len() as u32).unwrap()).unwrap();
             let mut rng = ChaCha20Rng::seed_from_u64(seed);
             let mut sum = RingVector::zeros(modulus, 5);

@@ -8,6 +8,7 @@
 //! - [`roster`] is what the registrar publishes, [`policy`] what a client refuses;
 //! - [`keyfile`] is the text in which keys are stored;
 //! - [`params`], [`degree`], [`graph`] and [`encoding`] are what both sides compute alike;
+//! - [`rotation`] spreads large elements of an update before it is clipped;
 //! - [`privacy`] is the noise of differential privacy, and what it guarantees;
 //! - [`traffic`] is what all of it costs a client, in bytes.
 
@@ -25,6 +26,7 @@ pub mod policy;
 pub mod privacy;
 pub mod proto;
 pub mod roster;
+pub mod rotation;
 pub mod server;
 pub mod signed;
 pub mod traffic;

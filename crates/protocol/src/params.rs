@@ -9,6 +9,7 @@ use crate::encoding::{EncodingError, Quantiser, Rounding};
 use crate::ids::RoundId;
 use crate::privacy::{Guarantee, Privacy, Sensitivity};
 use crate::proto;
+use crate::rotation::Rotation;
 
 /// The only suite of version 1: X-Wing, ChaCha20, BLAKE3, Ristretto, Ed25519 + ML-DSA.
 pub const SUITE_V1: u32 = 1;
@@ -28,7 +29,7 @@ pub struct RoundParams {
     pub round_id: RoundId,
     /// Modulus of the ring, from `modulus_bits`.
     pub modulus: Modulus,
-    /// The encoder's settings.
+    /// The encoder's settings, with the round's own rotation where there is one.
     pub quantiser: Quantiser,
     /// Assumed fractions and the security mode.
     pub assumptions: Assumptions,
@@ -110,7 +111,9 @@ impl RoundParams {
                 format!("{roster_len} bytes"),
             ));
         }
-        let quantiser = quantiser_from_wire(wire.quantiser.as_ref())?;
+        let round_id = RoundId(hash(label::ROUND_ID, &[payload]));
+        let mut quantiser = quantiser_from_wire(wire.quantiser.as_ref())?;
+        quantiser.rotation = quantiser.rotation.map(|_| Rotation::of_round(round_id));
         quantiser.validate()?;
         let needed = quantiser.modulus_bits(wire.n_max)?;
         if wire.modulus_bits < needed || wire.modulus_bits > 64 {
@@ -126,8 +129,7 @@ impl RoundParams {
         let modulus =
             Modulus::new(wire.modulus_bits).map_err(|_| field("modulus_bits", wire.modulus_bits, "1 to 64"))?;
         let assumptions = Assumptions { gamma: wire.gamma, delta: wire.delta, mode };
-        let params =
-            Self { round_id: RoundId(hash(label::ROUND_ID, &[payload])), modulus, quantiser, assumptions, wire };
+        let params = Self { round_id, modulus, quantiser, assumptions, wire };
         params.topology(params.wire.n_min)?;
         params.topology(params.wire.n_max)?;
         if params.guarantee().is_some_and(|guarantee| guarantee.contributions == 0) {
@@ -192,7 +194,8 @@ pub fn honest(survivors: u32, cohort: u32, gamma: f64) -> u32 {
     survivors.saturating_sub(degree::part(gamma, cohort))
 }
 
-/// Reads the encoder's settings from the wire; their ranges are for [`Quantiser::validate`].
+/// Reads the encoder's settings from the wire; their ranges are for [`Quantiser::validate`]. A rotation is [`Rotation::default`]:
+/// that of a round is known to [`RoundParams`].
 ///
 /// # Errors
 /// [`ParamsError::Field`] when there are none, or the rounding is unknown.
@@ -213,6 +216,7 @@ pub fn quantiser_from_wire(wire: Option<&proto::Quantiser>) -> Result<Quantiser,
         rounding,
         metric_bounds: wire.metrics.iter().map(|m| (m.lower, m.upper)).collect(),
         privacy: wire.privacy.as_ref().map(|privacy| Privacy { noise_variance: privacy.noise_variance }),
+        rotation: wire.rotate.then(Rotation::default),
     })
 }
 
@@ -230,5 +234,6 @@ pub fn quantiser_to_wire(quantiser: &Quantiser) -> proto::Quantiser {
         rounding: rounding as i32,
         metrics: quantiser.metric_bounds.iter().map(|&(lower, upper)| proto::MetricBound { lower, upper }).collect(),
         privacy: quantiser.privacy.map(|Privacy { noise_variance }| proto::Privacy { noise_variance }),
+        rotate: quantiser.rotation.is_some(),
     }
 }

@@ -152,6 +152,7 @@ impl Shape<'_> {
                 rounding: proto::Rounding::Stochastic as i32,
                 metrics: Vec::new(),
                 privacy: None,
+                rotate: false,
             }),
             n_min: clients,
             n_max: clients,

@@ -8,6 +8,7 @@ use pyo3::types::{IntoPyDict, PyBytes, PyDict, PyTuple};
 use unisono_protocol::degree::{self, Assumptions, SecurityMode};
 use unisono_protocol::encoding::{self, Rounding};
 use unisono_protocol::params::{self, SUITE_V1};
+use unisono_protocol::rotation::Rotation;
 use unisono_protocol::{policy, proto};
 
 use crate::arrays::whole;
@@ -79,7 +80,8 @@ pub fn find_degree(
     found.map(Topology::from).map_err(|error| errors::class::ParamsError::new_err(error.to_string()))
 }
 
-/// How updates become integers: clip, weigh, scale to `bits` bits, round.
+/// How updates become integers: clip, weigh, scale to `bits` bits, round. With `rotate` large elements are spread over others first, so that a
+/// smaller `clip` serves.
 #[pyclass(frozen, module = "unisono")]
 pub struct Quantiser {
     pub inner: encoding::Quantiser,
@@ -88,7 +90,7 @@ pub struct Quantiser {
 #[pymethods]
 impl Quantiser {
     #[new]
-    #[pyo3(signature = (*, bits=16, clip=1.0, max_weight=1.0, l2_clip=None, rounding="stochastic", metrics=Vec::new()))]
+    #[pyo3(signature = (*, bits=16, clip=1.0, max_weight=1.0, l2_clip=None, rounding="stochastic", metrics=Vec::new(), rotate=false))]
     fn new(
         bits: u32,
         clip: f32,
@@ -96,6 +98,7 @@ impl Quantiser {
         l2_clip: Option<f32>,
         rounding: &str,
         metrics: Vec<(f32, f32)>,
+        rotate: bool,
     ) -> PyResult<Self> {
         let rounding = match rounding {
             "stochastic" => Rounding::Stochastic,
@@ -106,8 +109,16 @@ impl Quantiser {
                 )));
             }
         };
-        let inner =
-            encoding::Quantiser { bits, clip, l2_clip, max_weight, rounding, metric_bounds: metrics, privacy: None };
+        let inner = encoding::Quantiser {
+            bits,
+            clip,
+            l2_clip,
+            max_weight,
+            rounding,
+            metric_bounds: metrics,
+            privacy: None,
+            rotation: rotate.then(Rotation::default),
+        };
         inner.validate().map_err(errors::encoding)?;
         Ok(Self { inner })
     }
@@ -142,6 +153,11 @@ impl Quantiser {
         self.inner.metric_bounds.clone()
     }
 
+    #[getter]
+    fn rotate(&self) -> bool {
+        self.inner.rotation.is_some()
+    }
+
     fn __reduce__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
         let q = &self.inner;
         let settings = [("bits", q.bits)].into_py_dict(py)?;
@@ -150,6 +166,7 @@ impl Quantiser {
         settings.set_item("l2_clip", q.l2_clip)?;
         settings.set_item("rounding", self.rounding())?;
         settings.set_item("metrics", self.metrics())?;
+        settings.set_item("rotate", self.rotate())?;
         reduce::<Self>(py, settings)
     }
 

@@ -39,6 +39,8 @@ pub struct Settings {
     pub n_min: u32,
     /// Bits q of a quantised element.
     pub quantiser_bits: u32,
+    /// Whether updates were rotated before they were clipped to the L-infinity bound.
+    pub rotate: bool,
     /// Bits b of an element of the ring.
     pub modulus_bits: u32,
     /// Neighbours of each client when nobody is missing from the cohort, k.

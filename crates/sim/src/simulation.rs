@@ -52,6 +52,7 @@ impl Default for Builder {
             rounding,
             metric_bounds: Vec::new(),
             privacy: None,
+            rotation: None,
         };
         Self {
             clients: 100,
@@ -90,7 +91,8 @@ impl Builder {
         mode: SecurityMode;
         /// Assumed adversarial fraction. Default 0.05.
         gamma: f64;
-        /// Clipping, bits and rounding. Default 16 bits, clip 1, stochastic rounding.
+        /// Clipping, bits and rounding; with any rotation, each round uses its own. Default 16 bits, clip 1, stochastic rounding, no
+        /// rotation.
         quantiser: Quantiser;
         /// Connections and devices. Default [`Network::lan`].
         network: Network;
@@ -179,6 +181,7 @@ impl Builder {
             delta,
             n_min,
             quantiser_bits: self.quantiser.bits,
+            rotate: self.quantiser.rotation.is_some(),
             modulus_bits: self.quantiser.modulus_bits(clients)?,
             degree: topology.degree,
             threshold: topology.threshold,

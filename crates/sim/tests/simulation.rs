@@ -99,6 +99,7 @@ fn the_mean_is_the_weighted_mean_of_the_researchers_own_updates() {
         rounding: Rounding::Deterministic,
         metric_bounds: Vec::new(),
         privacy: None,
+        rotation: None,
     };
     // Client i has the value i / 10 in round 1, and twice that in round 2, with weight 1 or 3.
     let source = updates(|client, round| Update {
@@ -171,6 +172,7 @@ fn settings_that_can_not_work_are_refused_with_what_would() {
         rounding: Rounding::Stochastic,
         metric_bounds: Vec::new(),
         privacy: None,
+        rotation: None,
     };
     assert!(matches!(refused(small().quantiser(quantiser)), SimError::Encoding(_)));
 }
@@ -184,6 +186,7 @@ fn private(noise_multiplier: f64) -> Builder {
         rounding: Rounding::Stochastic,
         metric_bounds: Vec::new(),
         privacy: None,
+        rotation: None,
     };
     small().dimension(20_000).mode(SecurityMode::SemiHonest).quantiser(quantiser).privacy(noise_multiplier, 1e-5)
 }

@@ -162,6 +162,9 @@ pub struct Quantiser {
     /// How scaled values are rounded.
     #[serde(default = "stochastic")]
     pub rounding: Rounding,
+    /// Whether updates are rotated before the L-infinity bound.
+    #[serde(default)]
+    pub rotate: bool,
 }
 
 fn stochastic() -> Rounding {

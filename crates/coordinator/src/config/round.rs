@@ -90,6 +90,7 @@ impl Config {
             rounding: rounding as i32,
             metrics: self.metrics.iter().map(metric).collect(),
             privacy: None,
+            rotate: q.rotate,
         };
         if let Some(privacy) = &self.privacy {
             quantiser.privacy =

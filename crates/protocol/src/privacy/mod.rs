@@ -174,6 +174,7 @@ mod tests {
 
     use super::*;
     use crate::encoding::{Contribution, Rounding};
+    use crate::rotation::Rotation;
 
     fn quantiser(noise_variance: f64) -> Quantiser {
         Quantiser {
@@ -184,6 +185,7 @@ mod tests {
             rounding: Rounding::Stochastic,
             metric_bounds: Vec::new(),
             privacy: Some(Privacy { noise_variance }),
+            rotation: None,
         }
     }
 
@@ -223,8 +225,10 @@ mod tests {
         let mut rng = ChaCha20Rng::seed_from_u64(2);
         // One large element, many small ones, and elements that an L-infinity bound cuts.
         let many = if cfg!(miri) { 20 } else { 5000 };
-        for (bits, clip, d) in [(12, 1.0f32, 400), (2, 1.0, 400), (1, 0.01, 9), (16, 0.5, 3), (24, 1.0, many)] {
-            let q = Quantiser { bits, clip, privacy: None, ..quantiser(1.0) };
+        let cases = [(12, 1.0f32, 400), (2, 1.0, 400), (1, 0.01, 9), (16, 0.5, 3), (24, 1.0, many)];
+        for ((bits, clip, d), rotated) in cases.into_iter().flat_map(|case| [(case, false), (case, true)]) {
+            let rotation = rotated.then(Rotation::default);
+            let q = Quantiser { bits, clip, privacy: None, rotation, ..quantiser(1.0) };
             let bound = Sensitivity::of(&q, d).unwrap();
             let middle = (((1u64 << bits) - 1) / 2) as f64;
             let mut one = vec![0.0; d as usize];

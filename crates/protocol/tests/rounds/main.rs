@@ -7,6 +7,7 @@ mod network;
 mod privacy;
 mod refusals;
 mod resume;
+mod rotation;
 mod traffic;
 mod world;
 

@@ -70,6 +70,7 @@ pub fn params(malicious: bool, n_min: u32, n_max: u32, gamma: f64, delta: f64, d
             rounding: proto::Rounding::Deterministic as i32,
             metrics: Vec::new(),
             privacy: None,
+            rotate: false,
         }),
         n_min,
         n_max,

@@ -148,6 +148,7 @@ class Quantiser:
         l2_clip: float | None = None,
         rounding: Literal["stochastic", "deterministic"] = "stochastic",
         metrics: Sequence[tuple[float, float]] = ...,
+        rotate: bool = False,
     ) -> Quantiser: ...
     @property
     def bits(self) -> int: ...
@@ -161,6 +162,8 @@ class Quantiser:
     def rounding(self) -> Literal["stochastic", "deterministic"]: ...
     @property
     def metrics(self) -> list[tuple[float, float]]: ...
+    @property
+    def rotate(self) -> bool: ...
 
 @final
 class Aggregate:

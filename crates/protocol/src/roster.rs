@@ -149,7 +149,7 @@ impl Head {
     /// Checks that `proof` leads to this head's root and that the leaf is valid at `now`.
     ///
     /// # Errors
-    /// Any [`RosterError`]; the leaf is parsed only after its path has been verified.
+    /// Any [`RosterError`]. A leaf whose path does not verify is parsed for its name in the error alone.
     pub fn check_leaf(&self, proof: &proto::RosterProof, now: u64) -> Result<Leaf, RosterError> {
         let path = signed::path(&proof.path)?;
         let verified = merkle::verify(label::TREE_ROSTER, &self.root, self.size, proof.index, &proof.leaf, &path);

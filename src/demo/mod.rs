@@ -137,7 +137,7 @@ async fn play(args: &Args) -> Result<Summary> {
                 view.finished(&round);
                 rounds.push(round);
             }
-            Ok(Event::RoundAborted { round, reason }) => {
+            Ok(Event::RoundAborted { round, reason, .. }) => {
                 aborted += 1;
                 view.line(format!("round {round}: no sum, nothing learned ({reason})"));
                 if aborted > 2 * args.rounds {

@@ -13,7 +13,7 @@ use unisono_protocol::server::{Abort, Fault, Phase, Reason, Report};
 
 use crate::harness::{phase_of, six};
 use crate::lying::{Lied, play, resign, resign_shares};
-use crate::world::{CAST, params};
+use crate::world::{CAST, Device, NOW, open, params};
 
 /// A complete graph of ten with threshold 6: nine holders of a secret leave room for one wrong share.
 fn ten() -> proto::RoundParams {
@@ -223,7 +223,24 @@ fn shares_that_the_recipient_can_not_open() {
     assert!(outcome.reports.contains(&unreadable(0)) && outcome.reports.contains(&unreadable(1)), "{outcome:?}");
     // Enough of them, and there is no sum; nothing was learned of it, and the name is there.
     let lied = deals_wrong_shares(10, None);
-    assert_eq!(lied.result.unwrap_err(), Abort::TooFewShares { client: id(3), have: 0, need: 6 });
+    assert_eq!(lied.result.unwrap_err(), Abort::UnreadableShares { client: id(3), unreadable: 9, have: 0, need: 6 });
+}
+
+#[test]
+fn a_client_that_made_a_round_end_comes_again() {
+    // The coordinator names it to the next rounds, which refuse its advert and no other one.
+    let mut server = open(&ten());
+    server.leave_out(id(3), 1, 11);
+    for i in 0..10 {
+        let mut device = Device::new(i, &server, 1);
+        device.join(server.offer()).unwrap();
+        let taken = server.absorb(device.message().unwrap(), NOW);
+        match taken {
+            Err(refusal) => assert_eq!((i, refusal.reason), (3, Reason::LeftOut { since: 1, until: 11 })),
+            Ok(_) => assert_ne!(i, 3),
+        }
+    }
+    assert_eq!(server.progress().answered, 9);
 }
 
 #[test]
@@ -252,7 +269,9 @@ fn shares_of_a_wrong_secret() {
     assert_eq!(outcome.reports, [Report { about: id(9), by: id(0), what: Fault::WrongShare }]);
     // All of them: nobody has the committed secret, so nobody can have the sum. It is never a wrong sum.
     let lied = dealt_to(9);
-    assert_eq!(lied.result.unwrap_err(), Abort::WrongShares { client: id(9) });
+    let abort = lied.result.unwrap_err();
+    assert_eq!(abort, Abort::WrongShares { client: id(9) });
+    assert_eq!(abort.suspect(), Some(id(9)), "the next rounds go on without it");
 }
 
 #[test]

@@ -11,10 +11,11 @@ use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::{Channel, Server};
 use tonic::{Request, Response, Status, Streaming};
 use unisono::client::{Error, Event, Summary};
-use unisono::coordinator::{Coordinator, RoundResult};
+use unisono::coordinator::{Coordinator, Event as Happened, RoundResult};
 use unisono::crypto::kem::DecapsulationKey;
 use unisono::crypto::secret::Secret32;
 use unisono::local::Deployment;
+use unisono::protocol::ClientId;
 use unisono::protocol::client::{ClientError, NeighbourFault};
 use unisono::protocol::policy::PolicyRefusal;
 use unisono::protocol::proto::{
@@ -28,15 +29,21 @@ use unisono::wire::proto::*;
 
 use crate::deployed::{all, builder, constant, deployment, devices, finished};
 use crate::harness::{Outbox, phase_of};
+use crate::lying::resign_shares_with;
 
 /// Changes a view, given what the device has sent so far.
 type ViewLie = Box<dyn Fn(&mut View, &[ClientMessage]) + Send + Sync>;
+
+/// Changes a step.
+type StepLie = Box<dyn Fn(&mut Step) + Send + Sync>;
 
 /// What the proxy changes: a view, with what the device has sent so far; an offer; a base model's bytes.
 enum Lie {
     None,
     View(ViewLie),
     Offer(fn(&mut GetRoundResponse)),
+    /// What the device sends, signed again: the device lies.
+    Step(StepLie),
     Model(fn(&mut Vec<u8>)),
 }
 
@@ -84,7 +91,10 @@ impl Service for Proxy {
     }
 
     async fn submit(&self, request: Request<ClientMessage>) -> Result<Response<SubmitResponse>, Status> {
-        let message = request.into_inner();
+        let mut message = request.into_inner();
+        if let (Lie::Step(lie), Some(step)) = (&*self.lie, &mut message.step) {
+            lie(step);
+        }
         self.sent.lock().unwrap().messages.push(message.clone());
         Ok(Response::new(self.stub.clone().submit(message).await?.into_inner()))
     }
@@ -386,4 +396,52 @@ async fn a_device_killed_in_each_phase_and_started_again_over_grpc() {
         assert!(hashes.len() <= 1, "two masked inputs in one round");
     }
     assert!(kill_in.is_none() || kill_in == Some(Phase::Unmask), "it was killed in the first four phases at least");
+}
+
+/// Four honest devices, and device 4, which deals shares that nobody can open, until `count` rounds have ended: their numbers, each
+/// with whom the coordinator suspects.
+async fn deal_unreadable_shares(deployment: &Deployment, count: usize) -> Vec<(u64, Option<ClientId>)> {
+    let coordinator = Coordinator::start(deployment.config.clone()).await.unwrap();
+    let mut events = coordinator.events();
+    let endpoint = format!("http://{}", coordinator.address());
+    let (key, cheat) = (deployment.device_keys(4).signing_key, deployment.device_keys(4).client_id);
+    let lie = Lie::Step(Box::new(move |step| {
+        let Step::ShareKeys(shares) = step else { return };
+        resign_shares_with(&key, shares, |to| to.sealed.iter_mut().for_each(|byte| *byte ^= 1));
+    }));
+    let (proxied, sent, serving) = Proxy::start(&endpoint, lie).await;
+    let mut set = devices(deployment, &endpoint, 0..4);
+    let mut client = builder(deployment, &proxied, 4).max_failures(100).build(constant(4)).unwrap();
+    set.spawn(async move { client.run().await });
+    let mut ends = Vec::new();
+    while ends.len() < count {
+        match events.recv().await.unwrap() {
+            Happened::RoundAborted { round, suspect, .. } => ends.push((round, suspect)),
+            Happened::RoundFinished(result) => {
+                assert!(!result.outcome.survivors.contains(&cheat));
+                assert!((result.aggregate.mean[0] - 0.025).abs() < 1e-3, "{}", result.aggregate.mean[0]);
+                ends.push((result.round, None));
+            }
+            _ => {}
+        }
+    }
+    set.shutdown().await;
+    coordinator.stop().await;
+    serving.abort();
+    let sent = sent.lock().unwrap();
+    let adverts = sent.messages.iter().filter(|message| matches!(message.step, Some(Step::Advert(_)))).count();
+    assert!(adverts <= 2 * (count + 1), "{adverts} adverts in {count} rounds: who is left out must not hammer");
+    ends
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_deals_unreadable_shares_in_each_round_over_grpc() {
+    // The first round ends because of it. The two after that are without it, also after a restart; then it has another chance.
+    let mut deployment = deployment(10);
+    deployment.config.round.leave_out_rounds = 2;
+    let cheat = Some(deployment.device_keys(4).client_id);
+    assert_eq!(deal_unreadable_shares(&deployment, 2).await, [(1, cheat), (2, None)]);
+    let ends = deal_unreadable_shares(&deployment, 3).await;
+    // The restart may have met a round on its way, which goes on or is told as such; the order is what counts.
+    assert_eq!(ends, [(3, None), (4, cheat), (5, None)]);
 }

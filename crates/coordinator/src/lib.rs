@@ -118,6 +118,8 @@ pub enum Event {
         round: u64,
         /// Why.
         reason: String,
+        /// The client that is left out of the next rounds for it.
+        suspect: Option<ClientId>,
     },
     /// The model was released.
     Released {

@@ -56,9 +56,11 @@ pub(crate) fn refuse(code: Code, reason: &'static str, message: &dyn Display) ->
 fn status_of(refusal: &Refusal) -> Status {
     let code = match &refusal.reason {
         Reason::Unknown { .. } | Reason::Roster(_) => Code::PermissionDenied,
-        Reason::OtherRound | Reason::WrongPhase { .. } | Reason::NotExpected | Reason::Full { .. } => {
-            Code::FailedPrecondition
-        }
+        Reason::OtherRound
+        | Reason::WrongPhase { .. }
+        | Reason::NotExpected
+        | Reason::Full { .. }
+        | Reason::LeftOut { .. } => Code::FailedPrecondition,
         Reason::Conflict => Code::AlreadyExists,
         Reason::UploadHash => Code::DataLoss,
         _ => Code::InvalidArgument,

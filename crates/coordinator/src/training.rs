@@ -49,10 +49,11 @@ async fn train(shared: &Shared) -> Result<(), CoordinatorError> {
             tracing::info!(rounds = finished.len(), early, "training is finished");
             return Ok(());
         }
-        let active = match recover(shared).await? {
+        let mut active = match recover(shared).await? {
             Some(active) => active,
             None => open(shared, finished.last()).await?,
         };
+        leave_out(shared, &mut active).await?;
         let (round, round_id, phase) = (active.number, active.round_id, active.server().phase());
         tracing::info!(round, %round_id, %phase, "round opened");
         shared.emit(Event::RoundOpened { round, round_id, phase });
@@ -117,6 +118,18 @@ async fn open(shared: &Shared, last: Option<&FinishedRound>) -> Result<Active, C
     })
 }
 
+/// Refuses for this round the clients because of which one of the last rounds ended.
+async fn leave_out(shared: &Shared, active: &mut Active) -> Result<(), CoordinatorError> {
+    let rounds = shared.config.round.leave_out_rounds;
+    let first = active.number.saturating_sub(rounds);
+    for (client, since) in shared.store.left_out(&shared.config.task.name, first).await? {
+        let until = since.saturating_add(rounds);
+        tracing::warn!(round = active.number, %client, since, until, "client is left out");
+        active.leave_out(client, since, until);
+    }
+    Ok(())
+}
+
 async fn stored_model(shared: &Shared, version: u64) -> Result<(Model, Vec<u8>), CoordinatorError> {
     let bytes = shared.store.get_model(&shared.config.task.name, version).await?;
     let damaged = || crate::StoreError::Damaged(format!("version {version} of the model is missing"));
@@ -162,10 +175,15 @@ async fn play(shared: &Shared, account: &mut Option<Account>) -> Result<bool, Co
             Err(abort) => {
                 counter!("unisono_rounds_total", "result" => abort.code()).increment(1);
                 tracing::warn!(round, reason = %abort, "round aborted");
+                let suspect = abort.suspect();
+                if let Some(client) = suspect {
+                    counter!("unisono_suspects_total", "result" => abort.code()).increment(1);
+                    shared.store.leave_out(&shared.config.task.name, client, round).await?;
+                }
                 shared.store.abort_round(round_id, &abort.to_string()).await?;
                 *shared.last_end.lock().await =
                     Some(End { round_id, gave_sum: false, reason: format!("the round was aborted: {abort}") });
-                shared.emit(Event::RoundAborted { round, reason: abort.to_string() });
+                shared.emit(Event::RoundAborted { round, reason: abort.to_string(), suspect });
                 false
             }
         };

@@ -11,6 +11,7 @@ mod blobs;
 mod releases;
 mod rounds;
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
@@ -21,6 +22,7 @@ use object_store::{ObjectStore, ObjectStoreExt};
 use sqlx::SqlitePool;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use tokio_stream::StreamExt;
+use unisono_protocol::RoundId;
 
 pub use releases::StoredRelease;
 pub use rounds::{Event, FinishedRound, OpenRound};
@@ -72,6 +74,9 @@ CREATE TABLE IF NOT EXISTS events (
 ) WITHOUT ROWID;
 CREATE TRIGGER IF NOT EXISTS forget_events AFTER UPDATE OF state ON rounds WHEN NEW.state <> 'open'
     BEGIN DELETE FROM events WHERE round_id = NEW.round_id; END;
+CREATE TABLE IF NOT EXISTS left_out (
+    task TEXT NOT NULL, client_id BLOB NOT NULL, round INTEGER NOT NULL, PRIMARY KEY (task, client_id)
+);
 CREATE TABLE IF NOT EXISTS releases (
     model_id TEXT NOT NULL, version INTEGER NOT NULL, header_hash BLOB NOT NULL UNIQUE, wrapped_key BLOB NOT NULL,
     model_version INTEGER NOT NULL, PRIMARY KEY (model_id, version)
@@ -88,6 +93,23 @@ pub struct Store {
 
 fn bytes32(bytes: Vec<u8>, what: &str) -> Result<[u8; 32], StoreError> {
     bytes.try_into().map_err(|_| StoreError::Damaged(format!("a {what} does not have 32 bytes")))
+}
+
+/// Deletes the uploads of rounds that are over, which a kill at the end of a round leaves behind, and the folders that deleting
+/// blobs does.
+fn sweep_uploads(folder: &Path, open: &BTreeSet<RoundId>) -> std::io::Result<()> {
+    let uploads = match std::fs::read_dir(folder) {
+        Ok(uploads) => uploads,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    for round in uploads {
+        let round = round?;
+        if !open.iter().any(|id| round.file_name() == *id.to_string()) {
+            std::fs::remove_dir_all(round.path())?;
+        }
+    }
+    Ok(())
 }
 
 impl Store {
@@ -112,6 +134,11 @@ impl Store {
             .foreign_keys(true);
         let db = SqlitePoolOptions::new().max_connections(2).connect_with(options).await?;
         sqlx::raw_sql(SCHEMA).execute(&db).await?;
+        let open: Vec<Vec<u8>> =
+            sqlx::query_scalar("SELECT round_id FROM rounds WHERE state = 'open'").fetch_all(&db).await?;
+        let open =
+            open.into_iter().map(|id| Ok(RoundId(bytes32(id, "round id")?))).collect::<Result<_, StoreError>>()?;
+        sweep_uploads(&folder.join("blobs/uploads"), &open).map_err(error)?;
         let blobs = LocalFileSystem::new_with_prefix(folder.join("blobs"))?.with_fsync(true);
         Ok(Self { db, blobs: Arc::new(blobs), lock })
     }
@@ -150,7 +177,7 @@ impl Store {
 
 #[cfg(test)]
 mod tests {
-    use unisono_protocol::RoundId;
+    use unisono_protocol::ClientId;
 
     use super::*;
 
@@ -189,5 +216,27 @@ mod tests {
         assert!(store.open_round("task").await.unwrap().is_none());
         let left: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM events").fetch_one(&store.db).await.unwrap();
         assert_eq!(left, 0);
+    }
+
+    #[tokio::test]
+    async fn uploads_that_a_kill_left_behind_are_deleted_at_the_next_start() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).await.unwrap();
+        let (over, open, client) = (RoundId([1; 32]), RoundId([2; 32]), ClientId([3; 16]));
+        for (number, round) in [(1, over), (2, open)] {
+            store.insert_round(round, "task", number, b"parameters", None).await.unwrap();
+        }
+        store.abort_round(over, "enough").await.unwrap();
+        // As if the kill had come between the two steps of the line above.
+        for round in [over, open] {
+            store.put_chunk(round, client, 0, vec![5; 10]).await.unwrap();
+        }
+        store.close().await;
+        drop(store);
+        let store = Store::open(folder.path()).await.unwrap();
+        assert_eq!(store.count_chunks(over, client).await.unwrap(), 0);
+        assert_eq!(store.read_upload(open, client, 1).await.unwrap(), [5; 10]);
+        let left: Vec<_> = std::fs::read_dir(folder.path().join("blobs/uploads")).unwrap().collect();
+        assert_eq!(left.len(), 1);
     }
 }

@@ -120,6 +120,38 @@ impl Store {
         Ok(())
     }
 
+    /// Records that round `number` of `task` ended because of `client`.
+    ///
+    /// # Errors
+    /// [`StoreError::Database`].
+    pub async fn leave_out(&self, task: &str, client: ClientId, number: u64) -> Result<(), StoreError> {
+        sqlx::query("INSERT OR REPLACE INTO left_out (task, client_id, round) VALUES (?, ?, ?)")
+            .bind(task)
+            .bind(client.to_vec())
+            .bind(number as i64)
+            .execute(&self.db)
+            .await?;
+        Ok(())
+    }
+
+    /// The clients because of which rounds of `task` from number `first` on ended, each with the last such round.
+    ///
+    /// # Errors
+    /// [`StoreError::Database`] or [`StoreError::Damaged`].
+    pub async fn left_out(&self, task: &str, first: u64) -> Result<Vec<(ClientId, u64)>, StoreError> {
+        let rows = sqlx::query("SELECT client_id, round FROM left_out WHERE task = ? AND round >= ?")
+            .bind(task)
+            .bind(first as i64)
+            .fetch_all(&self.db)
+            .await?;
+        let read = |row: &SqliteRow| {
+            let damaged = || StoreError::Damaged("a client id does not have 16 bytes".into());
+            let client = ClientId::from_slice(row.try_get(0)?).ok_or_else(damaged)?;
+            Ok((client, row.try_get::<i64, _>(1)? as u64))
+        };
+        rows.iter().map(read).collect()
+    }
+
     /// Records the end of a round without a sum, and forgets what it accepted.
     ///
     /// # Errors

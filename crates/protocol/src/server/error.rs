@@ -60,6 +60,17 @@ pub enum Reason {
         /// Largest cohort.
         n_max: u32,
     },
+    /// The client made an earlier round end (see [`super::Server::leave_out`]).
+    #[error(
+        "the client is left out of the rounds up to {until}: round {since} ended because a secret of it could not be had \
+         from its shares"
+    )]
+    LeftOut {
+        /// The round that ended.
+        since: u64,
+        /// The last round without the client.
+        until: u64,
+    },
     /// A key of the advert occurs in another advert.
     #[error("a key of the advert is in another client's advert, or occurs twice in this one")]
     KeysRepeat,
@@ -105,6 +116,7 @@ impl Reason {
             Self::WrongPhase { .. } => "wrong_phase",
             Self::Conflict => "conflict",
             Self::Full { .. } => "full",
+            Self::LeftOut { .. } => "left_out",
             Self::KeysRepeat => "keys_repeat",
             Self::NotExpected => "not_expected",
             Self::Shape { .. } => "shape",
@@ -181,6 +193,21 @@ pub enum Abort {
         /// The threshold.
         need: usize,
     },
+    /// So many neighbours can't open the shares that a client dealt them that too few came back.
+    #[error(
+        "{unreadable} clients can't open the shares that client {client} dealt them; {have} shares of its secret were \
+         released, {need} are needed"
+    )]
+    UnreadableShares {
+        /// Who dealt them.
+        client: ClientId,
+        /// Clients that say so.
+        unreadable: usize,
+        /// Shares at hand.
+        have: usize,
+        /// The threshold.
+        need: usize,
+    },
     /// A secret can't be rebuilt: too many of its shares are wrong.
     #[error(
         "the shares of client {client}'s secret do not fit its advert: it dealt wrong ones, or too many holders lie"
@@ -208,9 +235,25 @@ impl Abort {
             Self::Params(_) => "infeasible",
             Self::ThinWindow { .. } => "thin_window",
             Self::TooFewShares { .. } => "too_few_shares",
+            Self::UnreadableShares { .. } => "unreadable_shares",
             Self::WrongShares { .. } => "wrong_shares",
             Self::WrongCiphertext { .. } => "wrong_ciphertext",
             Self::Crypto(_) => "crypto",
+        }
+    }
+
+    /// The client whose doing the end most likely is. Not proved: where shares don't fit or can't be opened, it was the one that
+    /// dealt them, or more of their holders lie than a round can correct.
+    pub fn suspect(&self) -> Option<ClientId> {
+        match self {
+            Self::UnreadableShares { client, .. } | Self::WrongShares { client } | Self::WrongCiphertext { client } => {
+                Some(*client)
+            }
+            Self::TooFew { .. }
+            | Self::Params(_)
+            | Self::ThinWindow { .. }
+            | Self::TooFewShares { .. }
+            | Self::Crypto(_) => None,
         }
     }
 }

@@ -258,6 +258,14 @@ impl Server {
         Ok(Self { context, offer, ledger: BTreeMap::new(), state })
     }
 
+    /// Refuses the adverts of `client` from now on, which has an effect in phase 0 alone: it was the [`Abort::suspect`] of round
+    /// `since`, and would make every round end. `until` is the last round without it.
+    pub fn leave_out(&mut self, client: ClientId, since: u64, until: u64) {
+        if let State::Advertising(advertising) = &mut self.state {
+            advertising.leave_out(client, since, until);
+        }
+    }
+
     /// What clients need to decide whether they take part.
     pub fn offer(&self) -> &proto::RoundOffer {
         &self.offer

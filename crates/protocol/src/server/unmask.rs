@@ -200,7 +200,13 @@ impl Rebuilder<'_> {
         let mut shares = self.unmasking.shares.get(&of).cloned().unwrap_or_default();
         let have = shares.len();
         if have < need {
-            return Err(Abort::TooFewShares { client, have, need });
+            let unreadable = |report: &&Report| report.about == client && report.what == Fault::UnreadableShares;
+            let unreadable = self.unmasking.reports.iter().filter(unreadable).count();
+            return Err(if have + unreadable < need {
+                Abort::TooFewShares { client, have, need }
+            } else {
+                Abort::UnreadableShares { client, unreadable, have, need }
+            });
         }
         shares.sort_by_key(Share::abscissa);
         let holders: Vec<u32> = shares[..need].iter().map(Share::abscissa).collect();

@@ -3,6 +3,7 @@
 use prost::Message;
 use unisono_crypto::kdf::{Label, label};
 use unisono_crypto::merkle;
+use unisono_crypto::sign::SigningKey;
 use unisono_protocol::proto::{self, ClientMessage};
 use unisono_protocol::server::{Abort, Closed, Outcome, Phase, Refusal, Server};
 use unisono_protocol::signed;
@@ -66,11 +67,22 @@ pub fn resign<M: Message + Default>(i: usize, signed: &mut proto::Signed, label:
 
 /// Changes the messages to the neighbours that `change` picks, and signs their root again.
 pub fn resign_shares(i: usize, shares: &mut proto::ShareKeys, change: impl Fn(&mut proto::NeighbourShares)) {
+    resign_shares_with(&CAST.identities[i].signing_key, shares, change);
+}
+
+/// The same with any device's key.
+pub fn resign_shares_with(
+    key: &SigningKey,
+    shares: &mut proto::ShareKeys,
+    change: impl Fn(&mut proto::NeighbourShares),
+) {
     for bytes in &mut shares.messages {
         let mut message = proto::NeighbourShares::decode(bytes.as_slice()).unwrap();
         change(&mut message);
         *bytes = message.encode_to_vec();
     }
-    let root = merkle::Tree::new(label::TREE_SHARES, &shares.messages).root().to_vec();
-    resign::<proto::SharesRoot>(i, shares.root.as_mut().unwrap(), label::SIG_SHARES, |message| message.root = root);
+    let signed = shares.root.as_mut().unwrap();
+    let mut root = proto::SharesRoot::decode(signed.payload.as_slice()).unwrap();
+    root.root = merkle::Tree::new(label::TREE_SHARES, &shares.messages).root().to_vec();
+    *signed = signed::sign(&root, label::SIG_SHARES, Some(key));
 }

@@ -85,6 +85,30 @@ pub fn add(values: &mut [u64], mask: &[u64], plus: bool, modulus: Modulus) {
     }
 }
 
+/// Section 7: an update turned by the rotation of a round, by the definition of the transform.
+pub fn rotate(round_id: &[u8; 32], update: &[f32]) -> Vec<f32> {
+    let d = update.len();
+    let window = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096].into_iter().rfind(|b| *b <= d).unwrap();
+    let m = d.div_ceil(window);
+    let mut values: Vec<f32> = (0..m).flat_map(|class| update.iter().skip(class).step_by(m)).copied().collect();
+    let signs = stream::<u64>(&Seed::from_secret(&derive_secret(label::ROTATION, round_id, &[])), 64 * m);
+    for w in 0..m {
+        // All but the last begin at a multiple of the window.
+        let start = (w * window).min(d - window);
+        let turned = |j: usize| {
+            let negative = signs[64 * w + j / 64] >> (j % 64) & 1 == 1;
+            f64::from(values[start + j]) * if negative { -1.0 } else { 1.0 }
+        };
+        let turned: Vec<f64> = (0..window).map(turned).collect();
+        let hadamard = |i: usize, j: usize| if (i & j).count_ones() % 2 == 1 { -1.0 } else { 1.0 };
+        for i in 0..window {
+            let sum: f64 = (0..window).map(|j| hadamard(i, j) * turned[j]).sum();
+            values[start + i] = (sum / (window as f64).sqrt()) as f32;
+        }
+    }
+    values
+}
+
 /// Packs after section 5: `b` bits an element, least significant bit first.
 pub fn pack(values: &[u64], bits: u32) -> Vec<u8> {
     let bit = |i: usize| values[i / bits as usize] >> (i % bits as usize) & 1;

@@ -12,14 +12,15 @@ use unisono_protocol::degree::{Assumptions, SecurityMode, Topology, find};
 use unisono_protocol::encoding::{Contribution, Quantiser, Rounding, modulus_bits};
 use unisono_protocol::graph::Graph;
 use unisono_protocol::keyfile::{self, DeviceKeys, Role};
-use unisono_protocol::{CohortId, roster};
+use unisono_protocol::rotation::Rotation;
+use unisono_protocol::{CohortId, RoundId, roster};
 use unisono_release::proto::{Grant, PayloadType, Provenance, ProvenanceMode, ReleaseHeader, SignedGrant};
 use unisono_release::{
     ContentKey, KeyEncryptionKey, OpenPolicy, Recipient, Release, ReleaseError, VersionRecord, grant, open, open_grant,
     seal,
 };
 
-use super::{Drawn, check, decimal};
+use super::{Drawn, check, decimal, derivation};
 
 const NOW: u64 = 1_800_000_000;
 
@@ -62,6 +63,41 @@ fn encoded_updates_and_their_mean_are_those_in_the_vectors() {
         .map(|(q, n)| json!({ "bits": q, "clients": n, "modulus_bits": modulus_bits(q, n).unwrap() }))
         .collect();
     check("encoding.json", &json!({ "cases": cases, "moduli": moduli }));
+}
+
+#[test]
+fn rotated_updates_are_those_in_the_vectors() {
+    let round_id: [u8; 32] = std::array::from_fn(|i| i as u8);
+    let mut cases = Vec::new();
+    // Windows of 1, 4, 8 and 4096 elements; the last overlaps the one before at 6, 13 and 4100.
+    for len in [1usize, 6, 8, 13, 4100] {
+        let update: Vec<f32> = (0..len).map(|i| (37 * i % 101) as f32 / 64.0 - 0.75).collect();
+        let quantiser = Quantiser {
+            bits: 16,
+            clip: 4.0,
+            l2_clip: None,
+            max_weight: 1.0,
+            rounding: Rounding::Deterministic,
+            metric_bounds: Vec::new(),
+            privacy: None,
+            rotation: Some(Rotation::of_round(RoundId(round_id))),
+        };
+        let modulus = Modulus::new(modulus_bits(16, 5).unwrap()).unwrap();
+        let contribution = Contribution { update: &update, metrics: &[], weight: 1.0 };
+        let encoded = quantiser.encode(contribution, len, modulus, &mut Drawn::new(0)).unwrap();
+        let elements = &encoded.to_u64()[..len];
+        let steps = |x: f32| (f64::from(x.clamp(-4.0, 4.0)) + 4.0) / 8.0 * 65535.0;
+        for (element, x) in elements.iter().zip(derivation::rotate(&round_id, &update)) {
+            assert!((*element as f64 - steps(x)).abs() < 0.501, "{len}: {element} for {x}");
+        }
+        let mean = quantiser.decode(&encoded, len, 1).unwrap().mean;
+        assert!(mean.iter().zip(&update).all(|(a, b)| (a - b).abs() < 1e-2), "{len}");
+        cases.push(json!({
+            "len": len, "bits": 16, "clip": 4.0, "weight": 1.0, "max_weight": 1.0, "rounding": "deterministic",
+            "round_id": hex(round_id), "modulus_bits": modulus.bits(), "packed": hex(encoded.pack()),
+        }));
+    }
+    check("rotation.json", &json!({ "update": "element i is ((37 i) mod 101) / 64 - 0.75", "cases": cases }));
 }
 
 #[test]

@@ -1,10 +1,11 @@
 //! A device under a coordinator that sends what it likes, in any order: views of real rounds, changed, re-signed with the
-//! coordinator's own key and those of colluding clients, repeated, from another round, and restarts in between.
+//! coordinator's own key and those of colluding clients, repeated, from another round, and restarts in between, also to bytes
+//! that were saved earlier.
 //!
-//! Beside not panicking, the device must mask at most one input for a round number, release at most one of a neighbour's two
-//! secrets, and have recorded the round before its upload exists.
+//! Beside not panicking, the device must for one round number share its keys once, mask one input, give one set of tags and
+//! release one share of each neighbour, and have recorded the round before its upload exists.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
 use arbitrary::{Result, Unstructured};
@@ -13,7 +14,8 @@ use unisono_crypto::kdf::label;
 use unisono_crypto::merkle;
 use unisono_protocol::client::Resumed;
 use unisono_protocol::policy::ParticipationRecord;
-use unisono_protocol::proto::{self, ServerMessage, Signed, client_message::Step, server_message::View};
+use unisono_protocol::proto::{self, ClientMessage, ReleasedShare, RoundOffer, ServerMessage, Signed};
+use unisono_protocol::proto::{client_message::Step, server_message::View};
 use unisono_protocol::server::{Closed, Phase, Server};
 use unisono_protocol::signed;
 
@@ -131,33 +133,55 @@ impl Recording {
     }
 }
 
-/// What must never happen twice, over the whole life of the device.
+/// A task and the number of a round: what the device's record counts by.
+type Number = (String, u64);
+
+/// What must never happen twice, over the whole life of the device, whatever it is restarted with. By round number, not by
+/// round or cohort: a second one under the same number is what a coordinator would try.
 #[derive(Default)]
 struct Watch {
-    uploads: BTreeSet<Vec<u8>>,
-    released: BTreeMap<(Vec<u8>, u32), i32>,
+    /// The one message of each kind: a second advert is harmless, a second of these is not.
+    shared: BTreeMap<Number, ClientMessage>,
+    masked: BTreeMap<Number, ClientMessage>,
+    tagged: BTreeMap<Number, ClientMessage>,
+    /// By neighbour: the cohort and the one share.
+    released: BTreeMap<(Number, u32), (Vec<u8>, ReleasedShare)>,
 }
 
 impl Watch {
-    fn check(&mut self, device: &Device) {
+    fn check(&mut self, device: &Device, accepted: &RoundOffer) {
         let masked = matches!(device.state, State::Masked(_) | State::Confirmed(_) | State::Done(_));
         assert!(!masked || device.record.last("test").unwrap().is_some(), "masked before it was recorded");
-        match device.message().and_then(|message| message.step.as_ref()) {
-            Some(Step::Upload(header)) => {
-                self.uploads.insert(header.payload.clone());
-                assert!(self.uploads.len() < 2, "two inputs were masked for one round number");
-            }
+        let Some(message) = device.message() else { return };
+        let number = number(accepted);
+        let once = |known: &mut BTreeMap<Number, ClientMessage>, what| {
+            let first = known.entry(number.clone()).or_insert_with(|| message.clone());
+            assert!(first == message, "{what} for one round number");
+        };
+        match &message.step {
+            Some(Step::ShareKeys(_)) => once(&mut self.shared, "keys were shared twice"),
+            Some(Step::Upload(_)) => once(&mut self.masked, "two inputs were masked"),
+            Some(Step::Tags(_)) => once(&mut self.tagged, "two sets of tags were given"),
             Some(Step::Unmask(signed)) => {
                 let message = proto::UnmaskShares::decode(signed.payload.as_slice()).unwrap();
                 for share in message.shares {
-                    let kind = self.released.entry((message.cohort_id.clone(), share.of)).or_insert(share.kind);
-                    assert_eq!(*kind, share.kind, "both secrets of client {} were released", share.of);
                     assert_ne!(share.of, message.from, "a share of its own secret was released");
+                    let first = (message.cohort_id.clone(), share.clone());
+                    let (cohort, known) = self.released.entry((number.clone(), share.of)).or_insert(first);
+                    assert_eq!(*known, share, "two shares of client {} were released", share.of);
+                    assert_eq!(*cohort, message.cohort_id, "shares were released in two cohorts");
                 }
             }
             _ => {}
         }
     }
+}
+
+/// Of a round that the device has joined.
+fn number(offer: &RoundOffer) -> Number {
+    let signed = offer.params.as_ref().expect("an accepted offer");
+    let params = proto::RoundParams::decode(signed.payload.as_slice()).expect("accepted parameters");
+    (params.task, params.round)
 }
 
 /// Runs one sequence.
@@ -177,8 +201,10 @@ fn play(u: &mut Unstructured<'_>) -> Result<()> {
     let mut device = Device::new(0, &home.server, SEED);
     device.trust.policy.allow_semi_honest |= u.arbitrary::<bool>()?;
     let mut watch = Watch::default();
+    // All states that the device has been in, as saved, each with its round's offer.
+    let mut saved: Vec<(Vec<u8>, RoundOffer)> = Vec::new();
     while !u.is_empty() {
-        let kind = u.arbitrary::<u8>()? % 4;
+        let kind = u.arbitrary::<u8>()? % 5;
         match kind {
             0 => {
                 let other = pick(u.arbitrary()?);
@@ -206,9 +232,20 @@ fn play(u: &mut Unstructured<'_>) -> Result<()> {
                     let _ = device.receive(&view);
                 }
             }
-            _ => restart(&mut device, &accepted),
+            3 => restart(&mut device, &accepted),
+            _ => {
+                // Set back to bytes saved earlier; the record is not.
+                let which: u8 = u.arbitrary()?;
+                let Some((bytes, offer)) = saved.get(which as usize % saved.len().max(1)) else { continue };
+                let resumed = resume(&device, bytes, offer);
+                put(&mut device, resumed);
+                accepted = offer.clone();
+            }
         }
-        watch.check(&device);
+        watch.check(&device, &accepted);
+        if let Some(bytes) = save(&device).filter(|bytes| saved.iter().all(|(known, _)| known != bytes)) {
+            saved.push((bytes, accepted.clone()));
+        }
     }
     Ok(())
 }
@@ -244,11 +281,16 @@ pub fn put(device: &mut Device, resumed: Resumed) {
     };
 }
 
-fn restart(device: &mut Device, offer: &proto::RoundOffer) {
+fn resume(device: &Device, saved: &[u8], offer: &RoundOffer) -> Resumed {
+    let registrar = CAST.registrar.verifying_key();
+    let resumed = Resumed::from_bytes(saved, offer, device.identity.clone(), Some(&registrar));
+    resumed.expect("a state that was saved is resumed")
+}
+
+fn restart(device: &mut Device, offer: &RoundOffer) {
     let Some(saved) = save(device) else { return };
     let before = device.message().cloned();
-    let registrar = CAST.registrar.verifying_key();
-    let resumed = Resumed::from_bytes(&saved, offer, device.identity.clone(), Some(&registrar));
-    put(device, resumed.expect("a state that was saved is resumed"));
+    let resumed = resume(device, &saved, offer);
+    put(device, resumed);
     assert_eq!(device.message().cloned(), before, "a restart changed the message that is owed");
 }

@@ -179,6 +179,7 @@ fn client_sequences(seeds: &mut Vec<Seed>) {
     const VIEW: u8 = 1;
     const FORGED: u8 = 2;
     const RESTART: u8 = 3;
+    const SET_BACK: u8 = 4;
     let phases = |malicious: bool| if malicious { 1..5u8 } else { 1..4 };
     for (home, malicious) in [(0u8, true), (1, false)] {
         for vanishes in [0u8, 1] {
@@ -191,6 +192,17 @@ fn client_sequences(seeds: &mut Vec<Seed>) {
             seeds.push(("client", format!("round-{home}-{vanishes}"), plain));
             seeds.push(("client", format!("restarts-{home}-{vanishes}"), restarts));
         }
+        // After each phase back to each state before it, and on once more, with other survivors where a view shows them.
+        let mut set_back = vec![home, u8::from(!malicious), JOIN, home, 0];
+        for phase in phases(malicious) {
+            set_back.extend([VIEW, home, phase, 0, 0, 0]);
+            for earlier in 0..phase {
+                set_back.extend([SET_BACK, earlier]);
+                (earlier + 1..=phase).for_each(|again| set_back.extend([VIEW, home, again, 0, 1, 0]));
+                set_back.extend([JOIN, home, 0, SET_BACK, phase]);
+            }
+        }
+        seeds.push(("client", format!("set-back-{home}"), set_back));
         // Another device's views, another round's, each phase twice, and forged ones before the real ones.
         let mut confused = vec![home, 0, JOIN, home, 0];
         let mut forged = confused.clone();
@@ -218,18 +230,24 @@ fn server_sequences(seeds: &mut Vec<Seed>) {
     for (flags, mode) in [(4u8, "malicious"), (5, "semi-honest")] {
         let phases: &[Phase] =
             if flags & 3 == 0 { &Phase::ALL } else { &[Phase::Advertise, Phase::Share, Phase::Mask, Phase::Unmask] };
-        // From which phase on the last device is gone, if at all; and whether device 1 lies in that phase.
-        for (name, gone, lies) in
-            [("all", None, None), ("late", Some(Phase::Mask), None), ("early", Some(Phase::Share), None)]
-                .into_iter()
-                .map(|(name, gone, lies): (_, _, Option<Phase>)| (name.to_owned(), gone, lies))
-                .chain(phases.iter().map(|&phase| (format!("lie-{phase}"), None, Some(phase))))
-        {
-            let mut ops = vec![flags];
+        // From which phase on the last device is gone, if at all.
+        // In which phase who lies in which byte: of phase 1 also in what is sealed and in the mask ciphertext behind it, which
+        // device 4 sends its first neighbour and device 1 does not.
+        let lies = phases.iter().map(|&phase| (format!("lie-{phase}"), None, Some((phase, 1, 40u16))));
+        let lies = lies.chain(
+            [("sealed", 1, 1150), ("mask-ct", 4, 1300)]
+                .map(|(what, who, at)| (format!("lie-share-{what}"), None, Some((Phase::Share, who, at)))),
+        );
+        let plain = [("all", None), ("late", Some(Phase::Mask)), ("early", Some(Phase::Share))];
+        let plain = plain.map(|(name, gone)| (name.to_owned(), gone, None));
+        for (name, gone, lies) in plain.into_iter().chain(lies) {
+            // A quarter may drop out.
+            let mut ops = vec![flags, 2];
             for &phase in phases {
                 for i in (0..n).filter(|&i| i < n - 1 || gone.is_none_or(|gone| phase < gone)) {
-                    if lies == Some(phase) && i == 1 {
-                        ops.extend([LIE, i, 4, 40, 0, 1]);
+                    if let Some((.., at)) = lies.filter(|&(when, who, _)| (when, who) == (phase, i)) {
+                        let [low, high] = at.to_le_bytes();
+                        ops.extend([LIE, i, 4, low, high, 1]);
                     } else {
                         ops.extend([ACT, i, 0]);
                     }
@@ -238,6 +256,11 @@ fn server_sequences(seeds: &mut Vec<Seed>) {
                     }
                 }
                 ops.extend([REPLAY, 0, 0, 0, ASK, 1, CLOSE]);
+            }
+            if name == "late" {
+                let mut colluders = ops.clone();
+                colluders[1] += 12;
+                seeds.push(("server", format!("{mode}-colluders"), colluders));
             }
             seeds.push(("server", format!("{mode}-{name}"), ops));
         }

@@ -2,12 +2,14 @@
 //! their senders, repeated, and phases that close at any moment.
 //!
 //! Beside not panicking, the coordinator must give the exact sum of what it accepted or an error, and accept no changed
-//! content under an old signature. Only wrong mask ciphertexts excuse a sum that is noise: they make their sender's input so.
+//! content under an old signature. Only a wrong mask ciphertext excuses a sum that is noise: it makes its
+//! sender's input so.
 
 use arbitrary::{Result, Unstructured};
 use prost::Message;
 use unisono_crypto::kdf::{Hasher, Label, label};
 use unisono_crypto::ring::RingVector;
+use unisono_protocol::params::RoundParams;
 use unisono_protocol::proto::{self, ClientMessage, Signed, client_message::Step};
 use unisono_protocol::server::{Accepted, Closed, Outcome, Phase, Server};
 use unisono_protocol::{ClientId, signed};
@@ -25,7 +27,7 @@ struct Round {
     made: Vec<Option<Vec<u8>>>,
     taken: Vec<Option<Vec<u8>>>,
     history: Vec<ClientMessage>,
-    /// Changed phase 1 messages were accepted.
+    /// A changed mask ciphertext was accepted.
     noise: bool,
 }
 
@@ -39,8 +41,16 @@ fn play(u: &mut Unstructured<'_>) -> Result<()> {
     let flags: u8 = u.arbitrary()?;
     // Signatures make a round ten times slower: one in four has them.
     let malicious = flags & 3 == 0;
-    let delta = [0.0, 0.2, 0.25, 0.33][flags as usize / 2 % 4];
-    let mut server = open(&params(malicious, 3, CLIENTS as u32, 0.0, delta, 1 + u64::from(flags) / 8));
+    let dimension = 1 + u64::from(flags) / 4;
+    let strength: u8 = u.arbitrary()?;
+    let delta = [0.0, 0.2, 0.25, 0.33][strength as usize % 4];
+    // One colluder among six, among five or six, or two among six.
+    let gamma = [0.0, 0.17, 0.2, 0.34][strength as usize / 4 % 4];
+    let params = params(malicious, 3, CLIENTS as u32, gamma, delta, dimension);
+    if RoundParams::from_payload(&params.encode_to_vec()).is_err() {
+        return Ok(());
+    }
+    let mut server = open(&params);
     let devices = (0..CLIENTS).map(|i| Device::new(i, &server, 5)).collect();
     let none = vec![None; CLIENTS];
     let mut round = Round { malicious, devices, made: none.clone(), taken: none, history: Vec::new(), noise: false };
@@ -94,6 +104,14 @@ fn label_of(step: &Step) -> Label {
         Step::Tags(_) => label::SIG_CONFIRM,
         Step::Unmask(_) => label::SIG_UNMASK,
     }
+}
+
+/// The mask ciphertexts of a phase 1 message.
+fn mask_cts(message: &ClientMessage) -> Vec<Vec<u8>> {
+    let Some(Step::ShareKeys(shares)) = &message.step else { return Vec::new() };
+    let decode =
+        |bytes: &Vec<u8>| proto::NeighbourShares::decode(bytes.as_slice()).expect("an accepted message").mask_ct;
+    shares.messages.iter().map(decode).collect()
 }
 
 impl Round {
@@ -152,9 +170,8 @@ impl Round {
         if accepted != Ok(Accepted::New) || message == original {
             return;
         }
-        if let Some(Step::ShareKeys(_)) = message.step {
-            self.noise = true;
-        }
+        // What else is changed in phase 1 must not show in the sum.
+        self.noise |= mask_cts(message) != mask_cts(original);
         let (Some(now), Some(then)) = (signed_of(message), signed_of(original)) else { return };
         if self.malicious && now.signature == then.signature {
             assert_eq!(now.payload, then.payload, "changed content was accepted under an old signature");

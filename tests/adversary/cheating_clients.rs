@@ -1,21 +1,30 @@
 //! Clients that cheat, with well-signed messages: they are named and left out, and the others get their exact sum. Or, where
 //! nobody can have the sum any more, the round ends with the name and nothing was learned (sections 4 and 6).
 
+use std::ops::Range;
+
 use prost::Message;
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::SeedableRng;
+use unisono_crypto::aead;
 use unisono_crypto::kdf::label;
 use unisono_crypto::kem::EncapsulationKey;
-use unisono_crypto::shamir::{self, SecretScalar};
+use unisono_crypto::shamir::{self, SecretScalar, Share};
 use unisono_protocol::ClientId;
 use unisono_protocol::proto::{
     self, ClientMessage, ConsistencyTags, SecretKind, Signed, UnmaskShares, client_message::Step,
 };
 use unisono_protocol::server::{Abort, Fault, Phase, Reason, Report};
 
-use crate::harness::{phase_of, six};
+use crate::harness::{Stage, phase_of, six};
 use crate::lying::{Lied, play, resign, resign_shares};
 use crate::world::{CAST, Device, NOW, open, params};
 
-/// A complete graph of ten with threshold 6: nine holders of a secret leave room for one wrong share.
+#[allow(dead_code)] // the wording of docs/protocol.md, of which a cheat needs one line
+#[path = "../vectors/derivation.rs"]
+mod derivation;
+
+/// A complete graph of ten with threshold 6: nine holders of a secret leave room for three wrong shares.
 fn ten() -> proto::RoundParams {
     params(true, 4, 10, 0.2, 0.25, 20)
 }
@@ -110,7 +119,7 @@ fn a_client_that_repeats_another_clients_step() {
 
 #[test]
 fn a_step_of_another_phase_in_each_phase() {
-    // Whatever a client of another round has to say in another phase.
+    // All that the client has to say in this round, from a first run of it: the same seeds give the same bytes.
     let mut steps: Vec<ClientMessage> = Vec::new();
     play(&six(), 6, |i, _, message| {
         if i == 2 {
@@ -120,16 +129,52 @@ fn a_step_of_another_phase_in_each_phase() {
     });
     assert_eq!(steps.len(), 5);
     for phase in Phase::ALL {
-        for other in steps.iter().filter(|step| phase_of(step).unwrap() > phase) {
-            let lied = play(&six(), 6, |i, now, message| {
+        let survivors = if phase <= Phase::Mask { 5 } else { 6 };
+        let sends = |other: &ClientMessage| {
+            play(&six(), 6, |i, now, message| {
                 if i == 2 && now == phase {
-                    return Some(ClientMessage { round_id: message.round_id, ..other.clone() });
+                    return Some(other.clone());
                 }
                 (i != 2 || now < phase).then_some(message)
-            });
-            let reason = left_out(lied, 2, if phase <= Phase::Mask { 5 } else { 6 });
-            assert_eq!(reason, Reason::WrongPhase { step: phase_of(other).unwrap() });
+            })
+        };
+        for later in steps.iter().filter(|step| phase_of(step).unwrap() > phase) {
+            let reason = left_out(sends(later), 2, survivors);
+            assert_eq!(reason, Reason::WrongPhase { step: phase_of(later).unwrap() });
         }
+        for earlier in steps.iter().filter(|step| phase_of(step).unwrap() < phase) {
+            // The same again is a repeat, and does not count as the step of this phase.
+            let lied = sends(earlier);
+            let outcome = lied.result.unwrap();
+            assert!(lied.exact && lied.refusals.is_empty(), "{:?}", lied.refusals);
+            assert_eq!((outcome.survivors.len(), &outcome.reports[..]), (survivors, &[][..]));
+            // With other content, which the client has signed as well, it can't take back the first.
+            let mut other = earlier.clone();
+            garbage(other.step.as_mut().unwrap(), 1);
+            assert_eq!(left_out(sends(&other), 2, survivors), Reason::Conflict);
+        }
+    }
+}
+
+#[test]
+fn a_step_that_arrives_after_its_phase() {
+    // An honest one, held up on the way: each later phase refuses it, and the round goes on.
+    for late in [Phase::Advertise, Phase::Share, Phase::Mask, Phase::Confirm] {
+        let mut stage = Stage::at(late, &six(), 6);
+        let (offer, view) = (stage.server().offer().clone(), stage.server().view(id(2)));
+        match view {
+            Some(view) => stage.devices[2].receive(&view).unwrap(),
+            None => stage.devices[2].join(&offer).unwrap(),
+        }
+        let message = stage.devices[2].message().unwrap().clone();
+        assert_eq!(phase_of(&message), Some(late));
+        while stage.server().phase() < Phase::Unmask {
+            stage.step(&[2]);
+            stage.close();
+            let refusal = stage.server_mut().absorb(&message, NOW).unwrap_err();
+            assert_eq!((refusal.client, refusal.reason), (Some(id(2)), Reason::WrongPhase { step: late }));
+        }
+        stage.completes(&[2], if late <= Phase::Mask { 5 } else { 6 });
     }
 }
 
@@ -154,7 +199,29 @@ fn attributed(lied: Lied, shares: usize) {
 
 #[test]
 fn shares_from_a_wrong_point() {
-    // Each is the share of the same secret at another abscissa, as far as anybody can tell: another client's share.
+    // Each is the share of the right secret at another abscissa: what another holder released in a first run of the same round.
+    let mut held: Vec<UnmaskShares> = Vec::new();
+    play(&ten(), 10, |_, phase, message| {
+        if let (Phase::Unmask, Some(Step::Unmask(signed))) = (phase, &message.step) {
+            held.push(UnmaskShares::decode(signed.payload.as_slice()).unwrap());
+        }
+        Some(message)
+    });
+    attributed(
+        releases(|unmask| {
+            assert_eq!(*unmask, held[0], "the same seeds, the same shares");
+            for share in &mut unmask.shares {
+                let holder = if share.of == 9 { 8 } else { 9 };
+                share.value = held[holder].shares.iter().find(|other| other.of == share.of).unwrap().value.clone();
+            }
+        }),
+        9,
+    );
+}
+
+#[test]
+fn shares_of_another_owner() {
+    // Right points on the wrong clients' polynomials.
     attributed(
         releases(|unmask| {
             let first = unmask.shares[0].value.clone();
@@ -191,68 +258,134 @@ fn shares_that_are_no_numbers_missing_doubled_or_of_the_other_secret() {
     assert_eq!(reason.code(), "malformed");
 }
 
-/// Device 3 deals shares of another secret than the one it committed to, to its first `victims` neighbours. It is honest
-/// otherwise, and vanishes in phase `until`.
-fn deals_wrong_shares(victims: u32, until: Option<Phase>) -> Lied {
-    // A cheat writes its own message: keys and coins are its own, so it is free in what it seals.
-    let mut adverts: Vec<Vec<u8>> = Vec::new();
+/// Device 3 changes what it sends the clients in `holders`: `change` gets everybody's adverts, the cohort id and the message.
+/// It is honest otherwise; if it `vanishes`, it does so after that.
+fn deals(
+    holders: Range<u32>,
+    vanishes: bool,
+    change: impl Fn(&[proto::Advert], &[u8], &mut proto::NeighbourShares),
+) -> Lied {
+    let mut adverts: Vec<proto::Advert> = Vec::new();
     play(&ten(), 10, |i, phase, mut message| {
-        if let (Phase::Advertise, Some(Step::Advert(signed))) = (phase, &message.step) {
-            adverts.push(proto::Advert::decode(signed.payload.as_slice()).unwrap().channel_ek);
+        if let Some(Step::Advert(signed)) = &message.step {
+            adverts.push(proto::Advert::decode(signed.payload.as_slice()).unwrap());
         }
         if let (3, Some(Step::ShareKeys(shares))) = (i, &mut message.step) {
-            resign_shares(3, shares, |to| {
-                if to.to < victims {
-                    // Sealed under a fresh secret to the same recipient, with a key that the recipient does not derive: what
-                    // it opens is not what was meant. (A wrong sealed pair is unreadable; see below for wrong values.)
-                    let key = EncapsulationKey::from_bytes(&adverts[to.to as usize]).unwrap();
-                    to.channel_ct = key.encapsulate_with_coins(&[1; 64]).0;
+            let root = proto::SharesRoot::decode(shares.root.as_ref().unwrap().payload.as_slice()).unwrap();
+            resign_shares(3, shares, |message| {
+                if holders.contains(&message.to) {
+                    change(&adverts, &root.cohort_id, message);
                 }
             });
         }
-        until.is_none_or(|until| i != 3 || phase < until).then_some(message)
+        (i != 3 || !vanishes || phase < Phase::Mask).then_some(message)
+    })
+}
+
+/// Device 3 sends its first `victims` neighbours an encapsulation that does not give the key under which it sealed: what it
+/// sealed is right, and can't be opened.
+fn deals_unreadable_shares(victims: u32) -> Lied {
+    deals(0..victims, false, |adverts, _, message| {
+        let key = EncapsulationKey::from_bytes(&adverts[message.to as usize].channel_ek).unwrap();
+        message.channel_ct = key.encapsulate_with_coins(&[1; 64]).0;
     })
 }
 
 #[test]
 fn shares_that_the_recipient_can_not_open() {
-    let lied = deals_wrong_shares(2, None);
+    let lied = deals_unreadable_shares(2);
     let outcome = lied.result.unwrap();
     assert!(lied.exact);
     let unreadable = |by| Report { about: id(3), by: id(by), what: Fault::UnreadableShares };
     assert!(outcome.reports.contains(&unreadable(0)) && outcome.reports.contains(&unreadable(1)), "{outcome:?}");
     // Enough of them, and there is no sum; nothing was learned of it, and the name is there.
-    let lied = deals_wrong_shares(10, None);
-    assert_eq!(lied.result.unwrap_err(), Abort::UnreadableShares { client: id(3), unreadable: 9, have: 0, need: 6 });
+    let lied = deals_unreadable_shares(10);
+    let (client, at_fault) = (id(3), true);
+    assert_eq!(lied.result.unwrap_err(), Abort::UnreadableShares { client, unreadable: 9, have: 0, need: 6, at_fault });
 }
 
 #[test]
 fn a_client_that_made_a_round_end_comes_again() {
     // The coordinator names it to the next rounds, which refuse its advert and no other one.
     let mut server = open(&ten());
-    server.leave_out(id(3), 1, 11);
+    server.suspend(id(3), 1, 11);
     for i in 0..10 {
         let mut device = Device::new(i, &server, 1);
         device.join(server.offer()).unwrap();
         let taken = server.absorb(device.message().unwrap(), NOW);
         match taken {
-            Err(refusal) => assert_eq!((i, refusal.reason), (3, Reason::LeftOut { since: 1, until: 11 })),
+            Err(refusal) => assert_eq!((i, refusal.reason), (3, Reason::Suspended { since: 1, until: 11 })),
             Ok(_) => assert_ne!(i, 3),
         }
     }
     assert_eq!(server.progress().answered, 9);
 }
 
+/// The shares for all ten clients of a secret that nobody has committed to.
+fn of_another_secret(seed: u64) -> Vec<Share> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let secret = SecretScalar::random(&mut rng);
+    shamir::split(&secret, 6, &(1..=10).collect::<Vec<_>>(), &mut rng).unwrap()
+}
+
+/// Device 3 deals the clients in `holders` shares of two other secrets than those it committed to, sealed as they should be.
+/// Those of its self mask count if it stays, those of its mask secret if it `vanishes`.
+fn deals_other_secrets(holders: Range<u32>, vanishes: bool) -> Lied {
+    let (of_self, of_mask) = (of_another_secret(3), of_another_secret(4));
+    deals(holders, vanishes, |adverts, cohort_id, message| {
+        let end = |index: u32| {
+            let advert = &adverts[index as usize];
+            derivation::End(index, &advert.client_id, &advert.channel_ek)
+        };
+        let channel = EncapsulationKey::from_bytes(&adverts[message.to as usize].channel_ek).unwrap();
+        let (channel_ct, secret) = channel.encapsulate_with_coins(&[1; 64]);
+        let pair = proto::SharePair {
+            from: 3,
+            to: message.to,
+            self_mask_share: of_self[message.to as usize].value_bytes().to_vec(),
+            mask_share: of_mask[message.to as usize].value_bytes().to_vec(),
+        };
+        let key = derivation::share_key(&secret, cohort_id, end(3), end(message.to));
+        message.channel_ct = channel_ct;
+        message.sealed = aead::seal(&key, cohort_id, &pair.encode_to_vec()).unwrap();
+    })
+}
+
 #[test]
 fn shares_of_a_wrong_secret() {
-    // Some holders have shares of another secret: which ones comes out, and the round completes. (What each neighbour holds is
-    // what it releases, so the lie is told where it is easiest to tell.)
-    let other = {
-        let mut rng = <rand_chacha::ChaCha8Rng as rand_chacha::rand_core::SeedableRng>::seed_from_u64(3);
-        let secret = SecretScalar::random(&mut rng);
-        shamir::split(&secret, 6, &(1..=10).collect::<Vec<_>>(), &mut rng).unwrap()
-    };
-    let dealt_to = |holders: usize| {
+    let report = |what| move |(about, by): (u32, u32)| Report { about: id(about as u8), by: id(by as u8), what };
+    // Up to three of nine holders have wrong ones: they open, so that no holder finds anything wrong itself. Their shares do not
+    // lie on the polynomial of the others', which comes out, and the sum is exact.
+    for holders in [0..1, 0..3] {
+        let wrong: Vec<Report> = holders.clone().map(|by| report(Fault::WrongShare)((3, by))).collect();
+        // Those of the self-mask secret. (The dealer did not keep what it encapsulated to these holders, so its tags for them and
+        // theirs for it do not fit either.)
+        let lied = deals_other_secrets(holders.clone(), false);
+        assert!(lied.exact && lied.refusals.is_empty());
+        let outcome = lied.result.unwrap();
+        let ends = holders.clone().map(|by| (3, by)).chain(holders.clone().map(|about| (about, 3)));
+        let tags: Vec<Report> = ends.map(report(Fault::InvalidTag)).collect();
+        assert_eq!((outcome.survivors.len(), outcome.reports), (10, [tags, wrong.clone()].concat()));
+        // Those of the mask secret, which is asked for when the dealer has vanished.
+        let lied = deals_other_secrets(holders, true);
+        assert!(lied.exact && lied.refusals.is_empty());
+        let outcome = lied.result.unwrap();
+        assert_eq!((outcome.survivors.len(), outcome.reports), (9, wrong));
+    }
+    // Four have, and five right ones do not make the secret; then all have, and together they make one that nobody committed to.
+    // Nobody has the right one, so nobody can have the sum. It is never a wrong sum.
+    for (holders, vanishes) in [(0..5, false), (0..5, true), (0..10, false), (0..10, true)] {
+        let abort = deals_other_secrets(holders, vanishes).result.unwrap_err();
+        assert_eq!(abort, Abort::WrongShares { client: id(3), at_fault: true });
+        assert_eq!(abort.suspect(), Some(id(3)), "the next rounds go on without it");
+    }
+}
+
+#[test]
+fn holders_that_release_shares_of_a_wrong_secret() {
+    // The dealer is honest, the first holders say that they have shares of another secret.
+    let other = of_another_secret(3);
+    let told_by = |holders: usize| {
         play(&ten(), 10, |i, phase, mut message| {
             if let (true, Phase::Unmask, Some(Step::Unmask(signed))) = (i < holders, phase, &mut message.step) {
                 resign::<UnmaskShares>(i, signed, label::SIG_UNMASK, |unmask| {
@@ -263,15 +396,15 @@ fn shares_of_a_wrong_secret() {
             Some(message)
         })
     };
-    let lied = dealt_to(1);
+    let lied = told_by(3);
     let outcome = lied.result.unwrap();
     assert!(lied.exact);
-    assert_eq!(outcome.reports, [Report { about: id(9), by: id(0), what: Fault::WrongShare }]);
-    // All of them: nobody has the committed secret, so nobody can have the sum. It is never a wrong sum.
-    let lied = dealt_to(9);
-    let abort = lied.result.unwrap_err();
-    assert_eq!(abort, Abort::WrongShares { client: id(9) });
-    assert_eq!(abort.suspect(), Some(id(9)), "the next rounds go on without it");
+    let wrong = |by| Report { about: id(9), by: id(by), what: Fault::WrongShare };
+    assert_eq!(outcome.reports, [0, 1, 2].map(wrong));
+    // All of them: no sum, and never a wrong one. Of ten clients two are assumed to lie, so it looks as if the dealer did.
+    let abort = told_by(9).result.unwrap_err();
+    assert_eq!(abort, Abort::WrongShares { client: id(9), at_fault: true });
+    assert_eq!(abort.suspect(), Some(id(9)), "a suspect, and not guilty");
 }
 
 #[test]

@@ -398,9 +398,15 @@ async fn a_device_killed_in_each_phase_and_started_again_over_grpc() {
     assert!(kill_in.is_none() || kill_in == Some(Phase::Unmask), "it was killed in the first four phases at least");
 }
 
-/// Four honest devices, and device 4, which deals shares that nobody can open, until `count` rounds have ended: their numbers, each
-/// with whom the coordinator suspects.
-async fn deal_unreadable_shares(deployment: &Deployment, count: usize) -> Vec<(u64, Option<ClientId>)> {
+/// How a round ended: with a sum of the others, or because of a suspect.
+#[derive(Debug, PartialEq)]
+enum Ended {
+    WithSum,
+    BecauseOf(Option<ClientId>),
+}
+
+/// Four honest devices, and device 4, which deals shares that nobody can open, until `count` rounds have ended.
+async fn deal_unreadable_shares(deployment: &Deployment, count: usize) -> Vec<(u64, Ended)> {
     let coordinator = Coordinator::start(deployment.config.clone()).await.unwrap();
     let mut events = coordinator.events();
     let endpoint = format!("http://{}", coordinator.address());
@@ -411,16 +417,17 @@ async fn deal_unreadable_shares(deployment: &Deployment, count: usize) -> Vec<(u
     }));
     let (proxied, sent, serving) = Proxy::start(&endpoint, lie).await;
     let mut set = devices(deployment, &endpoint, 0..4);
-    let mut client = builder(deployment, &proxied, 4).max_failures(100).build(constant(4)).unwrap();
+    // It gives up after two rounds that it misses for another reason than that it is suspended.
+    let mut client = builder(deployment, &proxied, 4).max_failures(2).build(constant(4)).unwrap();
     set.spawn(async move { client.run().await });
     let mut ends = Vec::new();
     while ends.len() < count {
         match events.recv().await.unwrap() {
-            Happened::RoundAborted { round, suspect, .. } => ends.push((round, suspect)),
+            Happened::RoundAborted { round, suspect, .. } => ends.push((round, Ended::BecauseOf(suspect))),
             Happened::RoundFinished(result) => {
                 assert!(!result.outcome.survivors.contains(&cheat));
                 assert!((result.aggregate.mean[0] - 0.025).abs() < 1e-3, "{}", result.aggregate.mean[0]);
-                ends.push((result.round, None));
+                ends.push((result.round, Ended::WithSum));
             }
             _ => {}
         }
@@ -430,18 +437,32 @@ async fn deal_unreadable_shares(deployment: &Deployment, count: usize) -> Vec<(u
     serving.abort();
     let sent = sent.lock().unwrap();
     let adverts = sent.messages.iter().filter(|message| matches!(message.step, Some(Step::Advert(_)))).count();
-    assert!(adverts <= 2 * (count + 1), "{adverts} adverts in {count} rounds: who is left out must not hammer");
+    assert!(adverts <= count + 1, "{adverts} adverts in {count} rounds: who is suspended must not hammer");
     ends
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_deals_unreadable_shares_in_each_round_over_grpc() {
-    // The first round ends because of it. The two after that are without it, also after a restart; then it has another chance.
-    let mut deployment = deployment(10);
-    deployment.config.round.leave_out_rounds = 2;
-    let cheat = Some(deployment.device_keys(4).client_id);
-    assert_eq!(deal_unreadable_shares(&deployment, 2).await, [(1, cheat), (2, None)]);
-    let ends = deal_unreadable_shares(&deployment, 3).await;
-    // The restart may have met a round on its way, which goes on or is told as such; the order is what counts.
-    assert_eq!(ends, [(3, None), (4, cheat), (5, None)]);
+    let mut deployment = patient();
+    (deployment.config.task.rounds, deployment.config.round.suspend_rounds) = (10, 3);
+    let cheat = || Ended::BecauseOf(Some(deployment.device_keys(4).client_id));
+    // The first round ends because of it; the next ones are without it.
+    let before = deal_unreadable_shares(&deployment, 3).await;
+    assert_eq!(before, [(1, cheat()), (2, Ended::WithSum), (3, Ended::WithSum)]);
+    // Also after a restart, which may have met round 4 on its way; then it has another chance.
+    let after = deal_unreadable_shares(&deployment, 3).await;
+    assert_eq!(after[1..], [(5, cheat()), (6, Ended::WithSum)], "{after:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_suspended_client_without_which_there_are_too_few_comes_back() {
+    // Nobody else can make up the number: rounds without it end at the deadline of phase 0, until its time is over.
+    let mut deployment = patient();
+    (deployment.config.task.rounds, deployment.config.round.suspend_rounds) = (10, 2);
+    (deployment.config.round.n_min, deployment.config.round.advertise_ms) = (5, 200);
+    deployment.n_min = 5;
+    let cheat = || Ended::BecauseOf(Some(deployment.device_keys(4).client_id));
+    let none = || Ended::BecauseOf(None);
+    let ends = deal_unreadable_shares(&deployment, 4).await;
+    assert_eq!(ends, [(1, cheat()), (2, none()), (3, none()), (4, cheat())]);
 }

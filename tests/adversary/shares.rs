@@ -72,7 +72,8 @@ fn both_shares_of_one_client_asked_in_one_message() {
 fn both_shares_of_one_client_asked_in_two_messages() {
     let mut stage = Stage::at(Phase::Confirm, &six(), 6);
     let (all, other) = (stage.survivors_view(0), without(&stage.survivors_view(0), 5));
-    // Before the tags, after them, and after the shares: the device does not move again.
+    // Before the tags, after them, and after the shares. That the device does not move again is the types' doing: the state that
+    // could answer was taken by value, and is gone. (The world's device passes a view by for which its state has no method.)
     stage.show(0, View::Survivors(all)).unwrap();
     let tagged = stage.devices[0].message().unwrap().clone();
     stage.show(0, View::Survivors(other.clone())).unwrap();
@@ -233,6 +234,9 @@ fn the_same_round_run_again_with_another_cohort() {
     }
 }
 
+/// In memory the types are the mechanism: each state has a method for its own phase's view alone, which takes it by value, so
+/// that no other call can be written. The world's device stands for the loop around them, which passes other views by; what is
+/// shown here is that such a round is none the worse for it.
 #[test]
 fn a_phase_skipped_repeated_or_out_of_order() {
     // All views of a round that is over, shown to a device in each of its phases.

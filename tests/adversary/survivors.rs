@@ -1,14 +1,19 @@
 //! Which clients the coordinator says have shared, and have survived (sections 5 and 6).
 
+use std::sync::Arc;
+
 use unisono_protocol::bitmap;
 use unisono_protocol::client::{ClientError, Resumed};
+use unisono_protocol::cohort::Cohort;
+use unisono_protocol::graph::Graph;
 use unisono_protocol::proto::{
-    ForwardedTags, MaskingView, ServerMessage, SurvivorsView, Tag, client_message::Step, server_message::View,
+    ForwardedTags, MaskingView, RoundParams, ServerMessage, SurvivorsView, Tag, client_message::Step,
+    server_message::View,
 };
 use unisono_protocol::server::Phase;
 
 use crate::harness::{Outbox, Stage, six, spent, twenty};
-use crate::world::{CAST, Device, State};
+use crate::world::{CAST, Device, State, params};
 
 /// The survivors that are not `gone`.
 fn without(stage: &Stage, gone: &[u32]) -> SurvivorsView {
@@ -94,28 +99,46 @@ fn the_isolated_victim_when_only_the_others_are_told() {
     assert!(!stage.outbox.opens_an_input(4));
 }
 
+/// What leaves the honest ones of six devices that are shown one of two sets each, the second where their bit of `split` is
+/// set, and then every tag there is. A colluder tags for both sets, and everybody gets its tag over their own.
+fn divided(stage: &Stage, views: &[SurvivorsView; 2], split: u32, colluder: Option<usize>) -> Outbox {
+    let tagged = |i: usize, set: usize| {
+        let mut device = copy(&stage.devices[i], stage);
+        show(&mut device, View::Survivors(views[set].clone())).unwrap();
+        device
+    };
+    let set = |i: usize| (split >> i & 1) as usize;
+    let both = colluder.map(|i| [tagged(i, 0), tagged(i, 1)]);
+    let honest: Vec<usize> = (0..6).filter(|&i| Some(i) != colluder).collect();
+    let mut devices: Vec<Device> = honest.iter().map(|&i| tagged(i, set(i))).collect();
+    let tags = |&i: &usize| {
+        let mut tags = tags_for(i as u32, &devices, &views[0].cohort_id);
+        if let Some(both) = &both {
+            let of_colluder = tags_for(i as u32, &both[set(i)..=set(i)], &views[0].cohort_id);
+            tags.tags.extend(of_colluder.tags);
+        }
+        tags
+    };
+    let tags: Vec<ForwardedTags> = honest.iter().map(tags).collect();
+    let mut outbox = Outbox::default();
+    for (device, tags) in devices.iter_mut().zip(tags) {
+        match show(device, View::Tags(tags)) {
+            Ok(()) => outbox.push(device.message().unwrap()),
+            Err(error) => assert!(matches!(error, ClientError::TooFew { need: 4, .. }), "{error}"),
+        }
+    }
+    outbox
+}
+
 #[test]
 fn every_way_to_show_two_survivor_sets_to_six_clients() {
-    // Each client is shown one of two sets that differ in the victim, and gets every tag there is. Whatever the split, the
-    // coordinator never has both of the victim's secrets.
+    // All are honest, and the two sets differ in the victim, which itself is only shown the set with it. Whatever the split,
+    // the coordinator never has both of the victim's secrets.
     let stage = Stage::at(Phase::Confirm, &six(), 6);
     let views = [stage.survivors_view(0), without(&stage, &[5])];
     let (mut with_self, mut with_mask) = (0, 0);
     for split in 0..32u32 {
-        let mut devices: Vec<Device> = stage.devices.iter().map(|device| copy(device, &stage)).collect();
-        // The victim itself is only shown the set with it.
-        for (i, device) in devices.iter_mut().enumerate() {
-            let which = if i == 5 { 0 } else { split >> i & 1 };
-            show(device, View::Survivors(views[which as usize].clone())).unwrap();
-        }
-        let tags: Vec<ForwardedTags> = (0..6).map(|i| tags_for(i, &devices, &views[0].cohort_id)).collect();
-        let mut outbox = Outbox::default();
-        for (device, tags) in devices.iter_mut().zip(tags) {
-            match show(device, View::Tags(tags)) {
-                Ok(()) => outbox.push(device.message().unwrap()),
-                Err(error) => assert!(matches!(error, ClientError::TooFew { need: 4, .. }), "{error}"),
-            }
-        }
+        let outbox = divided(&stage, &views, split, None);
         assert!(!outbox.opens_an_input(4), "split {split:05b}: {:?}", outbox.released());
         let of_victim = outbox.released().remove(&5).unwrap_or_default();
         with_self += u32::from(of_victim.0.len() >= 4);
@@ -125,25 +148,90 @@ fn every_way_to_show_two_survivor_sets_to_six_clients() {
 }
 
 #[test]
+fn every_way_to_show_two_survivor_sets_when_one_of_six_colludes() {
+    // Client 4 tags for both sets and gives the coordinator both shares that it has of everybody. One set leaves the victim out;
+    // the other has all, or leaves another one out, which is a victim as well then. A client is not shown a set without it.
+    const COLLUDER: u32 = 4;
+    let stage = Stage::at(Phase::Confirm, &six(), 6);
+    let (mut with_self, mut with_mask) = (0, 0);
+    for (first, splits) in
+        [(vec![], (0..16).collect::<Vec<u32>>()), (vec![0], (0..16).filter(|i| i % 2 == 1).collect())]
+    {
+        let views = [without(&stage, &first), without(&stage, &[5])];
+        for split in splits {
+            let mut released = divided(&stage, &views, split, Some(COLLUDER as usize)).released();
+            for honest in [0, 1, 2, 3, 5] {
+                let (of_self, of_mask) = released.entry(honest).or_default();
+                let from_honest = (of_self.len(), of_mask.len());
+                of_self.insert(COLLUDER);
+                of_mask.insert(COLLUDER);
+                let had = (of_self.len() >= 4, of_mask.len() >= 4);
+                assert_ne!(had, (true, true), "{first:?} {split:04b}: client {honest} is opened by {from_honest:?}");
+                with_self += u32::from(honest == 5 && had.0 && from_honest.0 < 4);
+                with_mask += u32::from(honest == 5 && had.1);
+            }
+        }
+    }
+    // Three honest neighbours and the colluder are enough for a secret; without its tags and its share they would not be.
+    assert!(with_self > 0 && with_mask > 0, "either secret alone can be had: {with_self} {with_mask}");
+}
+
+/// The graph of the round that `Stage` plays, and the clients in the order of the ring.
+fn graph_and_ring(params: &RoundParams) -> (Arc<Graph>, Vec<u32>) {
+    let stage = Stage::at(Phase::Share, params, 20);
+    let cohort = stage.cohort_view(0).cohort.unwrap();
+    let graph = Cohort::from_payload(&cohort.payload, stage.server().params()).unwrap().graph;
+    let ring = ring(&graph);
+    (graph, ring)
+}
+
+#[test]
 fn an_arc_of_the_ring_cut_off() {
-    // One consistent set, chosen after the graph was seen: the arc's own clients and enough others stay, and between them and
-    // the rest a gap of half the degree is declared dropped. Every client finds the gap.
+    // One consistent set, chosen after the graph was seen: five clients in a row stay, and half the degree on either side of
+    // them are declared dropped. No mask goes from them to the other nine: the coordinator would have the sum of the five.
+    let params = params(true, 10, 20, 0.05, 0.05, 20);
+    let mut stage = Stage::at(Phase::Confirm, &params, 20);
+    let (graph, ring) = graph_and_ring(&params);
+    assert_eq!((graph.topology().degree, graph.topology().threshold), (6, 4));
+    for (start, one_left) in (0..20).flat_map(|start| [(start, false), (start, true)]) {
+        let at = |step: usize| ring[(start + step) % 20];
+        let arc: Vec<u32> = (0..5).map(at).collect();
+        let rest: Vec<u32> = (8..17).map(at).collect();
+        assert!(!arc.iter().any(|&u| rest.iter().any(|&v| graph.adjacent(u, v))), "cut off");
+        // The middle of each gap may stay: a colluder, through whose masks the coordinator sees.
+        let gone: Vec<u32> =
+            [5, 6, 7, 17, 18, 19].into_iter().filter(|step| !one_left || step % 6 != 0).map(at).collect();
+        let view = without(&stage, &gone);
+        let place = graph.thin_window(&bitmap::from_bytes(&view.survivors, 20).unwrap()).expect("the gaps are seen");
+        for i in (0..20).filter(|i| !gone.contains(i)) {
+            let error = stage.refuses(i as usize, View::Survivors(view.clone()));
+            // Beside an empty gap there are too few neighbours, which is checked first. With the colluders there are enough for
+            // everybody, and nothing but the windows tells.
+            let beside = !one_left && [0, 4, 8, 16].map(at).contains(&i);
+            if beside {
+                assert!(matches!(error, ClientError::TooFew { have: 3, need: 4, .. }), "{error}");
+            } else {
+                assert_eq!(error, ClientError::ThinWindow { place });
+            }
+        }
+    }
+    assert!(stage.outbox.released().is_empty());
+    stage.completes(&[], 20);
+}
+
+#[test]
+fn a_gap_in_the_ring() {
+    // One gap alone cuts nothing off a ring, yet every arc needs one at either end: it is refused already, and when one of its
+    // places is still taken.
     let mut stage = Stage::at(Phase::Confirm, &twenty(), 20);
-    let params = stage.server().params().clone();
-    let shares = Stage::at(Phase::Share, &twenty(), 20);
-    let cohort = shares.cohort_view(0).cohort.unwrap();
-    let cohort = unisono_protocol::cohort::Cohort::from_payload(&cohort.payload, &params).unwrap();
-    let graph = cohort.graph;
-    // The ring, from who is whose neighbour: places are recovered by trying sets with the public check.
-    let thin = |members: &[bool]| graph.thin_window(members);
+    let (graph, ring) = graph_and_ring(&twenty());
     let mut found = 0;
     for start in 0..20u32 {
-        // Five members of one window gone: at most one of six is left.
-        let order = ring(&graph);
-        let gone: Vec<u32> = (0..5).map(|step| order[((start + step) % 20) as usize]).collect();
+        // Five members of one window of six gone.
+        let gone: Vec<u32> = (0..5).map(|step| ring[((start + step) % 20) as usize]).collect();
         let view = without(&stage, &gone);
         let set = bitmap::from_bytes(&view.survivors, 20).unwrap();
-        let place = thin(&set).expect("the gap is seen");
+        let place = graph.thin_window(&set).expect("the gap is seen");
         for i in 0..20usize {
             if gone.contains(&(i as u32)) {
                 assert_eq!(stage.refuses(i, View::Survivors(view.clone())), ClientError::LeftOut("survive"));
@@ -165,7 +253,7 @@ fn an_arc_of_the_ring_cut_off() {
 }
 
 /// The clients in the order of the ring: `u` follows `v` where nobody stands between them.
-fn ring(graph: &unisono_protocol::graph::Graph) -> Vec<u32> {
+fn ring(graph: &Graph) -> Vec<u32> {
     // The follower of `u` is the one to which `u` encapsulates and which encapsulates to all others that `u` does.
     let follower = |u: u32| {
         let after: Vec<u32> = graph.neighbours(u).into_iter().filter(|&v| graph.encapsulates(u, v)).collect();

@@ -13,12 +13,13 @@ use unisono_protocol::encoding::{Contribution, Quantiser, Rounding, modulus_bits
 use unisono_protocol::graph::Graph;
 use unisono_protocol::keyfile::{self, DeviceKeys, Role};
 use unisono_protocol::rotation::Rotation;
-use unisono_protocol::{CohortId, RoundId, roster};
+use unisono_protocol::{CohortId, RoundId, roster, signed};
 use unisono_release::proto::{Grant, PayloadType, Provenance, ProvenanceMode, ReleaseHeader, SignedGrant};
 use unisono_release::{
     ContentKey, KeyEncryptionKey, OpenPolicy, Recipient, Release, ReleaseError, VersionRecord, grant, open, open_grant,
     seal,
 };
+use unisono_wire::proto::GrantRequestBody;
 
 use super::{Drawn, check, decimal, derivation};
 
@@ -210,6 +211,16 @@ fn a_release_its_grant_and_its_wrapped_key_are_those_in_the_vectors() {
     let recipient = Recipient { client_id, key: device.encapsulation_key(), roster_epoch: 7 };
     let granted = grant(&header, &key, &recipient, &publisher, &mut rng).unwrap();
     let coins = rng.take();
+    let body = GrantRequestBody {
+        client_id: client_id.to_vec(),
+        header_hash: header.hash.to_vec(),
+        release_key: device.encapsulation_key().as_bytes().to_vec(),
+        requested_at: NOW + 10,
+    };
+    let identity = SigningKey::from_seed(Level::L44, &Secret32::from_bytes([9; 32]));
+    let request = signed::sign(&body, label::SIG_CLIENT_REQUEST, Some(&identity));
+    let verified = identity.verifying_key().verify(label::SIG_CLIENT_REQUEST, &request.payload, &request.signature);
+    assert_eq!(verified, Ok(()));
     let kek = KeyEncryptionKey::from_secret(Secret32::from_bytes([8; 32]));
     let wrapped = kek.wrap(&key, &header.hash).unwrap();
 
@@ -225,8 +236,8 @@ fn a_release_its_grant_and_its_wrapped_key_are_those_in_the_vectors() {
 
     let release = Release::parse(&file).unwrap();
     let publishers = vec![publisher.verifying_key()];
-    let signed = SignedGrant { payload: granted.payload.clone(), signature: granted.signature.clone() };
-    let opened_key = open_grant(&signed, &header, client_id, &device, &publishers, 0).unwrap();
+    let signed_grant = SignedGrant { payload: granted.payload.clone(), signature: granted.signature.clone() };
+    let opened_key = open_grant(&signed_grant, &header, client_id, &device, &publishers, 0).unwrap();
     let policy = OpenPolicy { publishers, model_id: Some("digits".into()), min_roster_epoch: 7, max_payload: 1000 };
     assert_eq!(*open(&release, &opened_key, &policy, &mut Seen, NOW).unwrap(), payload);
     check(
@@ -236,6 +247,8 @@ fn a_release_its_grant_and_its_wrapped_key_are_those_in_the_vectors() {
             "content_key": hex(&content_key), "salt": hex(&salt), "payload": hex(payload), "now": NOW,
             "header_hash": hex(header.hash), "chunk_key": hex(chunk_key.expose()), "file": hex(&file),
             "grant_coins": hex(&coins), "grant_secret": hex(shared.expose()), "grant_key": hex(grant_key.expose()),
+            "device_identity_seed": hex([9; 32]),
+            "grant_request": { "payload": hex(&request.payload), "signature": hex(&request.signature) },
             "grant": { "payload": hex(&granted.payload), "signature": hex(&granted.signature) },
             "key_encryption_key": hex([8; 32]), "wrapped_key": hex(&wrapped),
         }),

@@ -27,9 +27,11 @@ fn labelled_functions_are_those_in_the_vectors() {
             "stream_hash": hex(Hasher::new(label).update(parts[1]).update(parts[2]).finalize()),
         })
     };
+    // Those of signatures and trees have files of their own; `ledger` and `shared-check` are for one process alone.
     let labels = [
         label::ROUND_ID,
         label::COHORT_ID,
+        label::MEMBERS,
         label::GRAPH_SEED,
         label::MASK_KEY,
         label::MASK_COINS,
@@ -37,6 +39,7 @@ fn labelled_functions_are_those_in_the_vectors() {
         label::SELF_MASK,
         label::SELF_MASK_COMMITMENT,
         label::PRG,
+        label::ROTATION,
         label::SHARE_KEY,
         label::CHANNEL_KEY,
         label::CONSISTENCY_TAG,

@@ -131,6 +131,11 @@ impl Error {
         }
     }
 
+    /// Whether the coordinator takes this device again in some later round, and not in this one.
+    pub(crate) fn is_suspension(&self) -> bool {
+        matches!(self, Self::Refused { reason, .. } if reason == "suspended")
+    }
+
     /// Whether the same call may succeed later.
     pub(crate) fn is_passing(&self) -> bool {
         matches!(self, Self::Unreachable(_))

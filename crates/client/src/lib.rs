@@ -244,7 +244,8 @@ impl Client {
     /// Takes part in rounds until the coordinator says that the task is finished.
     ///
     /// # Errors
-    /// What can't get better by waiting ([`Error::is_final`]), or the last of [`ClientBuilder::max_failures`] rounds missed in a row.
+    /// What can't get better by waiting ([`Error::is_final`]), or the last of [`ClientBuilder::max_failures`] rounds missed in a row
+    /// (those for which the coordinator has suspended this device are not counted).
     pub async fn run(&mut self) -> Result<Summary, Error> {
         let mut summary = Summary::default();
         let mut failures = 0;
@@ -256,7 +257,7 @@ impl Client {
                 }
                 Err(error) => {
                     summary.missed += 1;
-                    failures += 1;
+                    failures += u64::from(!error.is_suspension());
                     if failures >= self.max_failures {
                         return Err(error);
                     }

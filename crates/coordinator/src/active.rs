@@ -124,10 +124,10 @@ impl Active {
         self.server.as_ref().expect("only `close` takes it, and puts it back or ends the round")
     }
 
-    /// See [`Server::leave_out`].
-    pub fn leave_out(&mut self, client: ClientId, since: u64, until: u64) {
+    /// See [`Server::suspend`].
+    pub fn suspend(&mut self, client: ClientId, since: u64, until: u64) {
         let server = self.server.as_mut().expect("as in `server`");
-        server.leave_out(client, since, until);
+        server.suspend(client, since, until);
     }
 
     /// Takes a client's step; it is on stable storage when this returns. Also, how many steps were stored by this call: others

@@ -118,7 +118,7 @@ pub enum Event {
         round: u64,
         /// Why.
         reason: String,
-        /// The client that is left out of the next rounds for it.
+        /// The client that is suspected of it, and suspended in malicious mode.
         suspect: Option<ClientId>,
     },
     /// The model was released.

@@ -60,7 +60,7 @@ fn status_of(refusal: &Refusal) -> Status {
         | Reason::WrongPhase { .. }
         | Reason::NotExpected
         | Reason::Full { .. }
-        | Reason::LeftOut { .. } => Code::FailedPrecondition,
+        | Reason::Suspended { .. } => Code::FailedPrecondition,
         Reason::Conflict => Code::AlreadyExists,
         Reason::UploadHash => Code::DataLoss,
         _ => Code::InvalidArgument,

@@ -53,7 +53,7 @@ async fn train(shared: &Shared) -> Result<(), CoordinatorError> {
             Some(active) => active,
             None => open(shared, finished.last()).await?,
         };
-        leave_out(shared, &mut active).await?;
+        suspend(shared, &mut active).await?;
         let (round, round_id, phase) = (active.number, active.round_id, active.server().phase());
         tracing::info!(round, %round_id, %phase, "round opened");
         shared.emit(Event::RoundOpened { round, round_id, phase });
@@ -118,14 +118,15 @@ async fn open(shared: &Shared, last: Option<&FinishedRound>) -> Result<Active, C
     })
 }
 
-/// Refuses for this round the clients because of which one of the last rounds ended.
-async fn leave_out(shared: &Shared, active: &mut Active) -> Result<(), CoordinatorError> {
-    let rounds = shared.config.round.leave_out_rounds;
-    let first = active.number.saturating_sub(rounds);
-    for (client, since) in shared.store.left_out(&shared.config.task.name, first).await? {
+/// Refuses for this round the clients because of which one of the last rounds ended. Not in semi-honest mode, where anybody can
+/// take another's name.
+async fn suspend(shared: &Shared, active: &mut Active) -> Result<(), CoordinatorError> {
+    let rounds = if shared.config.malicious() { shared.config.round.suspend_rounds } else { 0 };
+    let last = active.number.saturating_sub(rounds)..active.number;
+    for (client, since) in shared.store.suspended(&shared.config.task.name, last).await? {
         let until = since.saturating_add(rounds);
-        tracing::warn!(round = active.number, %client, since, until, "client is left out");
-        active.leave_out(client, since, until);
+        tracing::warn!(round = active.number, %client, since, until, "client is suspended");
+        active.suspend(client, since, until);
     }
     Ok(())
 }
@@ -173,14 +174,16 @@ async fn play(shared: &Shared, account: &mut Option<Account>) -> Result<bool, Co
                 true
             }
             Err(abort) => {
-                counter!("unisono_rounds_total", "result" => abort.code()).increment(1);
                 tracing::warn!(round, reason = %abort, "round aborted");
                 let suspect = abort.suspect();
                 if let Some(client) = suspect {
-                    counter!("unisono_suspects_total", "result" => abort.code()).increment(1);
-                    shared.store.leave_out(&shared.config.task.name, client, round).await?;
+                    shared.store.suspend(&shared.config.task.name, client, round).await?;
                 }
                 shared.store.abort_round(round_id, &abort.to_string()).await?;
+                counter!("unisono_rounds_total", "result" => abort.code()).increment(1);
+                if suspect.is_some() {
+                    counter!("unisono_suspects_total", "result" => abort.code()).increment(1);
+                }
                 *shared.last_end.lock().await =
                     Some(End { round_id, gave_sum: false, reason: format!("the round was aborted: {abort}") });
                 shared.emit(Event::RoundAborted { round, reason: abort.to_string(), suspect });
@@ -193,7 +196,7 @@ async fn play(shared: &Shared, account: &mut Option<Account>) -> Result<bool, Co
 }
 
 /// Waits until the phase may be closed: everybody has answered, its time is over, or the grace for stragglers is. Phase 0 also
-/// waits for `n_min` clients.
+/// waits for `n_min` clients, unless some are suspended: then the round ends, so that their time passes.
 async fn wait(shared: &Shared) {
     let (phase, limit) = match &*shared.stage.lock().await {
         Stage::Running(active) => {
@@ -215,7 +218,7 @@ async fn wait(shared: &Shared) {
                 let server = active.server();
                 let enough =
                     phase != Phase::Advertise || server.progress().answered >= server.params().wire.n_min as usize;
-                if (late && enough) || tokio::task::block_in_place(|| server.ready()) {
+                if (late && (enough || server.suspends())) || tokio::task::block_in_place(|| server.ready()) {
                     return;
                 }
                 if let Some(grace) = grace.filter(|_| !graced && as_promised(server)) {

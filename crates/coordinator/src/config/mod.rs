@@ -119,9 +119,10 @@ pub struct Round {
     /// Once as many clients have answered as the drop-out fraction promises, the phase stays open this much longer, in
     /// milliseconds; absent: until its longest duration.
     pub straggler_grace_ms: Option<u64>,
-    /// Rounds for which a client is left out after a round ended because of its shares; 0: none, and one client can make every round end.
-    #[serde(default = "leave_out_rounds")]
-    pub leave_out_rounds: u64,
+    /// In malicious mode: rounds for which a client is suspended after a round ended because of the shares that it dealt; 0: none,
+    /// and one client can make every round end.
+    #[serde(default = "suspend_rounds")]
+    pub suspend_rounds: u64,
     /// Elements in one upload chunk, a multiple of 8.
     #[serde(default = "chunk_elements")]
     pub chunk_elements: u32,
@@ -136,7 +137,7 @@ fn minute() -> u64 {
 fn ten_minutes() -> u64 {
     600_000
 }
-fn leave_out_rounds() -> u64 {
+fn suspend_rounds() -> u64 {
     10
 }
 fn chunk_elements() -> u32 {

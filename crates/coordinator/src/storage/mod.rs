@@ -11,7 +11,6 @@ mod blobs;
 mod releases;
 mod rounds;
 
-use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
@@ -74,7 +73,7 @@ CREATE TABLE IF NOT EXISTS events (
 ) WITHOUT ROWID;
 CREATE TRIGGER IF NOT EXISTS forget_events AFTER UPDATE OF state ON rounds WHEN NEW.state <> 'open'
     BEGIN DELETE FROM events WHERE round_id = NEW.round_id; END;
-CREATE TABLE IF NOT EXISTS left_out (
+CREATE TABLE IF NOT EXISTS suspended (
     task TEXT NOT NULL, client_id BLOB NOT NULL, round INTEGER NOT NULL, PRIMARY KEY (task, client_id)
 );
 CREATE TABLE IF NOT EXISTS releases (
@@ -95,21 +94,15 @@ fn bytes32(bytes: Vec<u8>, what: &str) -> Result<[u8; 32], StoreError> {
     bytes.try_into().map_err(|_| StoreError::Damaged(format!("a {what} does not have 32 bytes")))
 }
 
-/// Deletes the uploads of rounds that are over, which a kill at the end of a round leaves behind, and the folders that deleting
-/// blobs does.
-fn sweep_uploads(folder: &Path, open: &BTreeSet<RoundId>) -> std::io::Result<()> {
-    let uploads = match std::fs::read_dir(folder) {
-        Ok(uploads) => uploads,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error),
-    };
-    for round in uploads {
-        let round = round?;
-        if !open.iter().any(|id| round.file_name() == *id.to_string()) {
-            std::fs::remove_dir_all(round.path())?;
+/// Deletes the uploads of rounds that are over, which a kill at the end of a round leaves behind, and the empty folders that
+/// deleting blobs does. They only take room: what can't be deleted is told.
+fn sweep_uploads(folder: &Path, open: &[String]) {
+    let Ok(uploads) = std::fs::read_dir(folder) else { return };
+    for round in uploads.flatten().filter(|round| !open.iter().any(|id| round.file_name() == **id)) {
+        if let Err(error) = std::fs::remove_dir_all(round.path()) {
+            tracing::warn!(path = %round.path().display(), %error, "uploads of a round that is over can't be deleted");
         }
     }
-    Ok(())
 }
 
 impl Store {
@@ -136,9 +129,8 @@ impl Store {
         sqlx::raw_sql(SCHEMA).execute(&db).await?;
         let open: Vec<Vec<u8>> =
             sqlx::query_scalar("SELECT round_id FROM rounds WHERE state = 'open'").fetch_all(&db).await?;
-        let open =
-            open.into_iter().map(|id| Ok(RoundId(bytes32(id, "round id")?))).collect::<Result<_, StoreError>>()?;
-        sweep_uploads(&folder.join("blobs/uploads"), &open).map_err(error)?;
+        let open: Vec<String> = open.iter().filter_map(|id| Some(RoundId::from_slice(id)?.to_string())).collect();
+        sweep_uploads(&folder.join("blobs/uploads"), &open);
         let blobs = LocalFileSystem::new_with_prefix(folder.join("blobs"))?.with_fsync(true);
         Ok(Self { db, blobs: Arc::new(blobs), lock })
     }

@@ -124,8 +124,8 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::Database`].
-    pub async fn leave_out(&self, task: &str, client: ClientId, number: u64) -> Result<(), StoreError> {
-        sqlx::query("INSERT OR REPLACE INTO left_out (task, client_id, round) VALUES (?, ?, ?)")
+    pub async fn suspend(&self, task: &str, client: ClientId, number: u64) -> Result<(), StoreError> {
+        sqlx::query("INSERT OR REPLACE INTO suspended (task, client_id, round) VALUES (?, ?, ?)")
             .bind(task)
             .bind(client.to_vec())
             .bind(number as i64)
@@ -134,14 +134,19 @@ impl Store {
         Ok(())
     }
 
-    /// The clients because of which rounds of `task` from number `first` on ended, each with the last such round.
+    /// The clients because of which `rounds` of `task` ended, each with the last such round.
     ///
     /// # Errors
     /// [`StoreError::Database`] or [`StoreError::Damaged`].
-    pub async fn left_out(&self, task: &str, first: u64) -> Result<Vec<(ClientId, u64)>, StoreError> {
-        let rows = sqlx::query("SELECT client_id, round FROM left_out WHERE task = ? AND round >= ?")
+    pub async fn suspended(
+        &self,
+        task: &str,
+        rounds: std::ops::Range<u64>,
+    ) -> Result<Vec<(ClientId, u64)>, StoreError> {
+        let rows = sqlx::query("SELECT client_id, round FROM suspended WHERE task = ? AND round >= ? AND round < ?")
             .bind(task)
-            .bind(first as i64)
+            .bind(rounds.start as i64)
+            .bind(rounds.end as i64)
             .fetch_all(&self.db)
             .await?;
         let read = |row: &SqliteRow| {

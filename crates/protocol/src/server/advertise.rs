@@ -28,23 +28,14 @@ pub(super) struct Advertising {
     members: BTreeMap<ClientId, Member>,
     /// Every advertised key: one that occurs twice is refused, as every client would.
     keys: BTreeSet<Vec<u8>>,
-    /// Clients that are refused, each with the round that it made end and the last one without it.
-    left_out: BTreeMap<ClientId, (u64, u64)>,
 }
 
 impl Advertising {
     pub fn new(context: Context) -> Self {
-        Self { context, members: BTreeMap::new(), keys: BTreeSet::new(), left_out: BTreeMap::new() }
-    }
-
-    pub fn leave_out(&mut self, client: ClientId, since: u64, until: u64) {
-        self.left_out.insert(client, (since, until));
+        Self { context, members: BTreeMap::new(), keys: BTreeSet::new() }
     }
 
     pub fn absorb(&mut self, client: ClientId, signed: &Signed, now: u64) -> Result<(), Reason> {
-        if let Some(&(since, until)) = self.left_out.get(&client) {
-            return Err(Reason::LeftOut { since, until });
-        }
         let params = &self.context.params;
         let (roster, identity) = match &self.context.authority {
             Some(authority) => {

@@ -60,12 +60,9 @@ pub enum Reason {
         /// Largest cohort.
         n_max: u32,
     },
-    /// The client made an earlier round end (see [`super::Server::leave_out`]).
-    #[error(
-        "the client is left out of the rounds up to {until}: round {since} ended because a secret of it could not be had \
-         from its shares"
-    )]
-    LeftOut {
+    /// An earlier round ended because of what the client dealt (see [`super::Server::suspend`]).
+    #[error("the client is suspended up to round {until}: round {since} ended because of the shares that it dealt")]
+    Suspended {
         /// The round that ended.
         since: u64,
         /// The last round without the client.
@@ -116,7 +113,7 @@ impl Reason {
             Self::WrongPhase { .. } => "wrong_phase",
             Self::Conflict => "conflict",
             Self::Full { .. } => "full",
-            Self::LeftOut { .. } => "left_out",
+            Self::Suspended { .. } => "suspended",
             Self::KeysRepeat => "keys_repeat",
             Self::NotExpected => "not_expected",
             Self::Shape { .. } => "shape",
@@ -207,6 +204,8 @@ pub enum Abort {
         have: usize,
         /// The threshold.
         need: usize,
+        /// Whether more would have to lie, were it not so, than the round assumes (and more than one).
+        at_fault: bool,
     },
     /// A secret can't be rebuilt: too many of its shares are wrong.
     #[error(
@@ -215,6 +214,8 @@ pub enum Abort {
     WrongShares {
         /// Whose secret.
         client: ClientId,
+        /// Whether more holders would have to lie, had it dealt right ones, than the round assumes (and more than one).
+        at_fault: bool,
     },
     /// A client that dropped out had sent a mask ciphertext that its secret does not give.
     #[error("client {client} sent a mask ciphertext that does not come from its mask secret, then dropped out")]
@@ -242,18 +243,14 @@ impl Abort {
         }
     }
 
-    /// The client whose doing the end most likely is. Not proved: where shares don't fit or can't be opened, it was the one that
-    /// dealt them, or more of their holders lie than a round can correct.
+    /// The client whose doing the end is, unless more of the others lie than the round assumes. `None` also where one that lies
+    /// could have brought it about.
     pub fn suspect(&self) -> Option<ClientId> {
         match self {
-            Self::UnreadableShares { client, .. } | Self::WrongShares { client } | Self::WrongCiphertext { client } => {
-                Some(*client)
-            }
-            Self::TooFew { .. }
-            | Self::Params(_)
-            | Self::ThinWindow { .. }
-            | Self::TooFewShares { .. }
-            | Self::Crypto(_) => None,
+            Self::UnreadableShares { client, at_fault: true, .. }
+            | Self::WrongShares { client, at_fault: true }
+            | Self::WrongCiphertext { client } => Some(*client),
+            _ => None,
         }
     }
 }

@@ -14,6 +14,7 @@ mod advertise;
 mod confirm;
 mod error;
 mod mask;
+mod rebuild;
 mod share;
 mod unmask;
 
@@ -226,6 +227,8 @@ pub struct Server {
     offer: proto::RoundOffer,
     /// Hash of each accepted step.
     ledger: BTreeMap<(ClientId, Phase), [u8; 32]>,
+    /// Clients whose adverts are refused, each with the round that ended because of it and the last one without it.
+    suspended: BTreeMap<ClientId, (u64, u64)>,
     state: State,
 }
 
@@ -255,15 +258,18 @@ impl Server {
         let roster_head = context.authority.as_ref().map(|authority| authority.roster.signed_head().clone());
         let offer = proto::RoundOffer { params: Some(signed), roster_head };
         let state = State::Advertising(Advertising::new(context.clone()));
-        Ok(Self { context, offer, ledger: BTreeMap::new(), state })
+        Ok(Self { context, offer, ledger: BTreeMap::new(), suspended: BTreeMap::new(), state })
     }
 
-    /// Refuses the adverts of `client` from now on, which has an effect in phase 0 alone: it was the [`Abort::suspect`] of round
-    /// `since`, and would make every round end. `until` is the last round without it.
-    pub fn leave_out(&mut self, client: ClientId, since: u64, until: u64) {
-        if let State::Advertising(advertising) = &mut self.state {
-            advertising.leave_out(client, since, until);
-        }
+    /// Refuses the adverts of `client` from now on: it was the [`Abort::suspect`] of round `since`, and could make every round end.
+    /// `until` is the last round without it.
+    pub fn suspend(&mut self, client: ClientId, since: u64, until: u64) {
+        self.suspended.insert(client, (since, until));
+    }
+
+    /// Whether clients are refused in this round that are not in later ones.
+    pub fn suspends(&self) -> bool {
+        !self.suspended.is_empty()
     }
 
     /// What clients need to decide whether they take part.
@@ -311,6 +317,10 @@ impl Server {
             Some(known) if *known == digest => return Ok(Accepted::Repeat),
             Some(_) => return Err(refuse(Reason::Conflict)),
             None => {}
+        }
+        // In any phase: who comes late shall know, too.
+        if let (Step::Advert(_), Some(&(since, until))) = (step, self.suspended.get(&client)) {
+            return Err(refuse(Reason::Suspended { since, until }));
         }
         match (&mut self.state, step) {
             (State::Advertising(state), Step::Advert(signed)) => state.absorb(client, signed, now),
@@ -363,7 +373,14 @@ impl Server {
 
     /// How many of the clients that may take this phase's step have taken it.
     pub fn progress(&self) -> Progress {
-        each_phase!(&self.state, state => state.progress())
+        let mut progress = each_phase!(&self.state, state => state.progress());
+        if let (State::Advertising(_), Some(authority)) = (&self.state, &self.context.authority) {
+            // Nobody waits for those who can't come.
+            let may_come = (authority.roster.head().size as usize).saturating_sub(self.suspended.len());
+            let n_min = self.context.params.wire.n_min as usize;
+            progress.expected = progress.expected.min(may_come).max(n_min);
+        }
+        progress
     }
 
     /// Whether waiting longer gains nothing: all have answered, or the sum can be had already.

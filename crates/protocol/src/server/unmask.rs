@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use rayon::prelude::*;
 use unisono_crypto::kdf::label;
 use unisono_crypto::prg::{Seed, Sign};
-use unisono_crypto::shamir::{self, Interpolator, SecretScalar, Share};
+use unisono_crypto::shamir::{SecretScalar, Share};
 
-use super::advertise::Member;
 use super::mask::Masked;
+use super::rebuild::Rebuilt;
 use super::{Abort, Fault, Outcome, Progress, Reason, Report};
 use crate::ids::ClientId;
 use crate::pairwise::{self, End};
@@ -18,13 +18,13 @@ use crate::signed;
 const WHAT: &str = "released shares";
 
 pub(super) struct Unmasking {
-    masked: Masked,
+    pub(super) masked: Masked,
     /// Phase 3's tags by sender; `None` in semi-honest mode.
     tags: Option<BTreeMap<u32, Vec<proto::Tag>>>,
     answered: Vec<bool>,
     /// By whose secret it is.
-    shares: BTreeMap<u32, Vec<Share>>,
-    reports: Vec<Report>,
+    pub(super) shares: BTreeMap<u32, Vec<Share>>,
+    pub(super) reports: Vec<Report>,
 }
 
 impl Unmasking {
@@ -38,7 +38,7 @@ impl Unmasking {
         self.masked.survivors[index as usize] && self.tags.as_ref().is_none_or(|tags| tags.contains_key(&index))
     }
 
-    fn kind(&self, of: u32) -> SecretKind {
+    pub(super) fn kind(&self, of: u32) -> SecretKind {
         if self.masked.survivors[of as usize] { SecretKind::SelfMask } else { SecretKind::Mask }
     }
 
@@ -123,17 +123,11 @@ impl Unmasking {
     pub fn sufficient(&self) -> bool {
         let need = self.masked.members.cohort.threshold();
         let enough = |v| self.shares.get(&v).is_some_and(|shares| shares.len() >= need);
-        self.needed().all(enough) && self.secrets().is_ok()
-    }
-
-    fn secrets(&self) -> Result<Rebuilt, Abort> {
-        let mut rebuilder = Rebuilder { unmasking: self, interpolators: BTreeMap::new(), reports: Vec::new() };
-        let secrets = self.needed().map(|v| Ok((v, rebuilder.secret(v)?))).collect::<Result<_, Abort>>()?;
-        Ok(Rebuilt { secrets, reports: rebuilder.reports })
+        self.needed().all(enough) && Rebuilt::of(self, self.needed()).is_ok()
     }
 
     pub fn close(self) -> Result<Outcome, Abort> {
-        let Rebuilt { secrets, reports: wrong } = self.secrets()?;
+        let Rebuilt { secrets, reports: wrong } = Rebuilt::of(&self, self.needed())?;
         let cohort = self.masked.members.cohort.id;
         let masks_of = |(v, secret): &(u32, SecretScalar)| {
             if self.masked.survivors[*v as usize] {
@@ -175,62 +169,5 @@ impl Unmasking {
             }
         }
         Ok(masks)
-    }
-}
-
-/// Every needed secret by its owner, and the shares that did not fit.
-struct Rebuilt {
-    secrets: Vec<(u32, SecretScalar)>,
-    reports: Vec<Report>,
-}
-
-/// Rebuilds secrets; remembers the Lagrange coefficients of each set of holders.
-struct Rebuilder<'a> {
-    unmasking: &'a Unmasking,
-    interpolators: BTreeMap<Vec<u32>, Interpolator>,
-    reports: Vec<Report>,
-}
-
-impl Rebuilder<'_> {
-    /// The needed secret of `of`, checked against its advert. Wrong shares are corrected where their number allows.
-    fn secret(&mut self, of: u32) -> Result<SecretScalar, Abort> {
-        let members = &self.unmasking.masked.members;
-        let client = members.id(of);
-        let need = members.cohort.threshold();
-        let mut shares = self.unmasking.shares.get(&of).cloned().unwrap_or_default();
-        let have = shares.len();
-        if have < need {
-            let unreadable = |report: &&Report| report.about == client && report.what == Fault::UnreadableShares;
-            let unreadable = self.unmasking.reports.iter().filter(unreadable).count();
-            return Err(if have + unreadable < need {
-                Abort::TooFewShares { client, have, need }
-            } else {
-                Abort::UnreadableShares { client, unreadable, have, need }
-            });
-        }
-        shares.sort_by_key(Share::abscissa);
-        let holders: Vec<u32> = shares[..need].iter().map(Share::abscissa).collect();
-        if !self.interpolators.contains_key(&holders) {
-            self.interpolators.insert(holders.clone(), Interpolator::new(&holders)?);
-        }
-        let secret = self.interpolators[&holders].reconstruct(&shares[..need])?;
-        if self.fits(of, &secret) {
-            return Ok(secret);
-        }
-        let decoded = shamir::decode(&shares, need)?.filter(|decoded| self.fits(of, &decoded.secret));
-        let decoded = decoded.ok_or(Abort::WrongShares { client })?;
-        let report = |abscissa: &u32| Report { about: client, by: members.id(abscissa - 1), what: Fault::WrongShare };
-        self.reports.extend(decoded.wrong.iter().map(report));
-        Ok(decoded.secret)
-    }
-
-    fn fits(&self, of: u32, secret: &SecretScalar) -> bool {
-        let members = &self.unmasking.masked.members;
-        let Member { advert, .. } = &members.members[of as usize];
-        let round = members.context.params.round_id;
-        match self.unmasking.kind(of) {
-            SecretKind::SelfMask => pairwise::commitment(secret, round, advert.client_id) == advert.commitment,
-            _ => pairwise::mask_key(secret, round).encapsulation_key() == advert.mask_ek,
-        }
     }
 }

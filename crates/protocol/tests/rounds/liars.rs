@@ -33,6 +33,51 @@ fn a_wrong_share_is_corrected_and_reported() {
     assert!(outcome.reports.iter().any(|report| report.what == Fault::WrongShare && report.by == devices[0].id()));
 }
 
+/// A complete graph of ten with threshold 6, of whom two may lie. In the last phase the first `vanished` send nothing, and the next
+/// `liars` release wrong shares of client 9.
+fn wrong_shares_of_nine(vanished: usize, liars: usize) -> lying::Lied {
+    lying::play(&params(true, 4, 10, 0.2, 0.25, 20), 10, |i, phase, mut message| {
+        if phase == Phase::Unmask && i < vanished {
+            return None;
+        }
+        if let (true, Phase::Unmask, Some(Step::Unmask(signed))) = (i < vanished + liars, phase, &mut message.step) {
+            resign::<proto::UnmaskShares>(i, signed, label::SIG_UNMASK, |unmask| {
+                let share = unmask.shares.iter_mut().find(|share| share.of == 9).unwrap();
+                // Far from each other: small differences can cancel out in the secret.
+                share.value[..31]
+                    .iter_mut()
+                    .enumerate()
+                    .for_each(|(n, byte)| *byte ^= (i * 29 + n * (2 * i + 7)) as u8);
+            });
+        }
+        Some(message)
+    })
+}
+
+#[test]
+fn wrong_shares_are_corrected_as_long_as_the_threshold_of_right_ones_is_left() {
+    // Nine shares, of which three may be wrong; decoding alone would correct one.
+    for (vanished, liars) in [(0, 1), (0, 2), (0, 3), (1, 2), (2, 1)] {
+        let lied = wrong_shares_of_nine(vanished, liars);
+        assert!(lied.exact);
+        let reports = lied.result.unwrap().reports;
+        let by: Vec<_> = reports.iter().map(|report| (report.about, report.by, report.what)).collect();
+        let liars = vanished..vanished + liars;
+        let expected = liars.map(|i| (lied.devices[9].id(), lied.devices[i].id(), Fault::WrongShare));
+        assert_eq!(by, expected.collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn a_dealer_is_suspected_only_where_more_would_have_to_lie_than_are_assumed() {
+    for (vanished, liars, at_fault) in [(0, 4, true), (1, 3, true), (2, 2, false), (3, 1, false)] {
+        let lied = wrong_shares_of_nine(vanished, liars);
+        let (abort, client) = (lied.result.unwrap_err(), lied.devices[9].id());
+        assert_eq!(abort, Abort::WrongShares { client, at_fault });
+        assert_eq!(abort.suspect(), at_fault.then_some(client));
+    }
+}
+
 #[test]
 fn shares_of_the_other_secret_are_refused() {
     let (outcome, _, reasons) = play(0.25, 10, |i, phase, mut message| {

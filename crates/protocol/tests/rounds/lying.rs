@@ -4,8 +4,8 @@ use prost::Message;
 use unisono_crypto::kdf::{Label, label};
 use unisono_crypto::merkle;
 use unisono_crypto::sign::SigningKey;
-use unisono_protocol::proto::{self, ClientMessage};
-use unisono_protocol::server::{Abort, Closed, Outcome, Phase, Refusal, Server};
+use unisono_protocol::proto::{self, ClientMessage, client_message::Step};
+use unisono_protocol::server::{Abort, Accepted, Closed, Outcome, Phase, Refusal, Server};
 use unisono_protocol::signed;
 
 use crate::world::{CAST, Device, NOW, State, open, plain_sum};
@@ -42,10 +42,13 @@ pub fn play(
                 device.state = State::Idle;
                 continue;
             };
-            if let Err(refusal) = server.absorb(&message, NOW) {
-                refusals.push(refusal);
-            } else if let Some(bytes) = device.upload() {
-                server.absorb_upload(device.id(), &bytes).unwrap();
+            match (server.absorb(&message, NOW), &message.step) {
+                (Err(refusal), _) => refusals.push(refusal),
+                // The vector follows its header, and nothing else.
+                (Ok(Accepted::New), Some(Step::Upload(_))) => {
+                    server.absorb_upload(device.id(), &device.upload().unwrap()).unwrap();
+                }
+                _ => {}
             }
         }
         match server.close() {

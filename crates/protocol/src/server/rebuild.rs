@@ -1,0 +1,174 @@
+//! Phase 4: secrets are rebuilt from shares, some of which may be wrong (section 6).
+
+use std::collections::BTreeMap;
+
+use unisono_crypto::shamir::{self, Decoded, Interpolator, SecretScalar, Share};
+
+use super::advertise::Member;
+use super::unmask::Unmasking;
+use super::{Abort, Fault, Report};
+use crate::pairwise;
+use crate::proto::SecretKind;
+
+/// Most subsets of a secret's shares that are tried; a try costs 10 to 100 microseconds.
+const MOST_SUBSETS: u64 = 5_000;
+
+/// Every needed secret by its owner, and the shares that did not fit.
+pub(super) struct Rebuilt {
+    pub secrets: Vec<(u32, SecretScalar)>,
+    pub reports: Vec<Report>,
+}
+
+impl Rebuilt {
+    /// The secrets of `owners`, from the shares that were released.
+    pub fn of(unmasking: &Unmasking, owners: impl Iterator<Item = u32>) -> Result<Self, Abort> {
+        let mut rebuilder = Rebuilder { unmasking, interpolators: BTreeMap::new(), reports: Vec::new() };
+        let secrets = owners.map(|v| Ok((v, rebuilder.secret(v)?))).collect::<Result<_, Abort>>()?;
+        Ok(Self { secrets, reports: rebuilder.reports })
+    }
+}
+
+/// Rebuilds secrets; remembers the Lagrange coefficients of each set of holders.
+struct Rebuilder<'a> {
+    unmasking: &'a Unmasking,
+    interpolators: BTreeMap<Vec<u32>, Interpolator>,
+    reports: Vec<Report>,
+}
+
+impl Rebuilder<'_> {
+    /// The needed secret of `of`, checked against its advert. Wrong shares are corrected where their number allows.
+    fn secret(&mut self, of: u32) -> Result<SecretScalar, Abort> {
+        let members = &self.unmasking.masked.members;
+        let client = members.id(of);
+        let need = members.cohort.threshold();
+        let mut shares = self.unmasking.shares.get(&of).cloned().unwrap_or_default();
+        let have = shares.len();
+        if have < need {
+            let unreadable = |report: &&Report| report.about == client && report.what == Fault::UnreadableShares;
+            let unreadable = self.unmasking.reports.iter().filter(unreadable).count();
+            return Err(if have + unreadable < need {
+                Abort::TooFewShares { client, have, need }
+            } else {
+                let at_fault = unreadable > self.liars();
+                Abort::UnreadableShares { client, unreadable, have, need, at_fault }
+            });
+        }
+        shares.sort_by_key(Share::abscissa);
+        let holders: Vec<u32> = shares[..need].iter().map(Share::abscissa).collect();
+        if !self.interpolators.contains_key(&holders) {
+            self.interpolators.insert(holders.clone(), Interpolator::new(&holders)?);
+        }
+        let secret = self.interpolators[&holders].reconstruct(&shares[..need])?;
+        if self.fits(of, &secret) {
+            return Ok(secret);
+        }
+        let decoded = shamir::decode(&shares, need)?.filter(|decoded| self.fits(of, &decoded.secret));
+        // What decoding can't tell alone, the advert can, because it knows the secret: where they are few, all subsets are tried.
+        // So many would have to lie, had the dealer not, where neither helps.
+        let (decoded, liars) = match (decoded, Subsets::new(have, need)) {
+            (None, Some(subsets)) => (self.search(of, &shares, subsets)?, have - need + 1),
+            (decoded, _) => (decoded, (have - need) / 2 + 1),
+        };
+        let decoded = decoded.ok_or(Abort::WrongShares { client, at_fault: liars > self.liars() })?;
+        let report = |abscissa: &u32| Report { about: client, by: members.id(abscissa - 1), what: Fault::WrongShare };
+        self.reports.extend(decoded.wrong.iter().map(report));
+        Ok(decoded.secret)
+    }
+
+    /// Most clients of this cohort that are assumed to lie; at least one, because none does not explain anything.
+    fn liars(&self) -> usize {
+        let members = &self.unmasking.masked.members;
+        let gamma = members.context.params.wire.gamma;
+        ((gamma * f64::from(members.cohort.graph.n()) + 1e-9) as usize).max(1)
+    }
+
+    /// The first of `subsets` of a secret's shares that gives it, and which other shares are not on its polynomial. Holders that lie
+    /// together can be in that subset, with the right secret and at the cost of honest ones in the reports: nothing is built on these.
+    fn search(&self, of: u32, shares: &[Share], subsets: Subsets) -> Result<Option<Decoded>, Abort> {
+        let rebuild = |chosen: &[&Share]| {
+            let chosen: Vec<Share> = chosen.iter().map(|share| (*share).clone()).collect();
+            let abscissas: Vec<u32> = chosen.iter().map(Share::abscissa).collect();
+            Interpolator::new(&abscissas)?.reconstruct(&chosen)
+        };
+        for subset in subsets {
+            let chosen: Vec<&Share> = subset.iter().map(|&i| &shares[i]).collect();
+            let secret = rebuild(&chosen)?;
+            if !self.fits(of, &secret) {
+                continue;
+            }
+            // Another share is on the same polynomial if it gives the same secret in the place of one of them.
+            let mut wrong = Vec::new();
+            for (_, other) in shares.iter().enumerate().filter(|(i, _)| !subset.contains(i)) {
+                let exchanged = [&chosen[1..], &[other]].concat();
+                if !rebuild(&exchanged)?.to_secret().ct_eq(&secret.to_secret()) {
+                    wrong.push(other.abscissa());
+                }
+            }
+            return Ok(Some(Decoded { secret, wrong }));
+        }
+        Ok(None)
+    }
+
+    fn fits(&self, of: u32, secret: &SecretScalar) -> bool {
+        let members = &self.unmasking.masked.members;
+        let Member { advert, .. } = &members.members[of as usize];
+        let round = members.context.params.round_id;
+        match self.unmasking.kind(of) {
+            SecretKind::SelfMask => pairwise::commitment(secret, round, advert.client_id) == advert.commitment,
+            _ => pairwise::mask_key(secret, round).encapsulation_key() == advert.mask_ek,
+        }
+    }
+}
+
+/// All ways to choose `size` of `count` things, each as ascending places.
+struct Subsets {
+    count: usize,
+    next: Option<Vec<usize>>,
+}
+
+impl Subsets {
+    /// `None` when they are more than [`MOST_SUBSETS`].
+    fn new(count: usize, size: usize) -> Option<Self> {
+        let mut ways = 1u64;
+        for i in 0..size.min(count - size) as u64 {
+            // A binomial coefficient at each step, so the division leaves nothing.
+            ways = ways * (count as u64 - i) / (i + 1);
+            if ways > MOST_SUBSETS {
+                return None;
+            }
+        }
+        Some(Self { count, next: Some((0..size).collect()) })
+    }
+}
+
+impl Iterator for Subsets {
+    type Item = Vec<usize>;
+
+    fn next(&mut self) -> Option<Vec<usize>> {
+        let current = self.next.take()?;
+        let size = current.len();
+        // The last place that can move on does, and those behind it follow.
+        let movable = (0..size).rev().find(|&i| current[i] < self.count - size + i);
+        self.next = movable.map(|i| {
+            let start = current[i] + 1;
+            current[..i].iter().copied().chain(start..start + size - i).collect()
+        });
+        Some(current)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_subset_comes_once_and_too_many_are_refused() {
+        for (count, size, ways) in [(4, 3, 4), (5, 5, 1), (6, 2, 15), (9, 6, 84), (14, 9, 2002)] {
+            let subsets: std::collections::BTreeSet<Vec<usize>> = Subsets::new(count, size).unwrap().collect();
+            assert_eq!(subsets.len(), ways);
+            assert!(subsets.iter().all(|s| s.len() == size && s.is_sorted_by(|a, b| a < b) && s[size - 1] < count));
+            assert_eq!(Subsets::new(count, size).unwrap().count(), ways);
+        }
+        assert!(Subsets::new(98, 67).is_none() && Subsets::new(22, 14).is_none());
+    }
+}

@@ -196,7 +196,8 @@ fn service(bytes: &[u8]) {
         }
     }
     let Some((&which, bytes)) = bytes.split_first() else { return };
-    match which % 10 {
+    // New ones are appended here too.
+    match which % 14 {
         0 => message::<wire::GetRoundRequest>(bytes),
         1 => message::<wire::GetRoundResponse>(bytes),
         2 => message::<wire::PollRequest>(bytes),
@@ -206,12 +207,16 @@ fn service(bytes: &[u8]) {
         6 => message::<wire::GetModelRequest>(bytes),
         7 => message::<wire::GrantRequest>(bytes),
         8 => message::<wire::GrantResponse>(bytes),
-        _ => {
+        9 => {
             if let Ok(request) = wire::PollRequest::decode(bytes) {
                 let phase = request.phase().to_phase();
                 assert_eq!(phase.map(wire::RoundPhase::from).unwrap_or_default(), request.phase());
             }
             message::<wire::GrantRequestBody>(bytes);
         }
+        10 => message::<wire::SubmitResponse>(bytes),
+        11 => message::<wire::UploadStatusResponse>(bytes),
+        12 => message::<wire::GetReleaseRequest>(bytes),
+        _ => message::<wire::FileChunk>(bytes),
     }
 }

@@ -172,6 +172,13 @@ fn files(seeds: &mut Vec<Seed>) {
         data: vec![5; 40],
     };
     add(9, "upload-chunk", &[&[5], chunk.encode_to_vec().as_slice()].concat());
+    let status = unisono_wire::proto::UploadStatusResponse { chunks: 5, complete: true };
+    add(9, "upload-status", &[&[11], status.encode_to_vec().as_slice()].concat());
+    add(
+        9,
+        "file-chunk",
+        &[&[13], unisono_wire::proto::FileChunk { data: chunk.data }.encode_to_vec().as_slice()].concat(),
+    );
 }
 
 fn client_sequences(seeds: &mut Vec<Seed>) {

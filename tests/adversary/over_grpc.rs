@@ -274,20 +274,62 @@ async fn reflected_tags_over_grpc() {
     assert!(!attacked.sent.contains(&Phase::Unmask));
 }
 
+/// The phase whose view this is, in malicious mode.
+fn shown_in(view: &View) -> Phase {
+    match view {
+        View::Cohort(_) => Phase::Share,
+        View::Masking(_) => Phase::Mask,
+        View::Survivors(_) => Phase::Confirm,
+        View::Tags(_) => Phase::Unmask,
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn a_view_of_another_phase_over_grpc() {
-    let lie = on_view(|view, _| {
-        if let View::Cohort(_) = view {
-            *view = View::Survivors(unisono::protocol::proto::SurvivorsView::default());
+async fn each_phase_with_each_other_phases_view_over_grpc() {
+    const VIEWS: [Phase; 4] = [Phase::Share, Phase::Mask, Phase::Confirm, Phase::Unmask];
+    let mut deployment = deployment(100);
+    deployment.config.round.straggler_grace_ms = Some(1_500);
+    let coordinator = Coordinator::start(deployment.config.clone()).await.unwrap();
+    let endpoint = format!("http://{}", coordinator.address());
+    // In the first round the device is shown what is true, which is kept; then in `phase` the view of `instead`.
+    let swap: Arc<Mutex<Option<(Phase, Phase)>>> = Arc::default();
+    let seen: Arc<Mutex<Vec<View>>> = Arc::default();
+    let lie = on_view({
+        let (swap, seen) = (swap.clone(), seen.clone());
+        move |view, _| match *swap.lock().unwrap() {
+            None => seen.lock().unwrap().push(view.clone()),
+            Some((phase, instead)) if shown_in(view) == phase => {
+                *view = seen.lock().unwrap().iter().find(|seen| shown_in(seen) == instead).unwrap().clone();
+            }
+            Some(_) => {}
         }
     });
-    let attacked = attack(lie).await;
-    assert!(
-        matches!(&attacked.error, Error::Answer(why) if why.contains("another phase's view")),
-        "{}",
-        attacked.error
-    );
-    assert_eq!(attacked.sent, [Phase::Advertise]);
+    let (proxied, sent, serving) = Proxy::start(&endpoint, lie).await;
+    let mut honest = devices(&deployment, &endpoint, 0..4);
+    let mut victim = builder(&deployment, &proxied, 4).build(constant(4)).unwrap();
+    victim.run_round().await.unwrap().unwrap().unwrap();
+    assert_eq!(seen.lock().unwrap().iter().map(shown_in).collect::<Vec<_>>(), VIEWS);
+
+    for phase in VIEWS {
+        for instead in VIEWS.into_iter().filter(|&instead| instead != phase) {
+            *swap.lock().unwrap() = Some((phase, instead));
+            *sent.lock().unwrap() = Sent::default();
+            let error = victim.run_round().await.unwrap().unwrap().unwrap_err();
+            let refused = matches!(&error, Error::Answer(why) if why.contains("another phase's view"));
+            assert!(refused, "{instead} in {phase}: {error}");
+            // Nothing of this phase or of a later one leaves the device, and a masked input only before this phase.
+            let sent = sent.lock().unwrap();
+            let phases: Vec<Phase> = sent.messages.iter().map(|message| phase_of(message).unwrap()).collect();
+            assert_eq!(phases, Phase::ALL.into_iter().filter(|&sent| sent < phase).collect::<Vec<_>>(), "{instead}");
+            assert_eq!(!sent.chunks.is_empty(), phase > Phase::Mask, "{instead} in {phase}");
+        }
+    }
+    // It is none the worse for it.
+    *swap.lock().unwrap() = None;
+    victim.run_round().await.unwrap().unwrap().unwrap();
+    honest.shutdown().await;
+    coordinator.stop().await;
+    serving.abort();
 }
 
 #[tokio::test(flavor = "multi_thread")]

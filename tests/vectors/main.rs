@@ -9,6 +9,7 @@ mod formats;
 mod play;
 mod primitives;
 mod round;
+mod service;
 
 use std::convert::Infallible;
 use std::path::Path;

@@ -1,0 +1,223 @@
+//! Vectors of the calls between devices and coordinator: each message of `proto/unisono/v1/service.proto` with every field set.
+//!
+//! The bytes are put together from numbers and types of fields, as the Protocol Buffers encoding says, and compared with what
+//! the library writes and reads.
+
+use hex::encode as hex;
+use prost::Message;
+use serde_json::{Value, json};
+use unisono_protocol::proto::{
+    ClientMessage, RoundOffer, ServerMessage, Signed, SurvivorsView, client_message::Step, server_message::View,
+};
+use unisono_release::proto::SignedGrant;
+use unisono_wire::proto::poll_response::Answer;
+use unisono_wire::proto::*;
+
+use super::check;
+
+/// A field of a message, by its number.
+enum Field {
+    Varint(u32, u64),
+    /// Bytes, text, or a message of its own.
+    Bytes(u32, Vec<u8>),
+}
+
+use Field::{Bytes, Varint};
+
+fn varint(mut value: u64) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    while value >= 0x80 {
+        bytes.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    bytes.push(value as u8);
+    bytes
+}
+
+/// Fields in the order of their numbers.
+fn encode(fields: &[Field]) -> Vec<u8> {
+    let encode = |field: &Field| match field {
+        Varint(number, value) => [varint(u64::from(*number) << 3), varint(*value)].concat(),
+        Bytes(number, bytes) => {
+            [varint(u64::from(*number) << 3 | 2), varint(bytes.len() as u64), bytes.clone()].concat()
+        }
+    };
+    fields.iter().flat_map(encode).collect()
+}
+
+/// One message, in three ways: as the library has it, as fields by number, and as JSON for the file.
+fn case<M: Message + Default + PartialEq>(name: &str, message: &M, fields: &[Field], json: Value) -> Value {
+    let bytes = encode(fields);
+    assert_eq!(hex(message.encode_to_vec()), hex(&bytes), "{name} is written otherwise");
+    assert!(M::decode(bytes.as_slice()).as_ref() == Ok(message), "{name} is read otherwise");
+    json!({ "message": name, "fields": json, "encoded": hex(bytes) })
+}
+
+#[test]
+fn the_messages_of_the_service_are_those_in_the_vectors() {
+    let (round_id, client_id, hash) = ([0x11; 32], [0x22; 16], [0x33; 32]);
+    let (payload, signature) = (vec![0x44; 3], vec![0x55; 4]);
+    let signed = Signed { payload: payload.clone(), signature: signature.clone() };
+    let signed_bytes = encode(&[Bytes(1, payload.clone()), Bytes(2, signature.clone())]);
+    let signed_json = json!({ "payload": hex(&payload), "signature": hex(&signature) });
+    let ids_json = json!({ "round_id": hex(round_id), "client_id": hex(client_id) });
+    let ids = || [Bytes(1, round_id.to_vec()), Bytes(2, client_id.to_vec())];
+    let survivors = [0x17];
+    let shown = SurvivorsView { cohort_id: hash.to_vec(), survivors: survivors.to_vec() };
+    let view = ServerMessage { view: Some(View::Survivors(shown)) };
+    let view_bytes = encode(&[Bytes(3, encode(&[Bytes(1, hash.to_vec()), Bytes(2, survivors.to_vec())]))]);
+    let step = ClientMessage {
+        round_id: round_id.to_vec(),
+        client_id: client_id.to_vec(),
+        step: Some(Step::Upload(signed.clone())),
+    };
+    let [round, client] = ids();
+    let step_bytes = [round, client, Bytes(5, signed_bytes.clone())];
+    let answer = |answer| PollResponse { answer: Some(answer) };
+    let cases = [
+        case(
+            "GetRoundRequest",
+            &GetRoundRequest { task: "digits".into(), after_round: 300, wait_ms: 20_000 },
+            &[Bytes(1, b"digits".into()), Varint(2, 300), Varint(3, 20_000)],
+            json!({ "task": "digits", "after_round": 300, "wait_ms": 20_000 }),
+        ),
+        case(
+            "GetRoundResponse",
+            &GetRoundResponse {
+                state: get_round_response::State::Open as i32,
+                offer: Some(RoundOffer { params: Some(signed.clone()), roster_head: Some(signed.clone()) }),
+            },
+            &[Varint(1, 1), Bytes(2, encode(&[Bytes(1, signed_bytes.clone()), Bytes(2, signed_bytes.clone())]))],
+            json!({ "state": "STATE_OPEN", "offer": { "params": signed_json, "roster_head": signed_json } }),
+        ),
+        case(
+            "GetRoundResponse",
+            &GetRoundResponse { state: get_round_response::State::Waiting as i32, offer: None },
+            &[Varint(1, 2)],
+            json!({ "state": "STATE_WAITING" }),
+        ),
+        case(
+            "GetRoundResponse",
+            &GetRoundResponse { state: get_round_response::State::Finished as i32, offer: None },
+            &[Varint(1, 3)],
+            json!({ "state": "STATE_FINISHED" }),
+        ),
+        case(
+            "ClientMessage",
+            &step,
+            &step_bytes,
+            json!({ "round_id": hex(round_id), "client_id": hex(client_id), "upload": signed_json }),
+        ),
+        case("SubmitResponse", &SubmitResponse { repeat: true }, &[Varint(1, 1)], json!({ "repeat": true })),
+        case("SubmitResponse", &SubmitResponse { repeat: false }, &[], json!({ "repeat": false })),
+        case(
+            "PollRequest",
+            &PollRequest {
+                round_id: round_id.to_vec(),
+                client_id: client_id.to_vec(),
+                phase: RoundPhase::Confirm as i32,
+                wait_ms: 20_000,
+            },
+            &[Bytes(1, round_id.to_vec()), Bytes(2, client_id.to_vec()), Varint(3, 4), Varint(4, 20_000)],
+            json!({
+                "round_id": hex(round_id), "client_id": hex(client_id), "phase": "ROUND_PHASE_CONFIRM", "wait_ms": 20_000,
+            }),
+        ),
+        case(
+            "PollResponse",
+            &answer(Answer::View(view)),
+            &[Bytes(1, view_bytes)],
+            json!({ "view": { "survivors": { "cohort_id": hex(hash), "survivors": hex(survivors) } } }),
+        ),
+        case("PollResponse", &answer(Answer::Waiting(Waiting {})), &[Bytes(2, vec![])], json!({ "waiting": {} })),
+        case(
+            "PollResponse",
+            &answer(Answer::Ended(Ended { reason: "over".into(), gave_sum: true })),
+            &[Bytes(3, encode(&[Bytes(1, b"over".into()), Varint(2, 1)]))],
+            json!({ "ended": { "reason": "over", "gave_sum": true } }),
+        ),
+        case(
+            "UploadStatusRequest",
+            &UploadStatusRequest { round_id: round_id.to_vec(), client_id: client_id.to_vec() },
+            &ids(),
+            ids_json,
+        ),
+        case(
+            "UploadStatusResponse",
+            &UploadStatusResponse { chunks: 5, complete: true },
+            &[Varint(1, 5), Varint(2, 1)],
+            json!({ "chunks": 5, "complete": true }),
+        ),
+        case(
+            "UploadChunk",
+            &UploadChunk {
+                round_id: round_id.to_vec(),
+                client_id: client_id.to_vec(),
+                upload_hash: hash.to_vec(),
+                index: 130,
+                data: vec![0x66; 5],
+            },
+            &[
+                Bytes(1, round_id.to_vec()),
+                Bytes(2, client_id.to_vec()),
+                Bytes(3, hash.to_vec()),
+                Varint(4, 130),
+                Bytes(5, vec![0x66; 5]),
+            ],
+            json!({
+                "round_id": hex(round_id), "client_id": hex(client_id), "upload_hash": hex(hash), "index": 130,
+                "data": hex([0x66; 5]),
+            }),
+        ),
+        case(
+            "GetModelRequest",
+            &GetModelRequest { task: "digits".into(), version: 7 },
+            &[Bytes(1, b"digits".into()), Varint(2, 7)],
+            json!({ "task": "digits", "version": 7 }),
+        ),
+        case(
+            "GetReleaseRequest",
+            &GetReleaseRequest { model_id: "digits".into() },
+            &[Bytes(1, b"digits".into())],
+            json!({ "model_id": "digits" }),
+        ),
+        case(
+            "FileChunk",
+            &FileChunk { data: vec![0x77; 6] },
+            &[Bytes(1, vec![0x77; 6])],
+            json!({ "data": hex([0x77; 6]) }),
+        ),
+        case(
+            "GrantRequestBody",
+            &GrantRequestBody {
+                client_id: client_id.to_vec(),
+                header_hash: hash.to_vec(),
+                release_key: vec![0x88; 1216],
+                requested_at: 1_800_000_000,
+            },
+            &[
+                Bytes(1, client_id.to_vec()),
+                Bytes(2, hash.to_vec()),
+                Bytes(3, vec![0x88; 1216]),
+                Varint(4, 1_800_000_000),
+            ],
+            json!({
+                "client_id": hex(client_id), "header_hash": hex(hash), "release_key": hex([0x88; 1216]),
+                "requested_at": 1_800_000_000,
+            }),
+        ),
+        case(
+            "GrantRequest",
+            &GrantRequest { request: Some(signed.clone()) },
+            &[Bytes(1, signed_bytes.clone())],
+            json!({ "request": signed_json }),
+        ),
+        case(
+            "GrantResponse",
+            &GrantResponse { grant: Some(SignedGrant { payload, signature }), roster_head: Some(signed) },
+            &[Bytes(1, signed_bytes.clone()), Bytes(2, signed_bytes)],
+            json!({ "grant": signed_json, "roster_head": signed_json }),
+        ),
+    ];
+    check("service.json", &json!(cases));
+}

@@ -396,6 +396,6 @@ fn a_device_killed_at_every_write_and_every_send_never_answers_twice_differently
 }
 
 #[test]
-fn the_same_in_semi_honest_mode() {
+fn a_device_killed_at_every_write_and_every_send_in_semi_honest_mode() {
     killed_everywhere(&params(false, 4, 6, 0.17, 0.2, 20), 32);
 }

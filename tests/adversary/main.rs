@@ -20,6 +20,7 @@ mod harness;
 
 mod cheating_clients;
 mod durability;
+mod grants;
 mod keys_and_adverts;
 mod over_grpc;
 mod roster;

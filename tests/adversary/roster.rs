@@ -7,7 +7,7 @@ use unisono_protocol::ClientId;
 use unisono_protocol::client::{ClientError, Identity, NeighbourFault};
 use unisono_protocol::proto::{RoundParams, server_message::View};
 use unisono_protocol::roster::{Roster, RosterError};
-use unisono_protocol::server::{Authority, Phase, Reason, Server};
+use unisono_protocol::server::{Authority, Closed, Phase, Reason, Server};
 use unisono_protocol::signed::SignedError;
 
 use crate::coordinator::{Forged, Member, advert_of, members};
@@ -139,7 +139,19 @@ fn a_client_whose_enrolment_has_not_begun() {
     device.join(server.offer()).unwrap();
     let refusal = server.absorb(device.message().unwrap(), NOW).unwrap_err();
     let reason = RosterError::NotYetValid { client: ClientId([4; 16]), not_before: NOW + 500, now: NOW };
-    assert_eq!(refusal.reason, reason.into());
+    assert_eq!(refusal.reason, reason.clone().into());
+
+    // A coordinator whose clock is ahead takes it; its neighbours do not.
+    let mut devices: Vec<Device> = (0..6).map(|i| Device::new(i, &server, 11)).collect();
+    for device in &mut devices {
+        device.join(server.offer()).unwrap();
+        server.absorb(device.message().unwrap(), NOW + 500).unwrap();
+    }
+    let Closed::Next(server) = server.close().unwrap() else { panic!("finished") };
+    let view = server.view(devices[0].id()).unwrap();
+    let before = devices[0].message().cloned();
+    assert_eq!(why(devices[0].receive(&view).unwrap_err()), (4, reason.into()));
+    assert_eq!(devices[0].message().cloned(), before);
 }
 
 #[test]

@@ -100,7 +100,8 @@ pub fn refusal(error: Refusal) -> PyErr {
 }
 
 pub fn abort(error: Abort) -> PyErr {
-    class::AbortError::new_err((error.to_string(), error.code()))
+    let suspect = error.suspect().map(|client| client.to_vec());
+    class::AbortError::new_err((error.to_string(), error.code(), suspect))
 }
 
 pub fn release(error: ReleaseError) -> PyErr {

@@ -150,6 +150,16 @@ impl ServerRound {
         })
     }
 
+    /// Refuses the client's adverts, with the code "suspended": a round before, number `since`, ended because of it
+    /// (`AbortError.suspect`). It may come again in rounds above `until`.
+    fn suspend(&self, py: Python<'_>, client_id: &[u8], since: u64, until: u64) -> PyResult<()> {
+        let client = self::client_id(client_id)?;
+        self.server.with(py, |server| {
+            server.suspend(client, since, until);
+            Ok(())
+        })
+    }
+
     /// What a client gets to see in this phase; None for one that has no part in it, and in the first phase.
     fn view<'py>(&self, py: Python<'py>, client_id: &[u8]) -> PyResult<Option<Bound<'py, PyBytes>>> {
         let client = self::client_id(client_id)?;

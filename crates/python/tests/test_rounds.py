@@ -43,9 +43,21 @@ def test_too_many_drop_outs_end_the_round_with_an_abort(world):
     updates, weights = inputs(world, 10)
     with pytest.raises(unisono.AbortError, match="the round needs 6") as caught:
         play(world, server, updates, [1.0] * 8, dropped={0, 1, 2})
-    assert caught.value.code == "too_few"
+    assert (caught.value.code, caught.value.suspect) == ("too_few", None)
     with pytest.raises(unisono.StateError, match="over"):
         server.offer()
+
+
+def test_a_suspended_client_is_refused_and_the_round_is_without_it(world):
+    server = world.open(dimension=10, quantiser=unisono.Quantiser())
+    cheat = world.keys[0].client_id
+    server.suspend(cheat, 0, 5)
+    with pytest.raises(unisono.RefusalError, match="suspended up to round 5") as caught:
+        server.absorb(world.join(server, 0).message())
+    assert (caught.value.code, caught.value.client_id) == ("suspended", cheat)
+    assert server.absorb(world.join(server, 1).message())
+    with pytest.raises(unisono.RefusalError, match="16 bytes"):
+        server.suspend(b"short", 0, 5)
 
 
 def test_a_spent_round_is_not_joined_again(world):

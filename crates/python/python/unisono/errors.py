@@ -84,11 +84,16 @@ class RefusalError(Error):
 
 
 class AbortError(Error):
-    """The round ended without a sum; nothing was learned. Attribute: ``code`` (short stable name)."""
+    """The round ended without a sum; nothing was learned.
 
-    def __init__(self, message: str, code: str = "aborted") -> None:
+    Attributes: ``code`` (short stable name), ``suspect`` (bytes: the client whose shares made it end, to be kept out of the
+    next rounds by :meth:`ServerRound.suspend`; None where nobody can be named).
+    """
+
+    def __init__(self, message: str, code: str = "aborted", suspect: bytes | None = None) -> None:
         super().__init__(message)
         self.code = code
+        self.suspect = suspect
 
 
 class ReleaseError(Error):

@@ -10,15 +10,19 @@ use unisono_crypto::shamir::{self, SecretScalar};
 use unisono_crypto::sign::{Level, SigningKey};
 use unisono_protocol::keyfile::{self, DeviceKeys, Role};
 use unisono_protocol::proto::{self, ServerMessage, client_message::Step, server_message::View};
+use unisono_protocol::roster::Roster;
 use unisono_protocol::server::Phase;
+use unisono_release::proto::SignedGrant;
 use unisono_wire::model::Model;
+use unisono_wire::proto as wire;
+use unisono_wire::proto::poll_response::Answer;
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 
 use super::client::{self, RECORDINGS, Recording};
 use super::files::VAULT;
-use super::world::{CAST, Device, State};
+use super::world::{self, CAST, Device, NOW, State};
 
 /// One seed: its target, a name, its bytes.
 pub type Seed = (&'static str, String, Vec<u8>);
@@ -28,6 +32,7 @@ pub fn all() -> Vec<Seed> {
     let mut seeds = Vec::new();
     decoders(&mut seeds);
     files(&mut seeds);
+    service(&mut seeds);
     client_sequences(&mut seeds);
     server_sequences(&mut seeds);
     seeds
@@ -46,6 +51,11 @@ fn walk(recording: &Recording, mut step: impl FnMut(&Device, Option<&ServerMessa
         device.receive(&views[0]).expect("an honest view");
     }
     step(&device, None);
+}
+
+/// Of a message that is carried as bytes: its decoder has seeds of its own.
+fn shorten(bytes: &mut Vec<u8>) {
+    bytes.truncate(40);
 }
 
 fn decoders(seeds: &mut Vec<Seed>) {
@@ -70,13 +80,16 @@ fn decoders(seeds: &mut Vec<Seed>) {
             Step::ShareKeys(shares) => {
                 add(12, "shares-root", &shares.root.as_ref().expect("a root").payload);
                 add(10, "neighbour-shares", &shares.messages[0]);
+                let mut short = shares.clone();
+                short.messages.iter_mut().for_each(shorten);
+                add(13, "share-keys", &short.encode_to_vec());
             }
             Step::Upload(signed) => {
                 add(15, "upload-header", &signed.payload);
                 let packed = device.upload().expect("a masked vector");
                 add(31, "packed", &[&[13, 21], packed.as_slice()].concat());
             }
-            Step::Tags(signed) => add(16, "tags", &signed.payload),
+            Step::Tags(_) => unreachable!("a semi-honest round has no tags"),
             Step::Unmask(signed) => {
                 add(18, "unmask", &signed.payload);
                 add(19, "client-message", &message.encode_to_vec());
@@ -88,8 +101,18 @@ fn decoders(seeds: &mut Vec<Seed>) {
                 add(8, "cohort", &view.cohort.as_ref().expect("a cohort").payload);
                 add(22, "cohort-checked", &view.cohort.as_ref().expect("a cohort").payload);
             }
+            Some(View::Masking(view)) => {
+                let mut short = view.clone();
+                short.deliveries.iter_mut().for_each(|delivery| shorten(&mut delivery.message));
+                add(14, "masking-view", &short.encode_to_vec());
+            }
             Some(View::Survivors(_)) => add(20, "server-message", &view.expect("a view").encode_to_vec()),
             _ => {}
+        }
+    });
+    walk(&RECORDINGS[0], |device, _| {
+        if let Some(Step::Tags(signed)) = &device.message().expect("a step").step {
+            add(16, "tags", &signed.payload);
         }
     });
     if let Some(View::Tags(tags)) = &RECORDINGS[0].views[0][4][0].view {
@@ -106,6 +129,14 @@ fn decoders(seeds: &mut Vec<Seed>) {
     short.leaves.truncate(2);
     add(4, "roster", &short.encode_to_vec());
     add(26, "roster-of-two", &short.encode_to_vec());
+    let first = &CAST.identities[0];
+    let mut proof = CAST.roster.proof(first.client_id).expect("an enrolled device");
+    shorten(&mut proof.leaf);
+    add(5, "roster-proof", &proof.encode_to_vec());
+    // One leaf and no keys in the head: the registrar's signature alone has 3.4 kB.
+    let leaves = vec![world::leaf(first, NOW + 1000)];
+    let small = Roster::publish(leaves, 7, NOW, &[], &[], &CAST.registrar).expect("one leaf");
+    add(25, "roster-checked", &small.to_bytes());
 
     let mut rng = ChaCha8Rng::seed_from_u64(31);
     let keys = DeviceKeys::generate(&mut rng);
@@ -164,21 +195,60 @@ fn files(seeds: &mut Vec<Seed>) {
     add(7, "wrapped-key", &vault.kek.wrap(&vault.key, &vault.header.hash).expect("32 bytes"));
     let model = Model::new([("b", vec![2], vec![5.0, 6.0]), ("a", vec![2, 2], vec![1.0, 2.0, 3.0, 4.0])]);
     add(8, "model", &model.expect("a model").to_safetensors().expect("a model"));
-    let chunk = unisono_wire::proto::UploadChunk {
-        round_id: vec![1; 32],
-        client_id: vec![2; 16],
-        upload_hash: vec![3; 32],
+}
+
+/// Each message of the service, behind the byte that chooses it. What is signed is but bytes here, and short.
+fn service(seeds: &mut Vec<Seed>) {
+    let mut add = |which: u8, name: &str, message: &[u8]| {
+        seeds.push(chosen("files", 9, name, &[&[which], message].concat()));
+    };
+    let (round_id, client_id, hash) = (vec![1; 32], vec![2; 16], vec![3; 32]);
+    let request = wire::GetRoundRequest { task: "test".into(), after_round: 1, wait_ms: 20_000 };
+    add(0, "get-round-request", &request.encode_to_vec());
+    let open = wire::GetRoundResponse {
+        state: wire::get_round_response::State::Open as i32,
+        offer: Some(RECORDINGS[1].server.offer().clone()),
+    };
+    add(1, "get-round-response", &open.encode_to_vec());
+    let poll = wire::PollRequest {
+        round_id: round_id.clone(),
+        client_id: client_id.clone(),
+        phase: wire::RoundPhase::Mask as i32,
+        wait_ms: 20_000,
+    };
+    add(2, "poll-request", &poll.encode_to_vec());
+    add(9, "poll-request-phase", &poll.encode_to_vec());
+    // The last view of a semi-honest round: who survived.
+    let view = RECORDINGS[1].views[1].last().and_then(|views| views.first()).expect("a view");
+    for (name, answer) in [
+        ("view", Answer::View(view.clone())),
+        ("waiting", Answer::Waiting(wire::Waiting {})),
+        ("ended", Answer::Ended(wire::Ended { reason: "over".into(), gave_sum: true })),
+    ] {
+        add(3, &format!("poll-response-{name}"), &wire::PollResponse { answer: Some(answer) }.encode_to_vec());
+    }
+    let status = wire::UploadStatusRequest { round_id: round_id.clone(), client_id: client_id.clone() };
+    add(4, "upload-status-request", &status.encode_to_vec());
+    let chunk = wire::UploadChunk {
+        round_id,
+        client_id: client_id.clone(),
+        upload_hash: hash.clone(),
         index: 4,
         data: vec![5; 40],
     };
-    add(9, "upload-chunk", &[&[5], chunk.encode_to_vec().as_slice()].concat());
-    let status = unisono_wire::proto::UploadStatusResponse { chunks: 5, complete: true };
-    add(9, "upload-status", &[&[11], status.encode_to_vec().as_slice()].concat());
-    add(
-        9,
-        "file-chunk",
-        &[&[13], unisono_wire::proto::FileChunk { data: chunk.data }.encode_to_vec().as_slice()].concat(),
-    );
+    add(5, "upload-chunk", &chunk.encode_to_vec());
+    add(6, "get-model-request", &wire::GetModelRequest { task: "test".into(), version: 1 }.encode_to_vec());
+    let body = wire::GrantRequestBody { client_id, header_hash: hash, release_key: vec![6; 40], requested_at: NOW };
+    let signed = proto::Signed { payload: body.encode_to_vec(), signature: vec![7; 40] };
+    add(7, "grant-request", &wire::GrantRequest { request: Some(signed.clone()) }.encode_to_vec());
+    let grant = SignedGrant { payload: vec![8; 40], signature: vec![9; 40] };
+    let response = wire::GrantResponse { grant: Some(grant), roster_head: Some(signed) };
+    add(8, "grant-response", &response.encode_to_vec());
+    add(9, "grant-request-body", &body.encode_to_vec());
+    add(10, "submit-response", &wire::SubmitResponse { repeat: true }.encode_to_vec());
+    add(11, "upload-status", &wire::UploadStatusResponse { chunks: 5, complete: true }.encode_to_vec());
+    add(12, "get-release-request", &wire::GetReleaseRequest { model_id: "digits".into() }.encode_to_vec());
+    add(13, "file-chunk", &wire::FileChunk { data: chunk.data }.encode_to_vec());
 }
 
 fn client_sequences(seeds: &mut Vec<Seed>) {

@@ -6,10 +6,12 @@
 
 mod derivation;
 mod formats;
+mod messages;
 mod play;
 mod primitives;
 mod round;
 mod service;
+mod wire;
 
 use std::convert::Infallible;
 use std::path::Path;

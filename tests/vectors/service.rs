@@ -1,10 +1,8 @@
 //! Vectors of the calls between devices and coordinator: each message of `proto/unisono/v1/service.proto` with every field set.
 //!
-//! The bytes are put together from numbers and types of fields, as the Protocol Buffers encoding says, and compared with what
-//! the library writes and reads.
+//! The bytes are put together from numbers and types of fields (`wire.rs`) and compared with what the library writes and reads.
 
 use hex::encode as hex;
-use prost::Message;
 use serde_json::{Value, json};
 use unisono_protocol::proto::{
     ClientMessage, RoundOffer, ServerMessage, Signed, SurvivorsView, client_message::Step, server_message::View,
@@ -14,47 +12,16 @@ use unisono_wire::proto::poll_response::Answer;
 use unisono_wire::proto::*;
 
 use super::check;
-
-/// A field of a message, by its number.
-enum Field {
-    Varint(u32, u64),
-    /// Bytes, text, or a message of its own.
-    Bytes(u32, Vec<u8>),
-}
-
-use Field::{Bytes, Varint};
-
-fn varint(mut value: u64) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    while value >= 0x80 {
-        bytes.push(value as u8 | 0x80);
-        value >>= 7;
-    }
-    bytes.push(value as u8);
-    bytes
-}
-
-/// Fields in the order of their numbers.
-fn encode(fields: &[Field]) -> Vec<u8> {
-    let encode = |field: &Field| match field {
-        Varint(number, value) => [varint(u64::from(*number) << 3), varint(*value)].concat(),
-        Bytes(number, bytes) => {
-            [varint(u64::from(*number) << 3 | 2), varint(bytes.len() as u64), bytes.clone()].concat()
-        }
-    };
-    fields.iter().flat_map(encode).collect()
-}
-
-/// One message, in three ways: as the library has it, as fields by number, and as JSON for the file.
-fn case<M: Message + Default + PartialEq>(name: &str, message: &M, fields: &[Field], json: Value) -> Value {
-    let bytes = encode(fields);
-    assert_eq!(hex(message.encode_to_vec()), hex(&bytes), "{name} is written otherwise");
-    assert!(M::decode(bytes.as_slice()).as_ref() == Ok(message), "{name} is read otherwise");
-    json!({ "message": name, "fields": json, "encoded": hex(bytes) })
-}
+use super::wire::Field::{Bytes, Varint};
+use super::wire::{case, encode};
 
 #[test]
 fn the_messages_of_the_service_are_those_in_the_vectors() {
+    check("service.json", &json!(cases()));
+}
+
+/// Every message, compared with what the library makes of it.
+pub fn cases() -> Vec<Value> {
     let (round_id, client_id, hash) = ([0x11; 32], [0x22; 16], [0x33; 32]);
     let (payload, signature) = (vec![0x44; 3], vec![0x55; 4]);
     let signed = Signed { payload: payload.clone(), signature: signature.clone() };
@@ -74,7 +41,21 @@ fn the_messages_of_the_service_are_those_in_the_vectors() {
     let [round, client] = ids();
     let step_bytes = [round, client, Bytes(5, signed_bytes.clone())];
     let answer = |answer| PollResponse { answer: Some(answer) };
-    let cases = [
+    let poll = |phase: RoundPhase, number: u64, name: &str| {
+        let [round, client] = ids();
+        case(
+            "PollRequest",
+            &PollRequest {
+                round_id: round_id.to_vec(),
+                client_id: client_id.to_vec(),
+                phase: phase as i32,
+                wait_ms: 20_000,
+            },
+            &[round, client, Varint(3, number), Varint(4, 20_000)],
+            json!({ "round_id": hex(round_id), "client_id": hex(client_id), "phase": name, "wait_ms": 20_000 }),
+        )
+    };
+    vec![
         case(
             "GetRoundRequest",
             &GetRoundRequest { task: "digits".into(), after_round: 300, wait_ms: 20_000 },
@@ -110,26 +91,25 @@ fn the_messages_of_the_service_are_those_in_the_vectors() {
         ),
         case("SubmitResponse", &SubmitResponse { repeat: true }, &[Varint(1, 1)], json!({ "repeat": true })),
         case("SubmitResponse", &SubmitResponse { repeat: false }, &[], json!({ "repeat": false })),
-        case(
-            "PollRequest",
-            &PollRequest {
-                round_id: round_id.to_vec(),
-                client_id: client_id.to_vec(),
-                phase: RoundPhase::Confirm as i32,
-                wait_ms: 20_000,
-            },
-            &[Bytes(1, round_id.to_vec()), Bytes(2, client_id.to_vec()), Varint(3, 4), Varint(4, 20_000)],
-            json!({
-                "round_id": hex(round_id), "client_id": hex(client_id), "phase": "ROUND_PHASE_CONFIRM", "wait_ms": 20_000,
-            }),
-        ),
+        poll(RoundPhase::Advertise, 1, "ROUND_PHASE_ADVERTISE"),
+        poll(RoundPhase::Share, 2, "ROUND_PHASE_SHARE"),
+        poll(RoundPhase::Mask, 3, "ROUND_PHASE_MASK"),
+        poll(RoundPhase::Confirm, 4, "ROUND_PHASE_CONFIRM"),
+        poll(RoundPhase::Unmask, 5, "ROUND_PHASE_UNMASK"),
         case(
             "PollResponse",
             &answer(Answer::View(view)),
             &[Bytes(1, view_bytes)],
             json!({ "view": { "survivors": { "cohort_id": hex(hash), "survivors": hex(survivors) } } }),
         ),
+        case("Waiting", &Waiting {}, &[], json!({})),
         case("PollResponse", &answer(Answer::Waiting(Waiting {})), &[Bytes(2, vec![])], json!({ "waiting": {} })),
+        case(
+            "Ended",
+            &Ended { reason: "over".into(), gave_sum: true },
+            &[Bytes(1, b"over".into()), Varint(2, 1)],
+            json!({ "reason": "over", "gave_sum": true }),
+        ),
         case(
             "PollResponse",
             &answer(Answer::Ended(Ended { reason: "over".into(), gave_sum: true })),
@@ -218,6 +198,5 @@ fn the_messages_of_the_service_are_those_in_the_vectors() {
             &[Bytes(1, signed_bytes.clone()), Bytes(2, signed_bytes)],
             json!({ "grant": signed_json, "roster_head": signed_json }),
         ),
-    ];
-    check("service.json", &json!(cases));
+    ]
 }

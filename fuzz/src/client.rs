@@ -163,6 +163,8 @@ impl Watch {
             Some(Step::Upload(_)) => once(&mut self.masked, "two inputs were masked"),
             Some(Step::Tags(_)) => once(&mut self.tagged, "two sets of tags were given"),
             Some(Step::Unmask(signed)) => {
+                let malicious = accepted.roster_head.is_some();
+                assert!(!malicious || self.tagged.contains_key(&number), "shares were released before tags");
                 let message = proto::UnmaskShares::decode(signed.payload.as_slice()).unwrap();
                 for share in message.shares {
                     assert_ne!(share.of, message.from, "a share of its own secret was released");

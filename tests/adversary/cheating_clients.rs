@@ -16,13 +16,10 @@ use unisono_protocol::proto::{
 };
 use unisono_protocol::server::{Abort, Fault, Phase, Reason, Report};
 
+use crate::derivation;
 use crate::harness::{Stage, phase_of, six};
 use crate::lying::{Lied, play, resign, resign_shares};
 use crate::world::{CAST, Device, NOW, open, params};
-
-#[allow(dead_code)] // the wording of docs/protocol.md, of which a cheat needs one line
-#[path = "../vectors/derivation.rs"]
-mod derivation;
 
 /// A complete graph of ten with threshold 6: nine holders of a secret leave room for three wrong shares.
 fn ten() -> proto::RoundParams {
@@ -332,6 +329,19 @@ fn of_another_secret(seed: u64) -> Vec<Share> {
 /// Those of its self mask count if it stays, those of its mask secret if it `vanishes`.
 fn deals_other_secrets(holders: Range<u32>, vanishes: bool) -> Lied {
     let (of_self, of_mask) = (of_another_secret(3), of_another_secret(4));
+    deals_sealed(holders, vanishes, |to| {
+        let pair = proto::SharePair {
+            from: 3,
+            to,
+            self_mask_share: of_self[to as usize].value_bytes().to_vec(),
+            mask_share: of_mask[to as usize].value_bytes().to_vec(),
+        };
+        pair.encode_to_vec()
+    })
+}
+
+/// Device 3 seals for the clients in `holders`, as it should be sealed, what `content` gives for each.
+fn deals_sealed(holders: Range<u32>, vanishes: bool, content: impl Fn(u32) -> Vec<u8>) -> Lied {
     deals(holders, vanishes, |adverts, cohort_id, message| {
         let end = |index: u32| {
             let advert = &adverts[index as usize];
@@ -339,16 +349,35 @@ fn deals_other_secrets(holders: Range<u32>, vanishes: bool) -> Lied {
         };
         let channel = EncapsulationKey::from_bytes(&adverts[message.to as usize].channel_ek).unwrap();
         let (channel_ct, secret) = channel.encapsulate_with_coins(&[1; 64]);
-        let pair = proto::SharePair {
-            from: 3,
-            to: message.to,
-            self_mask_share: of_self[message.to as usize].value_bytes().to_vec(),
-            mask_share: of_mask[message.to as usize].value_bytes().to_vec(),
-        };
         let key = derivation::share_key(&secret, cohort_id, end(3), end(message.to));
         message.channel_ct = channel_ct;
-        message.sealed = aead::seal(&key, cohort_id, &pair.encode_to_vec()).unwrap();
+        message.sealed = aead::seal(&key, cohort_id, &content(message.to)).unwrap();
     })
+}
+
+#[test]
+fn shares_that_are_sealed_well_and_are_none() {
+    let pair = |to: u32| proto::SharePair { from: 3, to, self_mask_share: vec![1; 32], mask_share: vec![1; 32] };
+    let contents: [&dyn Fn(u32) -> Vec<u8>; 7] = [
+        &|_| vec![0xA5; 80],
+        &|_| Vec::new(),
+        &|to| proto::SharePair { mask_share: vec![1; 31], ..pair(to) }.encode_to_vec(),
+        // Not below the order of the group.
+        &|to| proto::SharePair { self_mask_share: vec![0xff; 32], ..pair(to) }.encode_to_vec(),
+        &|to| proto::SharePair { from: to, to: 3, ..pair(to) }.encode_to_vec(),
+        &|to| pair(to + 1).encode_to_vec(),
+        &|to| [pair(to).encode_to_vec(), vec![0xff]].concat(),
+    ];
+    for (case, content) in contents.into_iter().enumerate() {
+        let lied = deals_sealed(0..2, false, content);
+        assert!(lied.exact && lied.refusals.is_empty(), "{case}");
+        let outcome = lied.result.unwrap();
+        for by in [0, 1] {
+            let report = Report { about: id(3), by: id(by), what: Fault::UnreadableShares };
+            assert!(outcome.reports.contains(&report), "{case}: {outcome:?}");
+        }
+        assert_eq!(outcome.survivors.len(), 10);
+    }
 }
 
 #[test]

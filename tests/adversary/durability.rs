@@ -2,6 +2,7 @@
 //! views than before by a coordinator that knows: it never answers twice differently, and its record comes before its bytes.
 
 use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -98,7 +99,8 @@ impl ParticipationRecord for Disk<'_> {
 /// What left the device. Before anything does, its record must be there.
 struct Wire {
     outbox: Outbox,
-    uploads: Vec<Vec<u8>>,
+    /// Of the masked input, by number: what was sent first.
+    chunks: BTreeMap<u64, Vec<u8>>,
 }
 
 enum Stop {
@@ -168,7 +170,7 @@ impl Victim<'_> {
         }
     }
 
-    /// Sends what the state owes: the message, then the masked vector, with a point before and after each.
+    /// Sends what the state owes: the message, then the masked vector chunk by chunk, with a point before and after each.
     fn send(&mut self, server: &mut Server) -> Result<(), Stop> {
         self.record_comes_first();
         let fuse = self.disk.fuse.clone();
@@ -178,14 +180,19 @@ impl Victim<'_> {
         self.wire.outbox.push(&message);
         let _ = server.absorb(&message, NOW);
         point()?;
-        if let State::Masked(masked) = &self.state
-            && let Some(upload) = (0..masked.chunks()).map(|i| masked.chunk(i)).collect::<Option<Vec<_>>>()
-        {
-            let upload = upload.concat();
-            point()?;
-            self.wire.uploads.push(upload.clone());
-            let _ = server.absorb_upload(self.identity.client_id, &upload);
-            point()?;
+        if let State::Masked(masked) = &self.state {
+            let mut upload = Vec::new();
+            // (A resumed state has none.)
+            for (i, chunk) in (0..masked.chunks()).map_while(|i| Some((i, masked.chunk(i)?))) {
+                point()?;
+                upload.extend_from_slice(&chunk);
+                let first = self.wire.chunks.entry(i).or_insert_with(|| chunk.clone());
+                assert!(*first == chunk, "two masked inputs");
+                point()?;
+            }
+            if !upload.is_empty() {
+                let _ = server.absorb_upload(self.identity.client_id, &upload);
+            }
         }
         Ok(())
     }
@@ -331,7 +338,7 @@ fn round(wire: &RoundParams, dies_at: usize, back: Option<usize>, saves_first: b
         trust: template.trust.clone(),
         input: template.input.clone(),
         disk: Disk::new(folder.path(), fuse.clone()),
-        wire: Wire { outbox: Outbox::default(), uploads: Vec::new() },
+        wire: Wire { outbox: Outbox::default(), chunks: BTreeMap::new() },
         state: State::Idle,
         lives: 0,
         saves_first,
@@ -363,8 +370,6 @@ fn round(wire: &RoundParams, dies_at: usize, back: Option<usize>, saves_first: b
         let distinct = victim.wire.outbox.distinct(id, phase).len();
         assert!(distinct <= 1, "killed at {dies_at}, resumed {back:?}: {distinct} different answers in phase {phase}");
     }
-    victim.wire.uploads.dedup();
-    assert!(victim.wire.uploads.len() <= 1, "killed at {dies_at}, resumed {back:?}: two masked inputs");
     victim.wire.outbox.0.iter().for_each(|message| stage.outbox.push(message));
     assert!(!stage.outbox.opens_an_input(4), "killed at {dies_at}, resumed {back:?}");
     let params = unisono_protocol::params::RoundParams::from_payload(&offer.params.unwrap().payload).unwrap();

@@ -214,3 +214,45 @@ fn a_sealed_share_replaced_by_the_coordinators() {
     });
     assert_eq!(error, neighbour(1, NeighbourFault::Path));
 }
+
+#[test]
+fn a_mask_ciphertext_of_another_length_from_a_neighbour_in_league() {
+    // Well signed by the neighbour, and delivered: the victim can't decapsulate it, and masks nothing.
+    let lengths = [0, 1119, 1121];
+    for length in lengths {
+        let mut stage = Stage::at(Phase::Mask, &six(), 6);
+        let mut view = stage.masking_view(0);
+        let encapsulated = |delivery: &&mut proto::DeliveredShares| {
+            !NeighbourShares::decode(delivery.message.as_slice()).unwrap().mask_ct.is_empty()
+        };
+        let delivery =
+            view.deliveries.iter_mut().find(encapsulated).expect("a neighbour that encapsulates to the victim");
+        delivery.message = edited(&delivery.message, |message| message.mask_ct = vec![7; length]);
+        let signed = delivery.root.as_mut().unwrap();
+        let mut root = SharesRoot::decode(signed.payload.as_slice()).unwrap();
+        (root.count, root.root) =
+            (1, unisono_crypto::merkle::Tree::new(label::TREE_SHARES, [&delivery.message]).root().to_vec());
+        (delivery.position, delivery.path) = (0, Vec::new());
+        let from = root.from;
+        *signed = signed::sign(&root, label::SIG_SHARES, Some(&CAST.identities[from as usize].signing_key));
+        let ClientError::Neighbour { index, why } = stage.refuses(0, View::Masking(view)) else {
+            panic!("another refusal")
+        };
+        assert!(index == from && matches!(why, NeighbourFault::Ciphertext(_)), "{length}: {why}");
+        stage.completes(&[], 6);
+    }
+}
+
+#[test]
+fn a_delivery_at_another_place_of_its_tree() {
+    let place = |change: fn(&mut proto::DeliveredShares)| tamper_with_delivery(|_, delivery| change(delivery));
+    let changes: [fn(&mut proto::DeliveredShares); 4] = [
+        |delivery| delivery.position += 1,
+        |delivery| delivery.position = u32::MAX,
+        |delivery| delivery.path[0][0] ^= 1,
+        |delivery| drop(delivery.path.pop()),
+    ];
+    for change in changes {
+        assert_eq!(place(change), neighbour(1, NeighbourFault::Path));
+    }
+}

@@ -11,6 +11,10 @@ mod lying;
 #[path = "../../crates/protocol/tests/rounds/world.rs"]
 mod world;
 
+#[allow(dead_code)] // the wording of docs/protocol.md, of which a cheat needs a few lines
+#[path = "../vectors/derivation.rs"]
+mod derivation;
+
 #[allow(dead_code)]
 #[path = "../deployed/mod.rs"]
 mod deployed;

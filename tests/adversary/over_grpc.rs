@@ -1,5 +1,6 @@
 //! The most telling attacks over real connections: a proxy stands between one device and the coordinator, and changes what the
-//! device is shown. The device is the SDK's; the other four reach the coordinator directly.
+//! device is shown. The device is the SDK's; the other four reach the coordinator directly. Where the proxy has the coordinator's
+//! key, both together are a coordinator that lies to one device.
 
 use std::sync::{Arc, Mutex};
 
@@ -12,16 +13,21 @@ use tonic::transport::{Channel, Server};
 use tonic::{Request, Response, Status, Streaming};
 use unisono::client::{Error, Event, Summary};
 use unisono::coordinator::{Coordinator, Event as Happened, RoundResult};
+use unisono::crypto::kdf::label;
 use unisono::crypto::kem::DecapsulationKey;
+use unisono::crypto::merkle;
 use unisono::crypto::secret::Secret32;
+use unisono::crypto::sign::SigningKey;
 use unisono::local::Deployment;
 use unisono::protocol::ClientId;
 use unisono::protocol::client::{ClientError, NeighbourFault};
 use unisono::protocol::policy::PolicyRefusal;
 use unisono::protocol::proto::{
-    Advert, ClientMessage, ConsistencyTags, NeighbourShares, client_message::Step, server_message::View,
+    Advert, ClientMessage, Cohort, ConsistencyTags, ForwardedTags, NeighbourAdvert, NeighbourShares, RoundParams,
+    ServerMessage, Tag, UploadHeader, client_message::Step, server_message::View,
 };
 use unisono::protocol::server::Phase;
+use unisono::protocol::signed::{self, SignedError};
 use unisono::wire::proto::coordinator_client::CoordinatorClient;
 use unisono::wire::proto::coordinator_server::{Coordinator as Service, CoordinatorServer};
 use unisono::wire::proto::poll_response::Answer;
@@ -34,6 +40,12 @@ use crate::lying::resign_shares_with;
 /// Changes a view, given what the device has sent so far.
 type ViewLie = Box<dyn Fn(&mut View, &[ClientMessage]) + Send + Sync>;
 
+/// Changes an offer.
+type OfferLie = Box<dyn Fn(&mut GetRoundResponse) + Send + Sync>;
+
+/// Makes up the tags that the device is shown, given those that it made.
+type TagsLie = fn(&ConsistencyTags) -> Vec<Tag>;
+
 /// Changes a step.
 type StepLie = Box<dyn Fn(&mut Step) + Send + Sync>;
 
@@ -41,13 +53,15 @@ type StepLie = Box<dyn Fn(&mut Step) + Send + Sync>;
 enum Lie {
     None,
     View(ViewLie),
-    Offer(fn(&mut GetRoundResponse)),
+    Offer(OfferLie),
+    /// The device alone is told that another client dropped out. Its tags go no further, and it is shown these in return.
+    Isolate(TagsLie),
     /// What the device sends, signed again: the device lies.
     Step(StepLie),
     Model(fn(&mut Vec<u8>)),
 }
 
-/// What went through the proxy towards the coordinator.
+/// What the device sent towards the coordinator.
 #[derive(Default)]
 struct Sent {
     messages: Vec<ClientMessage>,
@@ -96,13 +110,28 @@ impl Service for Proxy {
             lie(step);
         }
         self.sent.lock().unwrap().messages.push(message.clone());
+        if let (Lie::Isolate(_), Some(Step::Tags(_))) = (&*self.lie, &message.step) {
+            return Ok(Response::new(SubmitResponse { repeat: false }));
+        }
         Ok(Response::new(self.stub.clone().submit(message).await?.into_inner()))
     }
 
     async fn poll(&self, request: Request<PollRequest>) -> Result<Response<PollResponse>, Status> {
-        let mut response = self.stub.clone().poll(request.into_inner()).await?.into_inner();
-        if let (Lie::View(lie), Some(Answer::View(message))) = (&*self.lie, &mut response.answer) {
-            lie(message.view.as_mut().unwrap(), &self.sent.lock().unwrap().messages);
+        let request = request.into_inner();
+        if let (Lie::Isolate(tags), RoundPhase::Unmask) = (&*self.lie, request.phase()) {
+            let own = tags_in(&self.sent.lock().unwrap().messages);
+            let view = View::Tags(ForwardedTags { tags: tags(&own), cohort_id: own.cohort_id });
+            let answer = Some(Answer::View(ServerMessage { view: Some(view) }));
+            return Ok(Response::new(PollResponse { answer }));
+        }
+        let mut response = self.stub.clone().poll(request).await?.into_inner();
+        if let Some(Answer::View(message)) = &mut response.answer {
+            let (view, sent) = (message.view.as_mut().unwrap(), self.sent.lock().unwrap());
+            match &*self.lie {
+                Lie::View(lie) => lie(view, &sent.messages),
+                Lie::Isolate(_) => drop_another(view, &sent.messages),
+                _ => {}
+            }
         }
         Ok(Response::new(response))
     }
@@ -142,6 +171,51 @@ impl Service for Proxy {
     }
 }
 
+/// The tags that the device made.
+fn tags_in(messages: &[ClientMessage]) -> ConsistencyTags {
+    let tags = messages.iter().find_map(|message| match &message.step {
+        Some(Step::Tags(signed)) => Some(signed.payload.as_slice()),
+        _ => None,
+    });
+    ConsistencyTags::decode(tags.unwrap()).unwrap()
+}
+
+/// Takes a client out of the survivors, another one than the device, whichever index they have.
+fn drop_another(view: &mut View, messages: &[ClientMessage]) {
+    let View::Survivors(view) = view else { return };
+    let upload = messages.iter().find_map(|message| match &message.step {
+        Some(Step::Upload(signed)) => Some(signed.payload.as_slice()),
+        _ => None,
+    });
+    let own = UploadHeader::decode(upload.unwrap()).unwrap().from;
+    view.survivors[0] &= !(1 << ((own + 1) % 5));
+}
+
+/// Puts a key of the liar's in the place of a neighbour's, under the neighbour's signature.
+fn substitute_key(neighbour: &mut NeighbourAdvert) {
+    let signed = neighbour.advert.as_mut().unwrap();
+    let mut advert = Advert::decode(signed.payload.as_slice()).unwrap();
+    let own = DecapsulationKey::from_seed(&Secret32::from_bytes([1; 32]));
+    advert.channel_ek = own.encapsulation_key().as_bytes().to_vec();
+    signed.payload = advert.encode_to_vec();
+}
+
+/// Changes the parameters of an offer. The coordinator's key signs them again; without it the signature stays.
+fn change_params(response: &mut GetRoundResponse, key: Option<&SigningKey>, change: impl FnOnce(&mut RoundParams)) {
+    let Some(signed) = response.offer.as_mut().and_then(|offer| offer.params.as_mut()) else { return };
+    let mut params = RoundParams::decode(signed.payload.as_slice()).unwrap();
+    change(&mut params);
+    match key {
+        Some(key) => *signed = signed::sign(&params, label::SIG_ROUND_PARAMS, Some(key)),
+        None => signed.payload = params.encode_to_vec(),
+    }
+}
+
+/// The coordinator's signing key.
+fn coordinator_key(deployment: &Deployment) -> SigningKey {
+    deployment.config.round_keys().unwrap().unwrap().signing_key
+}
+
 /// Those who wait for the victim wait so long.
 fn patient() -> Deployment {
     let mut deployment = deployment(1);
@@ -160,7 +234,11 @@ struct Attacked {
 
 /// Device 4 behind the lying proxy: why it gave up, what it had sent by then; the round completes for the others.
 async fn attack(lie: Lie) -> Attacked {
-    let deployment = patient();
+    attack_in(patient(), lie).await
+}
+
+/// As [`attack`], in a deployment whose keys the lie may have.
+async fn attack_in(deployment: Deployment, lie: Lie) -> Attacked {
     let coordinator = Coordinator::start(deployment.config.clone()).await.unwrap();
     let mut events = coordinator.events();
     let endpoint = format!("http://{}", coordinator.address());
@@ -194,17 +272,44 @@ fn on_view(lie: impl Fn(&mut View, &[ClientMessage]) + Send + Sync + 'static) ->
 #[tokio::test(flavor = "multi_thread")]
 async fn a_substituted_channel_key_over_grpc() {
     let lie = on_view(|view, _| {
-        let View::Cohort(view) = view else { return };
-        let signed = view.neighbours[0].advert.as_mut().unwrap();
-        let mut advert = Advert::decode(signed.payload.as_slice()).unwrap();
-        let own = DecapsulationKey::from_seed(&Secret32::from_bytes([1; 32]));
-        advert.channel_ek = own.encapsulation_key().as_bytes().to_vec();
-        signed.payload = advert.encode_to_vec();
+        if let View::Cohort(view) = view {
+            substitute_key(&mut view.neighbours[0]);
+        }
     });
     let attacked = attack(lie).await;
     let ClientError::Neighbour { why, .. } = refusal(attacked.error) else { panic!("another refusal") };
     assert_eq!((why, attacked.sent, attacked.uploaded), (NeighbourFault::Path, vec![Phase::Advertise], false));
     assert_eq!(attacked.result.outcome.survivors.len(), 4);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_substituted_channel_key_in_a_cohort_signed_by_the_coordinator_over_grpc() {
+    let deployment = patient();
+    let key = coordinator_key(&deployment);
+    let lie = on_view(move |view, messages| {
+        let View::Cohort(view) = view else { return };
+        substitute_key(&mut view.neighbours[0]);
+        // Everybody is everybody's neighbour: with the device's own advert these are all. Tree and cohort are made anew of them.
+        let Some(Step::Advert(own)) = &messages[0].step else { panic!("another step") };
+        let mut payloads: Vec<Vec<u8>> =
+            view.neighbours.iter().map(|neighbour| neighbour.advert.as_ref().unwrap().payload.clone()).collect();
+        payloads.insert(view.index as usize, own.payload.clone());
+        let tree = merkle::Tree::new(label::TREE_ADVERTS, &payloads);
+        let path = |index: u32| tree.path(index as usize).unwrap().iter().map(|hash| hash.to_vec()).collect();
+        view.own_path = path(view.index);
+        for neighbour in &mut view.neighbours {
+            neighbour.advert_path = path(neighbour.index);
+        }
+        let signed = view.cohort.as_mut().unwrap();
+        let mut cohort = Cohort::decode(signed.payload.as_slice()).unwrap();
+        cohort.adverts_root = tree.root().to_vec();
+        *signed = signed::sign(&cohort, label::SIG_COHORT, Some(&key));
+    });
+    let attacked = attack_in(deployment, lie).await;
+    let ClientError::Neighbour { why, .. } = refusal(attacked.error) else { panic!("another refusal") };
+    assert_eq!(why, NeighbourFault::Signed(SignedError::Signature { what: "neighbour's advert" }));
+    assert_eq!((attacked.sent, attacked.uploaded), (vec![Phase::Advertise], false));
+    assert_eq!((attacked.result.outcome.cohort.len(), attacked.result.outcome.survivors.len()), (5, 4));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -227,24 +332,29 @@ async fn an_injected_mask_ciphertext_over_grpc() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_isolated_victim_over_grpc() {
-    // It alone is told that another client dropped out; the tags of the others are for another set.
-    let lie = on_view(|view, messages| {
-        let View::Survivors(view) = view else { return };
-        // Some other client than the victim, whichever index they have.
-        let upload = messages.iter().find_map(|message| match &message.step {
-            Some(Step::Upload(signed)) => Some(signed.payload.clone()),
-            _ => None,
-        });
-        let own = unisono::protocol::proto::UploadHeader::decode(upload.unwrap().as_slice()).unwrap().from;
-        view.survivors[0] &= !(1 << ((own + 1) % 5));
-    });
-    let attacked = attack(lie).await;
-    // Tags for its set, which the honest coordinator behind the proxy does not expect; no shares. (`survivors` has the tags that
-    // a lying coordinator would bring it.)
+    // It alone is told that another client dropped out. Nobody else has made tags over that set: it is shown none, or forged ones.
+    let lies: [TagsLie; 2] = [
+        |_| Vec::new(),
+        |own| own.tags.iter().map(|tag| Tag { neighbour: tag.neighbour, tag: vec![7; tag.tag.len()] }).collect(),
+    ];
+    for lie in lies {
+        let attacked = attack(Lie::Isolate(lie)).await;
+        let what = "of this device's neighbours gave a valid tag";
+        assert_eq!(refusal(attacked.error), ClientError::TooFew { what, have: 0, need: 3 });
+        assert_eq!(attacked.sent, [Phase::Advertise, Phase::Share, Phase::Mask, Phase::Confirm], "no shares");
+        assert_eq!(attacked.result.outcome.survivors.len(), 5, "its input is in the sum, and in nothing smaller");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tags_over_another_set_of_survivors_over_grpc() {
+    // The same lie before a coordinator that is honest: the victim's tags reach it, and it refuses them, because they are not for
+    // its set. It brings the victim no tags then, and no shares leave.
+    let attacked = attack(on_view(drop_another)).await;
     let Error::Refused { reason, .. } = attacked.error else { panic!("{}", attacked.error) };
     assert_eq!(reason, "shape");
     assert_eq!(attacked.sent, [Phase::Advertise, Phase::Share, Phase::Mask, Phase::Confirm]);
-    assert_eq!(attacked.result.outcome.survivors.len(), 5, "its input is in the sum, and in nothing smaller");
+    assert_eq!(attacked.result.outcome.survivors.len(), 5);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -252,7 +362,7 @@ async fn a_client_told_that_it_dropped_itself_over_grpc() {
     let lie = on_view(|view, messages| {
         let View::Survivors(view) = view else { return };
         let Some(Step::Upload(signed)) = &messages.last().unwrap().step else { panic!("another step") };
-        let own = unisono::protocol::proto::UploadHeader::decode(signed.payload.as_slice()).unwrap().from;
+        let own = UploadHeader::decode(signed.payload.as_slice()).unwrap().from;
         view.survivors[0] &= !(1 << own);
     });
     let attacked = attack(lie).await;
@@ -265,8 +375,7 @@ async fn a_client_told_that_it_dropped_itself_over_grpc() {
 async fn reflected_tags_over_grpc() {
     let lie = on_view(|view, messages| {
         let View::Tags(view) = view else { return };
-        let Some(Step::Tags(signed)) = &messages.last().unwrap().step else { panic!("another step") };
-        view.tags = ConsistencyTags::decode(signed.payload.as_slice()).unwrap().tags;
+        view.tags = tags_in(messages).tags;
     });
     let attacked = attack(lie).await;
     let what = "of this device's neighbours gave a valid tag";
@@ -340,12 +449,11 @@ async fn another_base_model_for_one_client_over_grpc() {
 }
 
 /// A coordinator that offers device 4 something else than a round of its task: the refusal, and that it goes on with true ones.
-async fn offers(lie: fn(&mut GetRoundResponse)) -> ClientError {
-    let deployment = patient();
+async fn offers(deployment: Deployment, lie: impl Fn(&mut GetRoundResponse) + Send + Sync + 'static) -> ClientError {
     let coordinator = Coordinator::start(deployment.config.clone()).await.unwrap();
     let mut events = coordinator.events();
     let endpoint = format!("http://{}", coordinator.address());
-    let (proxied, sent, serving) = Proxy::start(&endpoint, Lie::Offer(lie)).await;
+    let (proxied, sent, serving) = Proxy::start(&endpoint, Lie::Offer(Box::new(lie))).await;
     let mut victim = builder(&deployment, &proxied, 4).build(constant(4)).unwrap();
     let error = victim.run_round().await.unwrap().unwrap().unwrap_err();
     assert!(sent.lock().unwrap().messages.is_empty(), "not even an advert");
@@ -361,20 +469,27 @@ async fn offers(lie: fn(&mut GetRoundResponse)) -> ClientError {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_round_of_another_task_over_grpc() {
     // It would be counted by another record, and the same update asked again.
-    fn lie(response: &mut GetRoundResponse) {
-        let Some(signed) = response.offer.as_mut().and_then(|offer| offer.params.as_mut()) else { return };
-        let mut params = unisono::protocol::proto::RoundParams::decode(signed.payload.as_slice()).unwrap();
-        params.task = "another".into();
-        signed.payload = params.encode_to_vec();
-    }
-    // Not signed so: the proxy has no key. (With the key, the policy refuses; see below.)
-    assert_eq!(offers(lie).await, ClientError::UntrustedCoordinator);
+    let lie = |response: &mut GetRoundResponse| change_params(response, None, |params| params.task = "another".into());
+    // Not signed so: the proxy has no key here. (With the key, the policy refuses; see below.)
+    assert_eq!(offers(patient(), lie).await, ClientError::UntrustedCoordinator);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_smaller_cohort_signed_by_the_coordinator_over_grpc() {
+    // One client alone is offered a round whose sum may be of fewer.
+    let mut deployment = patient();
+    (deployment.config.round.n_min, deployment.n_min) = (4, 4);
+    let key = coordinator_key(&deployment);
+    let lie = move |response: &mut GetRoundResponse| change_params(response, Some(&key), |params| params.n_min = 3);
+    let refused = offers(deployment, lie).await;
+    let ClientError::Policy(PolicyRefusal { setting, value, limit, .. }) = refused else { panic!("{refused}") };
+    assert_eq!((setting, value.as_str(), limit.as_str()), ("n_min", "3", "4"));
 }
 
 #[test]
 fn a_round_of_another_task_signed_by_the_coordinator() {
     use crate::world::{Device, open};
-    let server = open(&unisono::protocol::proto::RoundParams { task: "another".into(), ..crate::harness::six() });
+    let server = open(&RoundParams { task: "another".into(), ..crate::harness::six() });
     let mut device = Device::new(0, &server, 1);
     device.trust.policy.tasks = vec!["test".into()];
     let Err(ClientError::Policy(PolicyRefusal { setting, value, .. })) = device.join(server.offer()) else {

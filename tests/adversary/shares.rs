@@ -234,8 +234,8 @@ fn the_same_round_run_again_with_another_cohort() {
     }
 }
 
-/// In memory the types are the mechanism: each state has a method for its own phase's view alone, which takes it by value, so
-/// that no other call can be written. The world's device stands for the loop around them, which passes other views by; what is
+/// In memory the types are the mechanism: each state has methods for its own phase's view alone, which take it by value, so
+/// that no other phase's view fits. (For the one step that the modes take differently see the next test.) The world's device stands for the loop around them, which passes other views by; what is
 /// shown here is that such a round is none the worse for it.
 #[test]
 fn a_phase_skipped_repeated_or_out_of_order() {
@@ -257,6 +257,28 @@ fn a_phase_skipped_repeated_or_out_of_order() {
         }
         stage.completes(&[], 6);
     }
+}
+
+#[test]
+fn the_consistency_check_left_out() {
+    // A loop that takes the shorter way of semi-honest rounds in a malicious one: the shares stay where they are.
+    let mut stage = Stage::at(Phase::Confirm, &six(), 6);
+    let view = stage.survivors_view(0);
+    let device = &mut stage.devices[0];
+    let before = device.message().cloned();
+    let State::Masked(masked) = std::mem::replace(&mut device.state, State::Idle) else { panic!("another phase") };
+    let rejected = masked.release(&view, &mut device.record).err().expect("shares were released without tags");
+    assert_eq!(rejected.error, ClientError::OtherMode("malicious"));
+    assert_eq!(Some(rejected.state.message()), before.as_ref());
+    device.state = State::Masked(*rejected.state);
+    stage.completes(&[], 6);
+    // And the other way about.
+    let mut stage = Stage::at(Phase::Unmask, &crate::world::params(false, 4, 6, 0.0, 0.2, 20), 6);
+    let view = stage.survivors_view(0);
+    let device = &mut stage.devices[0];
+    let State::Masked(masked) = std::mem::replace(&mut device.state, State::Idle) else { panic!("another phase") };
+    let rejected = masked.confirm(&view, &mut device.record).err().expect("tags in a round that has none");
+    assert_eq!(rejected.error, ClientError::OtherMode("semi-honest"));
 }
 
 /// The victim is shown changed tags: how many of them it found valid, when it refused.

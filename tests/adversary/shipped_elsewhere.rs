@@ -22,6 +22,7 @@ use unisono_protocol::roster::Roster;
 use unisono_protocol::server::{Fault, Phase};
 
 use crate::coordinator::{Forged, members};
+use crate::derivation;
 use crate::harness::{Stage, six};
 use crate::lying::{play, resign_shares};
 use crate::world::{CAST, Device, open};
@@ -158,8 +159,18 @@ fn a_drop_out_in_the_first_phases_that_breaks_its_neighbours_round() {
     }
 }
 
-/// A cheat's own channel key, with which it can look at what a neighbour sends it as no honest device does.
-fn received_by_a_cheat() -> (DecapsulationKey, proto::NeighbourShares, Vec<u8>) {
+/// What device 0 sent a cheat.
+struct Received {
+    /// The cheat's own channel key.
+    key: DecapsulationKey,
+    message: proto::NeighbourShares,
+    cohort: Vec<u8>,
+    /// Device 0's advert.
+    from: proto::Advert,
+}
+
+/// A cheat has a channel key of its own, with which it can look at what a neighbour sends it as no honest device does.
+fn received_by_a_cheat() -> Received {
     let key = DecapsulationKey::from_seed(&Secret32::from_bytes([4; 32]));
     let mut stage = Stage::at(Phase::Share, &six(), 6);
     let mut all = members(&stage.devices);
@@ -167,20 +178,30 @@ fn received_by_a_cheat() -> (DecapsulationKey, proto::NeighbourShares, Vec<u8>) 
     advert.channel_ek = key.encapsulation_key().as_bytes().to_vec();
     all[5].advert = unisono_protocol::signed::sign(&advert, label::SIG_ADVERT, Some(&CAST.identities[5].signing_key));
     let params = stage.server().params().clone();
+    let from = proto::Advert::decode(all[0].advert.payload.as_slice()).unwrap();
     let view = Forged::new(&params, &all, |_| {}).view(0);
     stage.show(0, View::Cohort(view)).unwrap();
     let Some(Step::ShareKeys(shares)) = &stage.devices[0].message().unwrap().step else { panic!("no shares") };
     let root = proto::SharesRoot::decode(shares.root.as_ref().unwrap().payload.as_slice()).unwrap();
     let message = proto::NeighbourShares::decode(shares.messages[4].as_slice()).unwrap();
     assert_eq!((message.from, message.to), (0, 5));
-    (key, message, root.cohort_id)
+    Received { key, message, cohort: root.cohort_id, from }
 }
 
 #[test]
 fn raw_key_agreement_output_used_as_a_key() {
-    let (key, message, cohort) = received_by_a_cheat();
+    let Received { key, message, cohort, from } = received_by_a_cheat();
     let secret = key.decapsulate(&message.channel_ct).unwrap();
     assert!(aead::open(&secret, &cohort, &message.sealed).is_err(), "the AEAD key is the KEM's secret itself");
+    // The key is what section 4 derives from it; and the round is in the associated data too.
+    let own = key.encapsulation_key();
+    let sender = derivation::End(0, &from.client_id, &from.channel_ek);
+    let recipient = derivation::End(5, &CAST.identities[5].client_id.0, own.as_bytes());
+    let derived = derivation::share_key(&secret, &cohort, sender, recipient);
+    assert!(aead::open(&derived, &cohort, &message.sealed).is_ok());
+    for other in [&[][..], &[0; 32], &cohort[..31]] {
+        assert!(aead::open(&derived, other, &message.sealed).is_err(), "associated data without the round");
+    }
     // X25519 with a point of small order gives zero for everybody; the hybrid's secret is none the less unknown and fresh.
     let mut bytes = key.encapsulation_key().as_bytes().to_vec();
     bytes[1184..].fill(0);

@@ -5,6 +5,7 @@ use unisono_crypto::sign::{Level, SigningKey};
 use unisono_protocol::client::{ClientError, NeighbourFault};
 use unisono_protocol::cohort::CohortError;
 use unisono_protocol::params::ParamsError;
+use unisono_protocol::policy::{Participation, ParticipationRecord};
 use unisono_protocol::proto::{self, RoundParams, server_message::View};
 use unisono_protocol::server::{Phase, Reason};
 use unisono_protocol::signed::{self, SignedError};
@@ -212,7 +213,28 @@ fn parameters_beyond_the_devices_own_policy() {
     assert_eq!(refused(six(), |policy| policy.max_delta = 0.1), "max_delta");
     assert_eq!(refused(six(), |policy| policy.max_dimension = 10), "max_dimension");
     assert_eq!(refused(six(), |policy| policy.min_model_version = 2), "min_model_version");
+    assert_eq!(refused(six(), |policy| policy.suites = vec![2]), "suites");
+    // A limit that is no number is not taken for none.
+    assert_eq!(refused(six(), |policy| policy.min_gamma = f64::NAN), "min_gamma");
+    assert_eq!(refused(six(), |policy| policy.max_delta = f64::NAN), "max_delta");
     assert_eq!(refused(params(false, 4, 6, 0.0, 0.2, 20), |_| {}), "allow_semi_honest");
+}
+
+#[test]
+fn rounds_of_one_task_that_follow_each_other_too_fast() {
+    let next = RoundParams { round: 2, ..six() };
+    let joins = |server: &unisono_protocol::server::Server, last_at: u64| {
+        let mut device = Device::new(0, server, 1);
+        device.trust.policy.min_interval_s = 60;
+        device.record.spend("test", Participation { round: 1, at: last_at }).unwrap();
+        device.join(server.offer()).map(|()| assert!(device.message().is_some()))
+    };
+    let server = open(&next);
+    let Err(ClientError::Policy(refusal)) = joins(&server, NOW - 59) else { panic!("joined") };
+    assert_eq!((refusal.setting, refusal.value.as_str(), refusal.limit.as_str()), ("min_interval_s", "59", "60"));
+    assert_eq!(joins(&server, NOW - 60), Ok(()));
+    // A clock that was ahead at the last round does not end in an underflow, nor in a round.
+    assert!(joins(&server, NOW + 500).is_err());
 }
 
 #[test]

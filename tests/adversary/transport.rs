@@ -4,7 +4,7 @@
 use std::io::Write;
 use std::net::TcpStream;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use prost::Message;
@@ -20,6 +20,7 @@ use unisono::protocol::policy::{MemoryRecord, Policy};
 use unisono::protocol::proto::{Signed, UploadHeader, client_message::Step, server_message::View};
 use unisono::protocol::server::Phase;
 use unisono::registrar::Registrar;
+use unisono::wire::proto::coordinator_client::CoordinatorClient;
 use unisono::wire::proto::poll_response::Answer;
 use unisono::wire::proto::{GetRoundRequest, PollRequest, RoundPhase, UploadChunk, UploadStatusRequest};
 
@@ -45,77 +46,124 @@ enum When {
     Meanwhile,
 }
 
-/// Five honest devices complete a round in spite of `attack`, which gets the coordinator's address.
+/// Five honest devices complete the coordinator's only round.
+async fn completes(deployment: &Deployment, coordinator: &Coordinator) {
+    let mut events = coordinator.events();
+    let set = devices(deployment, &format!("http://{}", coordinator.address()), 0..5);
+    let result = finished(&mut events).await;
+    assert_eq!(result.outcome.survivors.len(), 5);
+    assert!((result.aggregate.mean[0] - 0.03).abs() < 1e-3, "{}", result.aggregate.mean[0]);
+    assert_eq!(all(set).await, vec![Summary { completed: 1, missed: 0 }; 5]);
+}
+
+/// They do so in spite of `attack`, which gets the coordinator's address.
 async fn withstands(deployment: Deployment, when: When, attack: impl AsyncFnOnce(String)) {
     let coordinator = Coordinator::start(deployment.config.clone()).await.unwrap();
-    let mut events = coordinator.events();
-    let (address, endpoint) = (coordinator.address().to_string(), format!("http://{}", coordinator.address()));
-    let honest = async {
-        let set = devices(&deployment, &endpoint, 0..5);
-        let result = finished(&mut events).await;
-        assert_eq!(result.outcome.survivors.len(), 5);
-        assert!((result.aggregate.mean[0] - 0.03).abs() < 1e-3, "{}", result.aggregate.mean[0]);
-        assert_eq!(all(set).await, vec![Summary { completed: 1, missed: 0 }; 5]);
-    };
+    let address = coordinator.address().to_string();
     if when == When::Before {
         attack(address).await;
-        honest.await;
+        completes(&deployment, &coordinator).await;
     } else {
-        tokio::join!(honest, attack(address));
+        tokio::join!(completes(&deployment, &coordinator), attack(address));
     }
     coordinator.stop().await;
+}
+
+/// Sends junk over one connection after another as long as `going`, and counts the frames; how many connections were closed on it.
+fn send_junk(address: &str, seed: u64, sent: &AtomicU64, going: impl Fn() -> bool) -> u64 {
+    const BATCH: u64 = 64;
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    };
+    // So that the round has some of the machine, too.
+    let pause = || std::thread::sleep(Duration::from_millis(5));
+    let mut closed = 0;
+    while going() {
+        let Ok(mut stream) = TcpStream::connect(address) else {
+            pause();
+            continue;
+        };
+        // A good beginning on most connections, then frames of random kind, flags, stream and content.
+        if next() % 8 != 0 {
+            let _ = stream.write_all(&[PREFACE, &SETTINGS].concat());
+        }
+        while going() {
+            let mut batch = Vec::new();
+            for _ in 0..BATCH {
+                let (head, len) = (next(), (next() % 40) as usize);
+                batch.extend([0, 0, len as u8, head as u8 % 12, (head >> 8) as u8, 0, 0, 0, (head >> 16) as u8]);
+                batch.extend((0..len).map(|i| (head >> (i % 8)) as u8));
+            }
+            if stream.write_all(&batch).is_err() {
+                closed += 1;
+                break;
+            }
+            sent.fetch_add(BATCH, Ordering::Relaxed);
+            pause();
+        }
+    }
+    closed
+}
+
+/// Resident memory of this process in bytes; 0 where the system does not tell.
+fn resident() -> u64 {
+    if !cfg!(target_os = "linux") {
+        return 0;
+    }
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let kilobytes = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")).unwrap();
+    kilobytes.parse::<u64>().unwrap() * 1024
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hundred_thousand_connections_worth_of_junk_frames() {
     const FRAMES: u64 = 100_000;
     static SENT: AtomicU64 = AtomicU64::new(0);
-    withstands(deployment(1), When::Meanwhile, async |address| {
-        let mut senders = tokio::task::JoinSet::new();
-        for sender in 0..16u64 {
-            let address = address.clone();
-            senders.spawn_blocking(move || {
-                let mut state = sender.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-                let mut next = || {
-                    state ^= state << 13;
-                    state ^= state >> 7;
-                    state ^= state << 17;
-                    state
-                };
-                while SENT.load(Ordering::Relaxed) < FRAMES {
-                    let Ok(mut stream) = TcpStream::connect(&address) else { continue };
-                    // A good beginning on most connections, then frames of random kind, flags, stream and content.
-                    if next() % 8 != 0 {
-                        let _ = stream.write_all(&[PREFACE, &SETTINGS].concat());
-                    }
-                    while SENT.load(Ordering::Relaxed) < FRAMES {
-                        let mut batch = Vec::new();
-                        for _ in 0..64 {
-                            let (head, len) = (next(), (next() % 40) as usize);
-                            batch.extend([
-                                0,
-                                0,
-                                len as u8,
-                                head as u8 % 12,
-                                (head >> 8) as u8,
-                                0,
-                                0,
-                                0,
-                                (head >> 16) as u8,
-                            ]);
-                            batch.extend((0..len).map(|i| (head >> (i % 8)) as u8));
-                        }
-                        if stream.write_all(&batch).is_err() {
-                            break;
-                        }
-                        SENT.fetch_add(64, Ordering::Relaxed);
-                    }
-                }
-            });
+    static OVER: AtomicBool = AtomicBool::new(false);
+    let mut deployment = deployment(1);
+    // Fewer than the flood opens: there is room for the devices only if the others give their places back.
+    deployment.config.max_connections = 100;
+    let coordinator = Coordinator::start(deployment.config.clone()).await.unwrap();
+    let address = coordinator.address().to_string();
+    let before = resident();
+    // It goes on until the round is over; where that fails, not for ever.
+    let latest = Instant::now() + Duration::from_secs(60);
+    let going =
+        move || (SENT.load(Ordering::Relaxed) < FRAMES || !OVER.load(Ordering::Relaxed)) && Instant::now() < latest;
+    let mut senders = tokio::task::JoinSet::new();
+    for seed in 0..16 {
+        let address = address.clone();
+        senders.spawn_blocking(move || send_junk(&address, seed, &SENT, going));
+    }
+    let begun = async {
+        while SENT.load(Ordering::Relaxed) < 1_000 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        while senders.join_next().await.is_some() {}
-    })
-    .await;
+        SENT.load(Ordering::Relaxed)
+    };
+    let begun = tokio::time::timeout(Duration::from_secs(20), begun).await.expect("the flood does not begin");
+    completes(&deployment, &coordinator).await;
+    assert!(Instant::now() < latest, "the flood ended before the round did");
+    let met = SENT.load(Ordering::Relaxed) - begun;
+    let meanwhile = resident();
+    OVER.store(true, Ordering::Relaxed);
+    let closed: u64 = senders.join_all().await.iter().sum();
+    assert!(met >= FRAMES / 10, "only {met} frames met the round");
+    assert!(SENT.load(Ordering::Relaxed) >= FRAMES, "the flood took too long");
+    // The senders are thrown out again and again: their junk is read, and refused.
+    assert!(closed > 100, "only {closed} connections were closed");
+    let grown = meanwhile.max(resident()).saturating_sub(before);
+    assert!(grown < 256 << 20, "{grown} bytes more are held after the flood");
+    let answer = async {
+        let mut stub = CoordinatorClient::connect(format!("http://{address}")).await.unwrap();
+        stub.get_round(GetRoundRequest { task: TASK.into(), after_round: 0, wait_ms: 0 }).await.unwrap();
+    };
+    tokio::time::timeout(Duration::from_secs(5), answer).await.expect("no answer after the flood");
+    coordinator.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -234,7 +282,7 @@ async fn a_half_open_upload_stream_and_chunks_out_of_order() {
     let rest = (3..masked.chunks()).map(chunk).collect();
     let complete = tokio::time::timeout(Duration::from_secs(10), send(rest)).await.expect("blocked").unwrap();
     assert!(complete.into_inner().complete);
-    hung.abort();
+    assert!(!hung.is_finished(), "it hangs meanwhile");
 
     let View::Survivors(survivors) = view(&mut raw, Phase::Confirm).await else { panic!("another view") };
     let confirmed = masked.confirm(&survivors, &mut record).unwrap();
@@ -246,6 +294,11 @@ async fn a_half_open_upload_stream_and_chunks_out_of_order() {
     assert_eq!(result.outcome.survivors.len(), 5);
     assert!((result.aggregate.mean[0] - 0.03).abs() < 1e-3);
     assert_eq!(all(honest).await.len(), 4);
+    // The stream is given up after a minute without a chunk, although its connection is alive; its sender is told why.
+    let stalled = tokio::time::timeout(Duration::from_secs(75), hung).await.expect("a hanging stream is kept").unwrap();
+    let status = stalled.unwrap_err();
+    assert_eq!((status.code(), reason(&status)), (Code::DeadlineExceeded, "upload_stalled"));
+    drop(hanging);
     coordinator.stop().await;
 }
 

@@ -3,11 +3,12 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
+use tempfile::NamedTempFile;
 use unisono_protocol::CohortId;
 use unisono_protocol::policy::{Commitment, Participation, ParticipationRecord, RecordError};
 use unisono_release::{ReleaseError, VersionRecord};
@@ -85,7 +86,7 @@ impl Record {
     /// [`RecordFileError`].
     pub fn open(folder: &Path) -> Result<Self, RecordFileError> {
         let error = |source| RecordFileError::Io { path: folder.into(), source };
-        std::fs::create_dir_all(folder).map_err(error)?;
+        make_folder(folder).map_err(error)?;
         let lock = File::create(folder.join("lock")).map_err(error)?;
         lock.try_lock().map_err(|e| match e {
             std::fs::TryLockError::WouldBlock => RecordFileError::InUse { path: folder.into() },
@@ -111,20 +112,59 @@ impl Record {
         let mut content = inner.content.clone();
         change(&mut content);
         if let Some((path, _)) = &inner.file {
-            write(path, &content)?;
+            replace(&mut Os, path, &serde_json::to_vec(&content)?)?;
         }
         inner.content = content;
         Ok(())
     }
 }
 
-fn write(path: &Path, content: &Content) -> std::io::Result<()> {
+/// What a replacement asks of the system, one at a time; the tests put a system that fails or dies in its place.
+trait System {
+    fn write(&mut self, folder: &Path, bytes: &[u8]) -> io::Result<NamedTempFile>;
+    fn sync(&mut self, file: &File) -> io::Result<()>;
+    fn rename(&mut self, file: NamedTempFile, path: &Path) -> io::Result<()>;
+}
+
+struct Os;
+
+impl System for Os {
+    fn write(&mut self, folder: &Path, bytes: &[u8]) -> io::Result<NamedTempFile> {
+        let mut file = NamedTempFile::new_in(folder)?;
+        file.write_all(bytes)?;
+        Ok(file)
+    }
+
+    fn sync(&mut self, file: &File) -> io::Result<()> {
+        file.sync_all()
+    }
+
+    fn rename(&mut self, file: NamedTempFile, path: &Path) -> io::Result<()> {
+        file.persist(path)?;
+        Ok(())
+    }
+}
+
+/// Replaces a file as a whole. When it returns, the new content survives a power cut; before, the old or the new one does.
+fn replace(system: &mut impl System, path: &Path, bytes: &[u8]) -> io::Result<()> {
     let folder = path.parent().unwrap_or(Path::new("."));
-    let mut file = tempfile::NamedTempFile::new_in(folder)?;
-    file.write_all(&serde_json::to_vec(content)?)?;
-    file.as_file().sync_all()?;
-    file.persist(path)?;
-    File::open(folder)?.sync_all()
+    let file = system.write(folder, bytes)?;
+    system.sync(file.as_file())?;
+    system.rename(file, path)?;
+    system.sync(&File::open(folder)?)
+}
+
+/// Makes a folder that survives a power cut, with those above it that are missing.
+fn make_folder(folder: &Path) -> io::Result<()> {
+    if folder.is_dir() {
+        return Ok(());
+    }
+    let above = folder.parent().filter(|above| !above.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    make_folder(above)?;
+    match std::fs::create_dir(folder) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists || !folder.is_dir() => Err(error),
+        _ => File::open(above)?.sync_all(),
+    }
 }
 
 impl ParticipationRecord for Record {
@@ -221,6 +261,67 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join(NAME), b"{\"tasks\":").unwrap();
         assert!(matches!(Record::open(folder.path()), Err(RecordFileError::Damaged { .. })));
+    }
+
+    /// Counts what is asked of the system, and dies or fails at one of them.
+    struct Watched {
+        asked: Vec<String>,
+        fails_at: usize,
+        folder: PathBuf,
+    }
+
+    impl Watched {
+        fn ask(&mut self, what: String) -> io::Result<()> {
+            self.asked.push(what);
+            if self.asked.len() == self.fails_at { Err(io::Error::other("killed")) } else { Ok(()) }
+        }
+    }
+
+    impl System for Watched {
+        fn write(&mut self, folder: &Path, bytes: &[u8]) -> io::Result<NamedTempFile> {
+            self.ask("write".into())?;
+            Os.write(folder, bytes)
+        }
+
+        fn sync(&mut self, file: &File) -> io::Result<()> {
+            // The record's name says which file it is by now.
+            let what = if file.metadata()?.is_dir() { "sync folder" } else { "sync file" };
+            let there = if self.folder.join(NAME).exists() { "new" } else { "old" };
+            self.ask(format!("{what}, {there}"))?;
+            Os.sync(file)
+        }
+
+        fn rename(&mut self, file: NamedTempFile, path: &Path) -> io::Result<()> {
+            self.ask("rename".into())?;
+            Os.rename(file, path)
+        }
+    }
+
+    #[test]
+    fn content_is_on_the_disk_before_it_has_the_name_and_the_name_before_the_method_returns() {
+        let order = ["write", "sync file, old", "rename", "sync folder, new"];
+        for fails_at in 0..=4 {
+            let folder = tempfile::tempdir().unwrap();
+            let mut system = Watched { asked: Vec::new(), fails_at, folder: folder.path().into() };
+            let replaced = replace(&mut system, &folder.path().join(NAME), b"{\"roster_epoch\":1}");
+            assert_eq!(replaced.is_ok(), fails_at == 0, "whoever goes on by it must not");
+            let asked = if fails_at == 0 { 4 } else { fails_at };
+            assert_eq!(system.asked, order[..asked]);
+            // No half of it under any name.
+            let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|it| it.unwrap().file_name()).collect();
+            let renamed = fails_at == 0 || fails_at == 4;
+            assert_eq!(left, if renamed { vec![std::ffi::OsString::from(NAME)] } else { vec![] });
+        }
+    }
+
+    #[test]
+    fn folders_are_made_and_a_file_in_their_place_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let deep = folder.path().join("a/b/c");
+        drop(Record::open(&deep).unwrap());
+        assert!(deep.join("lock").exists());
+        std::fs::write(folder.path().join("file"), b"").unwrap();
+        assert!(matches!(Record::open(&folder.path().join("file/x")), Err(RecordFileError::Io { .. })));
     }
 
     #[test]

@@ -96,10 +96,11 @@ impl Policy {
         if wire.n_min < self.n_min {
             return refuse("the smallest cohort n_min", &wire.n_min, &self.n_min, "n_min");
         }
-        if params.assumptions.gamma < self.min_gamma {
+        // A limit that is not a number is met by nothing.
+        if !(params.assumptions.gamma >= self.min_gamma) {
             return refuse("the adversarial fraction gamma", &params.assumptions.gamma, &self.min_gamma, "min_gamma");
         }
-        if params.assumptions.delta > self.max_delta {
+        if !(params.assumptions.delta <= self.max_delta) {
             return refuse("the drop-out fraction delta", &params.assumptions.delta, &self.max_delta, "max_delta");
         }
         if wire.dimension > self.max_dimension {

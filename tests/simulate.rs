@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-/// The command with small rounds; a further option of the same name is not possible.
+/// The command with these arguments.
 fn simulate(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_unisono"));
     command.arg("simulate").args(arguments).stdin(Stdio::null());
@@ -147,7 +147,7 @@ fn what_can_not_work_is_refused_before_the_first_round_with_what_would() {
     let directory = format!("trace:{}", folder.path().display());
     let (unwritable, under_a_file) = (text(folder.path()), folder.path().join("binary").join("plots"));
     let cases: [(&[&str], &str); 19] = [
-        (&["--threads", "1000000"], "at most|1024"),
+        (&["--threads", "1000000"], "0 to 1024"),
         (&["--dropout", "class:mobil=0.5", "--network", "mixed"], "broadband, mobile, slow"),
         (&["--dropout", "-0.1"], "`dropout` is -0.1"),
         (&["--sweep", "dropout=-0.1"], "`dropout` is -0.1"),
@@ -169,7 +169,7 @@ fn what_can_not_work_is_refused_before_the_first_round_with_what_would() {
     ];
     for (arguments, words) in cases {
         let error = refused(arguments);
-        assert!(words.split('|').any(|words| error.contains(words)), "{arguments:?}: {error}");
+        assert!(error.contains(words), "{arguments:?}: {error}");
         assert!(!error.contains("panicked"), "{error}");
     }
 }
@@ -191,10 +191,13 @@ mod on_linux {
             let script = format!("ulimit -v 2500000; exec \"$0\" simulate --clients 5 --dim {dimension} --threads 2");
             Command::new("sh").args(["-c", &script, env!("CARGO_BIN_EXE_unisono")]).output().unwrap()
         };
-        let Output { status, stderr, .. } = limited(1 << 28);
-        let stderr = String::from_utf8(stderr).unwrap();
-        assert_eq!(status.code(), Some(1), "{stderr}");
-        assert!(stderr.contains("GiB") && stderr.contains("smaller dimension"), "{stderr}");
+        // The second one nearly fits.
+        for dimension in [1 << 28, 80_000_000] {
+            let Output { status, stderr, .. } = limited(dimension);
+            let stderr = String::from_utf8(stderr).unwrap();
+            assert_eq!(status.code(), Some(1), "{stderr}");
+            assert!(stderr.contains("GiB") && stderr.contains("smaller dimension"), "{stderr}");
+        }
         assert!(limited(1000).status.success());
     }
 

@@ -2,9 +2,10 @@
 
 mod output;
 mod plot;
+mod results;
 mod sweep;
 
-use std::io::IsTerminal;
+use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,12 +13,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
 use unisono_protocol::degree::SecurityMode;
-use unisono_protocol::encoding::{Quantiser, Rounding};
+use unisono_protocol::encoding::{Aggregate, Quantiser, Rounding};
 use unisono_protocol::rotation::Rotation;
 use unisono_protocol::server::Phase;
-use unisono_sim::secaggplus::Model;
-use unisono_sim::{Builder, Dropout, Network, Observer, Report, Simulation};
+use unisono_sim::{Builder, Dropout, Network, Observer, RoundReport, Simulation};
 
+use results::Results;
 use sweep::{Axis, Point};
 
 const EXAMPLES: &str = "\
@@ -37,6 +38,9 @@ Examples:
   What a round costs against n and d, as curves
     unisono simulate --sweep n=100,300,1000 --sweep dim=10000,100000 --plot plots --csv costs.csv
 
+  The same output, byte for byte, whenever and wherever it is run
+    unisono simulate --seed 7 --json --no-timings
+
 Every client runs the protocol's real state machine with real keys; only the network is left out. The same seed gives the
 same report, byte for byte, but for measured times. Two kinds of time are told apart:
   virtual   from the models of latency, bandwidth, computing and drop-outs: what a round would take out there
@@ -44,43 +48,48 @@ same report, byte for byte, but for measured times. Two kinds of time are told a
 
 A sweep also tells what its rounds would cost with SecAgg+ (Bell et al., CCS 2020): dashed in plots, `secaggplus_model` in JSON
 and CSV. That is a model, no measurement of SecAgg+: the operations and bytes of its semi-honest protocol, counted for the same
-clients, gamma, delta and drop-outs, times what each operation costs on this machine. docs/research.md says what is left out.";
+clients, gamma, delta and drop-outs, times what each operation costs on this machine. docs/research.md says what is left out.
+
+Updates are random here, so there is no accuracy to draw; the example simulate_learning trains, and draws accuracy curves:
+  cargo run --release --example simulate_learning -- --plot plots
+
+Tables and CSV lines come out as each round ends. Ctrl-C drops the round at hand, writes the rest and exits with code 130.";
 
 /// Plays rounds with thousands of real clients in this process, on a virtual clock.
 #[derive(clap::Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// Number of clients, n
-    #[arg(short = 'n', long, default_value_t = 100)]
+    /// Number of clients, n; 1e3 is understood
+    #[arg(short = 'n', long, default_value = "100", value_parser = sweep::count, allow_negative_numbers = true)]
     clients: u32,
     /// Elements of an update, d; 1e6 is understood
-    #[arg(short = 'd', long, default_value = "10000", value_parser = sweep::whole)]
+    #[arg(short = 'd', long, default_value = "10000", value_parser = sweep::whole, allow_negative_numbers = true)]
     dim: u64,
     /// Whether the coordinator is distrusted: signatures, roster and consistency check
     #[arg(long, value_enum, default_value_t = Mode::Malicious)]
     mode: Mode,
     /// Rounds
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value = "1", value_parser = sweep::whole, allow_negative_numbers = true)]
     rounds: u64,
     /// Who vanishes: a fraction of the cohort before uploading, or PHASE=FRACTION,.., or class:NAME=FRACTION,.., or trace:FILE
     /// (CSV: round,client,phase)
-    #[arg(long, default_value = "0", value_name = "MODEL")]
+    #[arg(long, default_value = "0", value_name = "MODEL", allow_negative_numbers = true)]
     dropout: String,
     /// Connections and devices: lan, broadband, mobile, mixed, or latency=50ms,up=10,down=40,slowdown=4 (Mbit/s), or trace:FILE
     /// (CSV: latency_ms,up_mbit,down_mbit,slowdown[,class])
     #[arg(long, default_value = "lan", value_name = "MODEL")]
     network: String,
     /// Virtual seconds after which a phase is closed without those that have not answered
-    #[arg(long, default_value_t = 60.0, value_name = "SECONDS")]
+    #[arg(long, default_value_t = 60.0, value_name = "SECONDS", allow_negative_numbers = true)]
     deadline: f64,
     /// Assumed adversarial fraction
-    #[arg(long, default_value_t = 0.05)]
+    #[arg(long, default_value_t = 0.05, allow_negative_numbers = true)]
     gamma: f64,
     /// Assumed drop-out fraction [default: what --dropout leads one to expect, at least 0.05]
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     delta: Option<f64>,
     /// Smallest number of updates whose sum may be learned [default: from n and delta]
-    #[arg(long)]
+    #[arg(long, value_parser = sweep::count, allow_negative_numbers = true)]
     n_min: Option<u32>,
     /// Bits of one quantised element
     #[arg(long, default_value_t = 16)]
@@ -89,21 +98,21 @@ pub struct Args {
     #[arg(long)]
     rotate: bool,
     /// L2 bound of an update; needed for --noise-multiplier
-    #[arg(long, value_name = "C")]
+    #[arg(long, value_name = "C", allow_negative_numbers = true)]
     l2_clip: Option<f32>,
     /// Differential privacy: standard deviation of the noise that counts in the smallest sum, in units of how far one client
     /// can move it; epsilon is told for each round
-    #[arg(long, value_name = "Z", requires = "l2_clip")]
+    #[arg(long, value_name = "Z", requires = "l2_clip", allow_negative_numbers = true)]
     noise_multiplier: Option<f64>,
-    /// The delta for which epsilon is told (--delta is the drop-out fraction)
-    #[arg(long, value_name = "D", default_value_t = 1e-5)]
-    privacy_delta: f64,
+    /// The delta for which epsilon is told (--delta is the drop-out fraction) [default: 1e-5]
+    #[arg(long, value_name = "D", requires = "noise_multiplier", allow_negative_numbers = true)]
+    privacy_delta: Option<f64>,
     /// Seed of everything random
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Threads [default: as many as there are cores]
-    #[arg(long)]
-    threads: Option<usize>,
+    /// Threads, at most 1024; 0 for as many as there are cores
+    #[arg(long, default_value_t = 0)]
+    threads: usize,
     /// Verifies each signature once for all clients, as they are in one process: rounds take less time, but a client's CPU time is
     /// no longer that of a device
     #[arg(long)]
@@ -114,11 +123,14 @@ pub struct Args {
     /// Prints JSON instead of tables: one report, or with --sweep an array of them
     #[arg(long)]
     json: bool,
-    /// Writes one line for each round and phase to a CSV file
+    /// Leaves measured times out of tables, JSON, CSV and pictures: what is left is the same for one seed, byte for byte
+    #[arg(long)]
+    no_timings: bool,
+    /// Writes one line for each round and phase to a CSV file, as soon as the round has ended
     #[arg(long, value_name = "FILE")]
     csv: Option<PathBuf>,
     /// Draws time and bytes by phase, and with --sweep the curves against n, d and k beside those of a model of SecAgg+, as PNG
-    /// and SVG
+    /// and SVG; no accuracy curves (see below)
     #[arg(long, value_name = "DIR")]
     plot: Option<PathBuf>,
 }
@@ -132,74 +144,75 @@ enum Mode {
     SemiHonest,
 }
 
-/// Runs the command. What was finished before an interruption is written; an error is returned after that.
+/// Exit code of a process that was interrupted.
+const INTERRUPTED: i32 = 130;
+
+/// Runs the command. What was finished before an interruption or an error is written; an error is returned after that.
 ///
 /// # Errors
 /// Settings that can't work, files that can't be read or written.
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let points = sweep::grid(&args.sweep, args.point()?)?;
-    let swept = !args.sweep.is_empty();
-    // All settings are checked before the first round, which may be hours before the last.
-    let builders = points.iter().map(|point| args.builder(point)).collect::<anyhow::Result<Vec<_>>>()?;
-    let simulations = builders
-        .into_iter()
-        .zip(&points)
-        .map(|(builder, point)| builder.build().with_context(|| format!("n = {}, d = {}", point.clients, point.dim)));
-    let simulations = simulations.collect::<anyhow::Result<Vec<_>>>()?;
+    // All settings are checked and all files opened before the first round, which may be hours before the last.
+    let simulations = args.simulations()?;
+    let mut results = Results::open(&args)?;
+    let stop = catch_interrupts()?;
+    let played = play(&args, &simulations, &stop, &mut results);
+    let interrupted = stop.load(Ordering::Relaxed) && results.reports.iter().any(|report| report.interrupted);
+    let wrong = results.wrong_sum();
+    // What can be written is, whatever else failed.
+    let written = results.finish(!args.sweep.is_empty());
+    played.and(written)?;
+    anyhow::ensure!(!wrong, "a round gave a sum that is not that of its survivors' updates: this must not happen");
+    if interrupted {
+        std::process::exit(INTERRUPTED);
+    }
+    Ok(())
+}
+
+/// Set at the first Ctrl-C; the second one ends the process.
+fn catch_interrupts() -> anyhow::Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
     let handler = stop.clone();
     ctrlc::set_handler(move || {
         if handler.swap(true, Ordering::Relaxed) {
-            std::process::exit(130);
+            std::process::exit(INTERRUPTED);
         }
-        eprintln!("stopping: finished rounds are kept; once more to stop at once");
+        // Whoever closed standard error needs no message.
+        let _ = writeln!(std::io::stderr(), "stopping: finished rounds are kept; once more to stop at once");
     })
     .context("can't catch Ctrl-C")?;
+    Ok(stop)
+}
 
-    let mut reports: Vec<Report> = Vec::new();
-    // Beside each report of a sweep.
-    let mut models: Vec<Model> = Vec::new();
+/// Plays one simulation after the other until they end, fail or are stopped; what they give is in `results`.
+fn play(args: &Args, simulations: &[Simulation], stop: &AtomicBool, results: &mut Results) -> anyhow::Result<()> {
     for (i, simulation) in simulations.iter().enumerate() {
-        let title = if points.len() > 1 { format!("{}/{} ", i + 1, points.len()) } else { String::new() };
-        let mut watch = Watch::new(&stop, title, args.rounds);
-        let report = simulation.run(&mut watch)?;
+        let title = if simulations.len() > 1 { format!("{}/{} ", i + 1, simulations.len()) } else { String::new() };
+        let settings = simulation.settings();
+        let context = || format!("n = {}, d = {}", settings.clients, settings.dimension);
+        results.begin(settings.clone(), !args.sweep.is_empty()).with_context(context)?;
+        let mut watch = Watch::new(stop, title, args.rounds, results);
+        let played = simulation.run(&mut watch);
         watch.bar.finish_and_clear();
-        if !args.json {
-            print!("{}", output::tables(&report));
-        }
-        let interrupted = report.interrupted;
-        if swept {
-            models.push(Model::beside(&report)?);
-        }
-        reports.push(report);
+        let interrupted = played.as_ref().is_ok_and(|report| report.interrupted);
+        results.end(interrupted);
+        played.with_context(context)?;
         if interrupted {
             break;
         }
     }
-    if args.json {
-        println!("{}", output::json(&reports, &models)?);
-    } else if swept {
-        print!("{}{}", output::summary(&reports), output::models(&reports, &models));
-    }
-    if let Some(path) = &args.csv {
-        output::csv(path, &reports, &models).with_context(|| format!("can't write {}", path.display()))?;
-    }
-    if let Some(directory) = &args.plot {
-        let drawn = plot::draw(directory, &reports, &models)
-            .with_context(|| format!("can't plot into {}", directory.display()))?;
-        if std::io::stderr().is_terminal() {
-            drawn.iter().for_each(|path| eprintln!("drawn: {}", path.display()));
-        }
-    }
-    let wrong = reports.iter().flat_map(|report| &report.rounds).any(|round| round.exact_sum == Some(false));
-    anyhow::ensure!(!wrong, "a round gave a sum that is not that of its survivors' updates: this must not happen");
     Ok(())
 }
 
 impl Args {
-    fn point(&self) -> anyhow::Result<Point> {
+    fn simulations(&self) -> anyhow::Result<Vec<Simulation>> {
         let Self { clients, dim, bits, mode, .. } = *self;
-        Ok(Point { clients, dim, bits, mode, dropout: self.dropout.clone() })
+        let points = sweep::grid(&self.sweep, Point { clients, dim, bits, mode, dropout: self.dropout.clone() })?;
+        let build = |point: &Point| {
+            let builder = self.builder(point)?;
+            builder.build().with_context(|| format!("n = {}, d = {}", point.clients, point.dim))
+        };
+        points.iter().map(build).collect()
     }
 
     fn builder(&self, point: &Point) -> anyhow::Result<Builder> {
@@ -228,13 +241,13 @@ impl Args {
             .deadline(self.deadline)
             .rounds(self.rounds)
             .seed(self.seed)
-            .threads(self.threads.unwrap_or(0))
+            .threads(self.threads)
             .share_checks(self.share_checks);
         if let Some(delta) = self.delta {
             builder = builder.delta(delta);
         }
         if let Some(multiplier) = self.noise_multiplier {
-            builder = builder.privacy(multiplier, self.privacy_delta);
+            builder = builder.privacy(multiplier, self.privacy_delta.unwrap_or(1e-5));
         }
         if let Some(n_min) = self.n_min {
             builder = builder.n_min(n_min);
@@ -243,21 +256,22 @@ impl Args {
     }
 }
 
-/// A progress bar on standard error, hidden when that is no terminal.
+/// A progress bar on standard error, hidden when that is no terminal; finished rounds go to the results.
 struct Watch<'a> {
     stop: &'a AtomicBool,
     title: String,
     rounds: u64,
     bar: ProgressBar,
+    results: &'a mut Results,
 }
 
 impl<'a> Watch<'a> {
-    fn new(stop: &'a AtomicBool, title: String, rounds: u64) -> Self {
+    fn new(stop: &'a AtomicBool, title: String, rounds: u64, results: &'a mut Results) -> Self {
         let bar = ProgressBar::new(0);
         if let Ok(style) = ProgressStyle::with_template("{msg:32} [{bar:30}] {pos}/{len} clients, {elapsed}") {
             bar.set_style(style.progress_chars("=> "));
         }
-        Self { stop, title, rounds, bar }
+        Self { stop, title, rounds, bar, results }
     }
 }
 
@@ -268,7 +282,12 @@ impl Observer for Watch<'_> {
         self.bar.set_message(format!("{}round {round} of {}, {phase}", self.title, self.rounds));
     }
 
+    fn round_finished(&mut self, round: &RoundReport, _: Option<&Aggregate>) {
+        let results = &mut *self.results;
+        self.bar.suspend(|| results.round(round));
+    }
+
     fn cancelled(&self) -> bool {
-        self.stop.load(Ordering::Relaxed)
+        self.stop.load(Ordering::Relaxed) || self.results.in_vain()
     }
 }

@@ -97,10 +97,10 @@ impl Policy {
             return refuse("the smallest cohort n_min", &wire.n_min, &self.n_min, "n_min");
         }
         // A limit that is not a number is met by nothing.
-        if !(params.assumptions.gamma >= self.min_gamma) {
+        if params.assumptions.gamma < self.min_gamma || self.min_gamma.is_nan() {
             return refuse("the adversarial fraction gamma", &params.assumptions.gamma, &self.min_gamma, "min_gamma");
         }
-        if !(params.assumptions.delta <= self.max_delta) {
+        if params.assumptions.delta > self.max_delta || self.max_delta.is_nan() {
             return refuse("the drop-out fraction delta", &params.assumptions.delta, &self.max_delta, "max_delta");
         }
         if wire.dimension > self.max_dimension {

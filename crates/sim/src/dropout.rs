@@ -1,6 +1,7 @@
 //! Which devices vanish, and when: constant, by phase, by device class, or from a trace.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::path::Path;
 
 use rand::RngExt;
@@ -21,8 +22,13 @@ pub enum Dropout {
     Phases(BTreeMap<Phase, f64>),
     /// A device vanishes before it uploads with the probability of its class; classes not listed stay.
     Classes(BTreeMap<String, f64>),
-    /// By round (from 1) and device number.
-    Trace(BTreeMap<(u64, u64), Phase>),
+    /// By round (from 1) and device number (from 0).
+    Trace {
+        /// Where it is from, for reports.
+        name: String,
+        /// When each device vanishes.
+        fates: BTreeMap<(u64, u64), Phase>,
+    },
 }
 
 pub(crate) fn phase_of(name: &str) -> Option<Phase> {
@@ -74,10 +80,11 @@ impl Dropout {
         }
         if classes {
             check(pairs.iter().map(|(_, value)| value))?;
-            return Ok(Self::Classes(pairs.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()));
+            return Ok(Self::Classes(once(pairs.into_iter().map(|(name, value)| (name.to_owned(), value)))?));
         }
         let phase = |(name, value)| Ok((phase_of(name).ok_or_else(|| setting("dropout", name, ALLOWED))?, value));
-        Self::phases(pairs.into_iter().map(phase).collect::<Result<Vec<_>, SimError>>()?)
+        let phases = pairs.into_iter().map(phase).collect::<Result<Vec<_>, SimError>>()?;
+        Self::phases(once(phases)?)
     }
 
     /// Reads a trace with the columns `round,client,phase`.
@@ -85,7 +92,30 @@ impl Dropout {
     /// # Errors
     /// [`SimError::Trace`] with the line.
     pub fn from_trace(path: &Path) -> Result<Self, SimError> {
-        trace::dropouts(path).map(Self::Trace)
+        let name = format!("trace:{}", path.display());
+        trace::dropouts(path).map(|fates| Self::Trace { name, fates })
+    }
+
+    /// Checks the fractions, and that every class and client there is named exists.
+    pub(crate) fn check(&self, clients: u32, network: &Network) -> Result<(), SimError> {
+        match self {
+            Self::None => Ok(()),
+            Self::Phases(fractions) => Self::phases(fractions.clone()).map(drop),
+            Self::Classes(classes) => {
+                check(classes.values())?;
+                let known: BTreeSet<&str> = network.classes.iter().map(|class| class.name.as_str()).collect();
+                let Some(unknown) = classes.keys().find(|name| !known.contains(name.as_str())) else { return Ok(()) };
+                let known: Vec<&str> = known.into_iter().collect();
+                let allowed = format!("the network's classes: {}", known.join(", "));
+                Err(setting("dropout", format!("class:{unknown}"), allowed))
+            }
+            Self::Trace { name, fates } => {
+                let wrong = |(round, client): &&(u64, u64)| *round == 0 || *client >= u64::from(clients);
+                let Some((round, client)) = fates.keys().find(wrong) else { return Ok(()) };
+                let allowed = format!("rounds from 1 and clients from 0 to {}", clients.saturating_sub(1));
+                Err(setting("dropout", format!("{name} with round {round}, client {client}"), allowed))
+            }
+        }
     }
 
     /// Fraction of the cohort that is expected to vanish in a round of `clients`.
@@ -94,14 +124,14 @@ impl Dropout {
             Self::None => 0.0,
             Self::Phases(fractions) => fractions.values().sum(),
             Self::Classes(classes) => {
-                let total: f64 = network.classes.iter().map(|class| class.weight).sum();
+                let total = network.total_weight();
                 let of = |name: &str| classes.get(name).copied().unwrap_or(0.0);
                 network.classes.iter().map(|class| of(&class.name) * class.weight / total).sum()
             }
-            Self::Trace(trace) => {
-                let rounds: BTreeSet<u64> = trace.keys().map(|(round, _)| *round).collect();
-                let of = |round: u64| trace.keys().filter(|key| key.0 == round && key.1 < clients as u64).count();
-                rounds.into_iter().map(of).max().unwrap_or(0) as f64 / clients as f64
+            Self::Trace { fates, .. } => {
+                let mut rounds: BTreeMap<u64, usize> = BTreeMap::new();
+                fates.keys().for_each(|(round, _)| *rounds.entry(*round).or_default() += 1);
+                rounds.into_values().max().unwrap_or(0) as f64 / clients as f64
             }
         }
     }
@@ -133,7 +163,7 @@ impl Dropout {
                     *fate = rng.random_bool(probability).then_some(Phase::Mask);
                 }
             }
-            Self::Trace(trace) => {
+            Self::Trace { fates: trace, .. } => {
                 for (i, fate) in fates.iter_mut().enumerate() {
                     *fate = trace.get(&(round, i as u64)).copied();
                 }
@@ -141,6 +171,36 @@ impl Dropout {
         }
         fates
     }
+}
+
+/// As [`Dropout::parse`] reads it.
+impl fmt::Display for Dropout {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fn list<'a, N: fmt::Display + 'a>(pairs: impl Iterator<Item = (N, &'a f64)>) -> String {
+            pairs.map(|(name, fraction)| format!("{name}={fraction}")).collect::<Vec<_>>().join(",")
+        }
+        match self {
+            Self::None => f.write_str("0"),
+            Self::Phases(fractions) => match (fractions.get(&Phase::Mask), fractions.len()) {
+                (Some(fraction), 1) => write!(f, "{fraction}"),
+                _ => f.write_str(&list(fractions.iter().map(|(phase, fraction)| (phase.name(), fraction)))),
+            },
+            Self::Classes(classes) => write!(f, "class:{}", list(classes.iter())),
+            Self::Trace { name, .. } => f.write_str(name),
+        }
+    }
+}
+
+/// A map of pairs whose names are all different.
+fn once<N: Ord + fmt::Display>(pairs: impl IntoIterator<Item = (N, f64)>) -> Result<BTreeMap<N, f64>, SimError> {
+    let mut map = BTreeMap::new();
+    for (name, fraction) in pairs {
+        if map.contains_key(&name) {
+            return Err(setting("dropout", format!("{name} given twice"), "each name once"));
+        }
+        map.insert(name, fraction);
+    }
+    Ok(map)
 }
 
 fn check<'a>(fractions: impl IntoIterator<Item = &'a f64>) -> Result<(), SimError> {
@@ -180,8 +240,44 @@ mod tests {
 
     #[test]
     fn what_is_no_model_is_refused() {
-        for bad in ["1", "-0.1", "nan", "", "lunch=0.1", "mask=0.6,unmask=0.5", "mask", "class:a=2"] {
+        for bad in [
+            "1",
+            "-0.1",
+            "nan",
+            "",
+            "lunch=0.1",
+            "mask=0.6,unmask=0.5",
+            "mask",
+            "class:a=2",
+            "mask=0.1,mask=0.2",
+            "class:a=0.1,a=0.2",
+        ] {
             assert!(Dropout::parse(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn classes_and_clients_that_do_not_exist_are_refused() {
+        let mixed = Network::parse("mixed").unwrap();
+        let check = |dropout: Dropout| dropout.check(10, &mixed).map_err(|error| error.to_string());
+        let fates = |round, client| [((1, 3), Phase::Mask), ((round, client), Phase::Mask)].into();
+        let trace = |round, client| Dropout::Trace { name: "trace:x".into(), fates: fates(round, client) };
+        assert_eq!(check(Dropout::parse("class:mobile=0.5,slow=0.1").unwrap()), Ok(()));
+        assert_eq!(check(trace(2, 9)), Ok(()));
+        let unknown = check(Dropout::parse("class:mobil=0.5").unwrap()).unwrap_err();
+        assert!(unknown.contains("mobil") && unknown.contains("broadband, mobile, slow"), "{unknown}");
+        for (round, client) in [(0, 1), (1, 10)] {
+            let error = check(trace(round, client)).unwrap_err();
+            assert!(error.contains(&format!("round {round}, client {client}")), "{error}");
+        }
+        assert!(check(Dropout::Classes([("slow".into(), 2.0)].into())).is_err());
+        assert!(check(Dropout::Phases([(Phase::Mask, f64::NAN)].into())).is_err());
+    }
+
+    #[test]
+    fn a_model_is_told_as_it_is_read() {
+        for text in ["0", "0.1", "share=0.02,mask=0.05", "unmask=0.5", "class:mobile=0.2,slow=0.1"] {
+            assert_eq!(Dropout::parse(text).unwrap().to_string(), text);
         }
     }
 }

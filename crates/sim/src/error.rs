@@ -45,6 +45,15 @@ pub enum SimError {
         /// What is wrong, with the line where there is one.
         why: String,
     },
+    /// The vectors of a round do not fit into memory.
+    #[error(
+        "a round needs about {:.1} GiB of memory, more than can be had; use a smaller dimension, fewer clients or fewer threads",
+        *.bytes as f64 / f64::from(1 << 30)
+    )]
+    Memory {
+        /// Estimate of what the largest vectors take together.
+        bytes: u64,
+    },
     /// The thread pool could not be made.
     #[error("the threads could not be started: {0}")]
     Threads(String),

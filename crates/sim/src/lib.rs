@@ -46,5 +46,5 @@ pub use observer::Observer;
 pub use report::{
     PhaseReport, PhaseTiming, PrivacySettings, Report, RoundPrivacy, RoundReport, Settings, Spread, Timing,
 };
-pub use simulation::{Builder, Simulation, updates};
+pub use simulation::{Builder, MAX_THREADS, Simulation, updates};
 pub use update::{Update, UpdateSource};

@@ -1,6 +1,7 @@
 //! The virtual network: latency, bandwidth and speed of each device, drawn once by seed or read from a trace.
 
-use std::path::Path;
+use std::fmt;
+use std::path::{Path, PathBuf};
 
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
@@ -28,19 +29,20 @@ pub struct DeviceClass {
 }
 
 impl DeviceClass {
-    fn check(&self) -> Result<(), SimError> {
-        let positive = |x: f64| x.is_finite() && x > 0.0;
-        for (name, value) in
-            [("weight", self.weight), ("up", self.up_mbit), ("down", self.down_mbit), ("slowdown", self.slowdown)]
-        {
-            if !positive(value) {
-                return Err(setting("network", format!("{name}={value}"), "numbers above 0"));
-            }
+    pub(crate) fn check(&self) -> Result<(), SimError> {
+        let above =
+            [("weight", self.weight), ("up", self.up_mbit), ("down", self.down_mbit), ("slowdown", self.slowdown)];
+        if let Some((name, value)) = above.into_iter().find(|(_, x)| !(x.is_finite() && *x > 0.0)) {
+            return Err(setting("network", format!("{name}={value}"), "finite numbers above 0"));
         }
-        if !(self.latency_ms >= 0.0 && self.latency_ms.is_finite() && self.spread >= 0.0 && self.spread.is_finite()) {
-            return Err(setting("network", "a latency or spread below 0", "numbers from 0"));
-        }
-        Ok(())
+        from_zero([("latency", self.latency_ms), ("spread", self.spread)])
+    }
+}
+
+fn from_zero<const N: usize>(values: [(&str, f64); N]) -> Result<(), SimError> {
+    match values.into_iter().find(|(_, x)| !(x.is_finite() && *x >= 0.0)) {
+        Some((name, value)) => Err(setting("network", format!("{name}={value}"), "finite numbers from 0")),
+        None => Ok(()),
     }
 }
 
@@ -69,8 +71,8 @@ pub struct Network {
     pub classes: Vec<DeviceClass>,
     /// The compute model.
     pub compute: Compute,
-    /// Devices from a trace: device `i` is entry `i mod len`, and `classes` has one for each.
-    traced: bool,
+    /// The file of devices from a trace: device `i` is entry `i mod len`, and `classes` has one for each.
+    traced: Option<PathBuf>,
 }
 
 fn class(name: &str, weight: f64, latency_ms: f64, up_mbit: f64, down_mbit: f64, slowdown: f64) -> DeviceClass {
@@ -86,11 +88,24 @@ impl Network {
     /// # Errors
     /// [`SimError::Setting`] for no class, or one that is out of range.
     pub fn new(classes: Vec<DeviceClass>) -> Result<Self, SimError> {
-        if classes.is_empty() {
+        let network = Self { classes, compute: Compute::default(), traced: None };
+        network.check()?;
+        Ok(network)
+    }
+
+    /// Checks every class, and that devices can be drawn from them.
+    pub(crate) fn check(&self) -> Result<(), SimError> {
+        if self.classes.is_empty() {
             return Err(setting("network", "no class", "at least one"));
         }
-        classes.iter().try_for_each(DeviceClass::check)?;
-        Ok(Self { classes, compute: Compute::default(), traced: false })
+        self.classes.iter().try_for_each(DeviceClass::check)?;
+        let Compute { neighbour_ms, mask_ns, fixed_ms } = self.compute;
+        from_zero([("neighbour_ms", neighbour_ms), ("mask_ns", mask_ns), ("fixed_ms", fixed_ms)])?;
+        from_zero([("the sum of weights", self.total_weight())])
+    }
+
+    pub(crate) fn total_weight(&self) -> f64 {
+        self.classes.iter().map(|class| class.weight).sum()
     }
 
     /// Servers in one hall: 0.5 ms, 1 Gbit/s.
@@ -98,7 +113,7 @@ impl Network {
         Self {
             classes: vec![class("server", 1.0, 0.5, 1000.0, 1000.0, 1.0)],
             compute: Compute::default(),
-            traced: false,
+            traced: None,
         }
     }
 
@@ -109,8 +124,7 @@ impl Network {
     /// [`SimError::Trace`] with the line.
     pub fn from_trace(path: &Path) -> Result<Self, SimError> {
         let classes = trace::devices(path)?;
-        classes.iter().try_for_each(DeviceClass::check).map_err(|error| trace::error(path, error))?;
-        Ok(Self { classes, compute: Compute::default(), traced: true })
+        Ok(Self { classes, compute: Compute::default(), traced: Some(path.to_owned()) })
     }
 
     /// Reads a model: one of [`Self::PROFILES`], or `latency=50ms,up=10,down=40,slowdown=4` (rates in Mbit/s; what is absent is as in `broadband`),
@@ -155,7 +169,7 @@ impl Network {
 
     /// The device number `i`.
     pub(crate) fn device(&self, i: usize, rng: &mut ChaCha8Rng) -> Link {
-        let index = if self.traced { i % self.classes.len() } else { self.draw(rng) };
+        let index = if self.traced.is_some() { i % self.classes.len() } else { self.draw(rng) };
         let class = &self.classes[index];
         let mut factor = || {
             let span = (1.0 + class.spread).ln();
@@ -171,8 +185,7 @@ impl Network {
     }
 
     fn draw(&self, rng: &mut ChaCha8Rng) -> usize {
-        let total: f64 = self.classes.iter().map(|class| class.weight).sum();
-        let mut at = rng.random_range(0.0..total);
+        let mut at = rng.random_range(0.0..self.total_weight());
         self.classes
             .iter()
             .position(|class| {
@@ -180,6 +193,28 @@ impl Network {
                 at < 0.0
             })
             .unwrap_or(self.classes.len() - 1)
+    }
+}
+
+/// As [`Network::parse`] reads it; classes of another's making are named.
+impl fmt::Display for Network {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(path) = &self.traced {
+            return write!(f, "trace:{}", path.display());
+        }
+        let is = |profile: &&&str| Self::parse(profile).is_ok_and(|network| network.classes == self.classes);
+        if let Some(profile) = Self::PROFILES.iter().find(is) {
+            return f.write_str(profile);
+        }
+        match self.classes.as_slice() {
+            [DeviceClass { latency_ms, up_mbit, down_mbit, slowdown, spread, .. }] => {
+                write!(f, "latency={latency_ms}ms,up={up_mbit},down={down_mbit},slowdown={slowdown},spread={spread}")
+            }
+            classes => {
+                let names: Vec<&str> = classes.iter().map(|class| class.name.as_str()).collect();
+                write!(f, "classes {}", names.join(", "))
+            }
+        }
     }
 }
 
@@ -219,6 +254,28 @@ mod tests {
             assert!(Network::parse(bad).is_err(), "{bad:?}");
         }
         assert!(matches!(Network::parse("trace:/nonexistent.csv"), Err(SimError::Trace { .. })));
+    }
+
+    #[test]
+    fn what_is_out_of_range_is_told_with_its_value() {
+        for (text, words) in [
+            ("latency=nan", "latency=NaN; allowed is finite numbers from 0"),
+            ("latency=-1", "latency=-1; allowed is finite numbers from 0"),
+            ("up=0", "up=0; allowed is finite numbers above 0"),
+            ("spread=inf", "spread=inf; allowed"),
+        ] {
+            let error = Network::parse(text).unwrap_err().to_string();
+            assert!(error.contains(words), "{text}: {error}");
+        }
+        let heavy = Network::parse("mixed").unwrap().classes.into_iter();
+        assert!(Network::new(heavy.map(|class| DeviceClass { weight: f64::MAX, ..class }).collect()).is_err());
+    }
+
+    #[test]
+    fn a_network_is_told_as_it_is_read() {
+        for text in ["lan", "mixed", "latency=50ms,up=8,down=16.5,slowdown=2,spread=0"] {
+            assert_eq!(Network::parse(text).unwrap().to_string(), text);
+        }
     }
 
     #[test]

@@ -53,6 +53,14 @@ pub struct Settings {
     pub seed: u64,
     /// Whether each signature was verified once for all clients, so that a client's measured time is less than a device's.
     pub shared_checks: bool,
+    /// Rounds asked for.
+    pub rounds: u64,
+    /// The drop-out model, as [`Dropout::parse`](crate::Dropout::parse) reads it.
+    pub dropout: String,
+    /// The network, as [`Network::parse`](crate::Network::parse) reads it.
+    pub network: String,
+    /// Virtual seconds after which a phase is closed.
+    pub deadline: f64,
     /// Differential privacy; `None` for exact sums.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub privacy: Option<PrivacySettings>,

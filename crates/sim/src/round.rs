@@ -7,6 +7,7 @@ use unisono_crypto::ring::RingVector;
 use unisono_protocol::ClientId;
 use unisono_protocol::client::KeyPool;
 use unisono_protocol::encoding::Aggregate;
+use unisono_protocol::params::RoundParams;
 use unisono_protocol::server::{Closed, Outcome, Phase, Server};
 
 use crate::client::{Scene, State, Step};
@@ -20,6 +21,29 @@ use crate::workers::Workers;
 
 /// Memory that steps in flight may take, in bytes: together they decide how many clients compute at a time.
 const IN_FLIGHT: usize = 512 << 20;
+
+/// What a client and the coordinator keep for one neighbour, in bytes, seen from below.
+const NEIGHBOUR: u64 = 2048;
+
+/// How many clients compute before the coordinator absorbs their steps: at least one a thread.
+fn batch(phase: Phase, vector_len: usize, threads: usize) -> usize {
+    let per_step = if phase == Phase::Mask { vector_len.saturating_mul(32) } else { 1 << 20 };
+    (IN_FLIGHT / per_step.max(1)).min(512).max(threads)
+}
+
+/// Bytes that the vectors of a round take at most, and what clients know of their neighbours: an estimate.
+pub(crate) fn working_set(params: &RoundParams, degree: u32, threads: usize) -> u64 {
+    let len = params.vector_len() as u64;
+    let width = u64::from(params.modulus.bits()).next_power_of_two().max(16) / 8;
+    let clients = u64::from(params.wire.n_max);
+    let steps = (batch(Phase::Mask, params.vector_len(), threads) as u64).min(clients);
+    let vector = len * width;
+    // The coordinator's sum and the plain one; a packed and a plain vector for each step; one more on each busy thread.
+    let masking = 2 * vector + steps * (vector + params.packed_len()) + steps.min(threads as u64) * vector;
+    // Both sums, an f64 and an f32 for each element.
+    let decoding = 2 * vector + 12 * len;
+    masking.max(decoding).saturating_add(clients * u64::from(degree) * NEIGHBOUR)
+}
 
 /// What one round needs beside the devices.
 pub(crate) struct Plan<'a> {
@@ -107,8 +131,7 @@ pub(crate) fn play(
         if phase == Phase::Share {
             report.cohort = expected;
         }
-        let per_step = if phase == Phase::Mask { params.vector_len() * 32 } else { 1 << 20 };
-        let batch = (IN_FLIGHT / per_step).clamp(workers.count(), 512);
+        let batch = batch(phase, params.vector_len(), workers.count());
         let mut meter = Meter::default();
         for start in (0..count).step_by(batch) {
             if observer.cancelled() {
@@ -279,4 +302,18 @@ fn faults(outcome: &Outcome) -> Vec<(String, usize)> {
 fn fnv1a(vector: &RingVector) -> u64 {
     let bytes = vector.to_u64().into_iter().flat_map(u64::to_le_bytes);
     bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_has_a_client_for_every_thread_however_many_there_are() {
+        assert_eq!(batch(Phase::Share, 100, 1000), 1000);
+        assert_eq!(batch(Phase::Share, 100, 2), 512);
+        assert_eq!(batch(Phase::Mask, 100, 2), 512);
+        assert_eq!(batch(Phase::Mask, 1 << 28, 3), 3);
+        assert_eq!(batch(Phase::Mask, 0, 3), 512);
+    }
 }

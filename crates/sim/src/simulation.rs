@@ -1,5 +1,6 @@
 //! The settings of a simulation, checked once, and the loop over its rounds.
 
+use std::num::NonZero;
 use std::sync::Arc;
 
 use unisono_protocol::degree::{Assumptions, SecurityMode, find};
@@ -15,9 +16,12 @@ use crate::network::Network;
 use crate::observer::Observer;
 use crate::population::{NOW, Population, Purpose, rng};
 use crate::report::{PrivacySettings, Report, RoundPrivacy, RoundReport, Settings};
-use crate::round::{Plan, play};
+use crate::round::{Plan, play, working_set};
 use crate::update::{UpdateSource, generated};
 use crate::workers::Workers;
+
+/// Most threads that can be asked for.
+pub const MAX_THREADS: usize = 1024;
 
 /// Settings of a simulation; see [`Simulation::builder`].
 #[derive(Clone)]
@@ -104,7 +108,7 @@ impl Builder {
         rounds: u64;
         /// Seed of everything random. Default 0.
         seed: u64;
-        /// Threads; 0 for as many as there are cores. Default 0.
+        /// Threads, at most [`MAX_THREADS`]; 0 for as many as there are cores. Default 0.
         threads: usize;
         /// Whether what clients verify of each other's and the coordinator's signatures after joining is verified once for all of
         /// them. Rounds take less time then, but the time of a client says less about a device. Default false: every client does
@@ -145,7 +149,8 @@ impl Builder {
     /// Checks the settings.
     ///
     /// # Errors
-    /// [`SimError`]: a setting out of range, or a cohort that is infeasible, with what would be feasible.
+    /// [`SimError`]: a setting out of range, a cohort that is infeasible, with what would be feasible, or rounds that do not fit
+    /// into memory.
     pub fn build(mut self) -> Result<Simulation, SimError> {
         let Self { clients, dimension, mode, gamma, .. } = self;
         if !(3..=MAX_COHORT).contains(&clients) {
@@ -160,6 +165,12 @@ impl Builder {
         if !(self.deadline > 0.0 && self.deadline.is_finite()) {
             return Err(setting("deadline", self.deadline, "seconds above 0"));
         }
+        if self.threads > MAX_THREADS {
+            let allowed = format!("0 to {MAX_THREADS}; 0 means as many as there are cores");
+            return Err(setting("threads", self.threads, allowed));
+        }
+        self.network.check()?;
+        self.dropout.check(clients, &self.network)?;
         self.quantiser.validate()?;
         let expected = self.dropout.expected(clients as usize, &self.network);
         let delta = self.delta.unwrap_or_else(|| expected.max(0.05));
@@ -188,6 +199,10 @@ impl Builder {
             window_bound: topology.window_bound,
             seed: self.seed,
             shared_checks: self.share_checks,
+            rounds: self.rounds,
+            dropout: self.dropout.to_string(),
+            network: self.network.to_string(),
+            deadline: self.deadline,
             privacy,
         };
         let update = self.update.clone().unwrap_or_else(|| {
@@ -196,11 +211,16 @@ impl Builder {
         });
         let simulation = Simulation { builder: self, settings, update };
         // What the protocol itself has against the parameters is said now, not in the first round.
-        RoundParams::from_payload(&prost::Message::encode_to_vec(&simulation.params(
+        let params = RoundParams::from_payload(&prost::Message::encode_to_vec(&simulation.params(
             1,
             simulation.builder.mode == SecurityMode::Malicious,
             None,
         )))?;
+        let threads = match simulation.builder.threads {
+            0 => std::thread::available_parallelism().map_or(1, NonZero::get),
+            threads => threads,
+        };
+        reserve(working_set(&params, simulation.settings.degree, threads), threads)?;
         Ok(simulation)
     }
 
@@ -236,6 +256,15 @@ impl Builder {
         let noise_variance = privacy.noise_variance;
         Ok(PrivacySettings { noise_multiplier: multiplier, delta, l2_clip, noise_variance, contributions, epsilon })
     }
+}
+
+/// Tries to get so much memory, and gives it back: an allocation that fails later would end the process. What threads take
+/// beside it (stacks, arenas of the allocator) is asked for too, up to a quarter.
+fn reserve(bytes: u64, threads: usize) -> Result<(), SimError> {
+    const THREAD: u64 = 192 << 20;
+    let beside = (threads as u64 * THREAD).min(bytes / 4);
+    let wanted = usize::try_from(bytes.saturating_add(beside)).map_err(|_| SimError::Memory { bytes })?;
+    Vec::<u8>::new().try_reserve_exact(wanted).map_err(|_| SimError::Memory { bytes })
 }
 
 /// A simulation whose settings were checked.

@@ -27,12 +27,18 @@ impl Workers {
         let next = || queue.lock().ok().and_then(|mut queue| queue.next());
         let busy = || std::iter::from_fn(next).map(|(i, item)| (i, work(item))).collect::<Vec<_>>();
         let mut results: Vec<(usize, R)> = std::thread::scope(|scope| {
-            let threads: Vec<_> = self.0.iter().map(|pool| scope.spawn(|| pool.install(busy))).collect();
+            let (first, others) = self.0.split_at(self.0.len().min(1));
+            // A pool that gets no thread to wait for it leaves its work to the others.
+            let spawn =
+                |pool| std::thread::Builder::new().spawn_scoped(scope, move || rayon::ThreadPool::install(pool, busy));
+            let threads: Vec<_> = others.iter().filter_map(|pool| spawn(pool).ok()).collect();
+            let mut results: Vec<(usize, R)> = first.iter().flat_map(|pool| pool.install(busy)).collect();
             // A panic of a client is a bug, and goes on here.
             let join = |thread: std::thread::ScopedJoinHandle<'_, _>| {
                 thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
             };
-            threads.into_iter().flat_map(join).collect()
+            results.extend(threads.into_iter().flat_map(join));
+            results
         });
         results.sort_unstable_by_key(|(i, _)| *i);
         results.into_iter().map(|(_, result)| result).collect()

@@ -19,8 +19,21 @@ fn the_model_has_the_degree_of_the_semi_honest_conditions_and_the_rounds_own_dro
     assert_eq!(unmask.server_operations.rebuilds, 100.0);
     assert_eq!(unmask.server_operations.agreements, 4.0 * 12.0 * 96.0 / 99.0);
     let masking = &round.phases[2];
-    let expected = 12.0 * model.costs.agreement + 13.0 * 50.0 * model.costs.expansion_element;
-    assert!((masking.client_seconds / expected - 1.0).abs() < 1e-9);
+    let costs = model.costs.unwrap();
+    let expected = 12.0 * costs.agreement + 13.0 * 50.0 * costs.expansion_element;
+    assert!((masking.client_seconds.unwrap() / expected - 1.0).abs() < 1e-9);
+}
+
+#[test]
+fn without_timings_two_models_of_one_report_are_equal() {
+    let report = Simulation::builder().clients(20).dimension(10).build().unwrap().run(&mut ()).unwrap();
+    let model = || Model::beside(&report).unwrap().without_timings();
+    assert_eq!(model(), model());
+    assert_eq!((model().costs, model().rounds[0].phases[2].client_seconds), (None, None));
+    // Left out before the rounds are counted, or after them.
+    let mut early = Model::of(&report.settings).unwrap().without_timings();
+    early.add(&report.rounds[0]);
+    assert_eq!(early, model());
 }
 
 #[test]

@@ -155,11 +155,20 @@ fn settings_that_can_not_work_are_refused_with_what_would() {
     let infeasible = refused(small().clients(10).gamma(0.3).delta(0.4));
     assert!(matches!(infeasible, SimError::Params(_)));
     assert!(infeasible.to_string().contains("feasible would be"), "{infeasible}");
+    let mut without_classes = Network::lan();
+    without_classes.classes.clear();
     for (builder, name) in [
         (small().clients(2), "clients"),
         (small().dimension(0), "dimension"),
         (small().rounds(0), "rounds"),
         (small().deadline(f64::NAN), "deadline"),
+        (small().threads(1_000_000), "1024"),
+        (small().dropout(Dropout::parse("class:mobil=0.5").unwrap()), "mobil"),
+        (
+            small().dropout(Dropout::Trace { name: "a trace".into(), fates: [((1, 20), Phase::Mask)].into() }),
+            "client 20",
+        ),
+        (small().network(without_classes), "network"),
     ] {
         assert!(refused(builder).to_string().contains(name));
     }
@@ -175,6 +184,32 @@ fn settings_that_can_not_work_are_refused_with_what_would() {
         rotation: None,
     };
     assert!(matches!(refused(small().quantiser(quantiser)), SimError::Encoding(_)));
+}
+
+#[test]
+fn a_round_that_does_not_fit_into_memory_is_refused() {
+    // 2^20 vectors of 2^30 elements, 1024 of them at a time: more than any machine has.
+    let refused = small().dimension(1 << 30).clients(1 << 20).threads(1024).build().err().unwrap();
+    let SimError::Memory { bytes } = refused else { panic!("{refused}") };
+    assert!(bytes > 1024 * (8 << 30), "{bytes}");
+    assert!(refused.to_string().contains("GiB"), "{refused}");
+}
+
+#[test]
+fn more_threads_than_a_batch_has_clients_are_no_trouble() {
+    let run = |threads| small().clients(5).dimension(10).threads(threads).build().unwrap().run(&mut ()).unwrap();
+    assert_eq!(run(600).without_timings(), run(1).without_timings());
+}
+
+#[test]
+fn a_report_describes_its_own_run() {
+    let network = Network::parse("mixed").unwrap();
+    let dropout = Dropout::parse("class:slow=0.1").unwrap();
+    let simulation = small().network(network).dropout(dropout).deadline(7.5).rounds(3).build().unwrap();
+    let settings = serde_json::to_value(simulation.settings()).unwrap();
+    assert_eq!(settings["network"], "mixed");
+    assert_eq!(settings["dropout"], "class:slow=0.1");
+    assert_eq!((&settings["deadline"], &settings["rounds"]), (&7.5.into(), &3.into()));
 }
 
 fn private(noise_multiplier: f64) -> Builder {

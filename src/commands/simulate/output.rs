@@ -1,11 +1,13 @@
 //! Reports as tables and CSV.
 
 use std::fmt::Write;
-use std::path::Path;
+use std::fs::File;
+use std::path::{Path, PathBuf};
 
+use anyhow::Context;
 use serde::Serialize;
 use unisono_sim::secaggplus::{self, Model};
-use unisono_sim::{PhaseTiming, Report, RoundReport};
+use unisono_sim::{PhaseReport, PhaseTiming, Report, RoundReport, Settings};
 
 /// Bytes with a unit.
 pub(super) fn bytes(count: f64) -> String {
@@ -27,17 +29,22 @@ fn seconds(value: f64) -> String {
     }
 }
 
-/// Measured times of phase `i`; zeros when there are none.
-pub(super) fn timing(round: &RoundReport, i: usize) -> PhaseTiming {
-    round.timing.as_ref().and_then(|timing| timing.phases.get(i).cloned()).unwrap_or_default()
+/// Seconds that may not have been measured.
+fn measured(value: Option<f64>) -> String {
+    value.map_or_else(|| "-".into(), seconds)
 }
 
-fn wall(round: &RoundReport) -> f64 {
-    round.timing.as_ref().map_or(0.0, |timing| timing.wall_seconds)
+/// Measured times of phase `i`, if they are there.
+pub(super) fn timing(round: &RoundReport, i: usize) -> Option<&PhaseTiming> {
+    round.timing.as_ref()?.phases.get(i)
 }
 
-fn heading(report: &Report) -> String {
-    let s = &report.settings;
+fn wall(round: &RoundReport) -> Option<f64> {
+    round.timing.as_ref().map(|timing| timing.wall_seconds)
+}
+
+/// The settings, before the first round.
+pub(super) fn heading(s: &Settings) -> String {
     let window = s.window_bound.map_or_else(String::new, |bound| format!(", a_w = {bound}"));
     let privacy = s.privacy.map_or_else(String::new, |p| {
         format!(
@@ -50,100 +57,109 @@ fn heading(report: &Report) -> String {
     } else {
         ""
     };
+    let rotated = if s.rotate { ", rotated" } else { "" };
     format!(
-        "n = {}, d = {}, {} mode, gamma = {}, delta = {}: k = {}, t = {}{window}, b = {} bits, n_min = {}, seed {}\n{privacy}{checks}",
-        s.clients, s.dimension, s.mode, s.gamma, s.delta, s.degree, s.threshold, s.modulus_bits, s.n_min, s.seed
+        "n = {}, d = {}, {} mode, gamma = {}, delta = {}: k = {}, t = {}{window}, b = {} bits, n_min = {}, seed {}\n\
+         updates of {} bits{rotated}; drop-out {}, network {}, deadline {} s\n{privacy}{checks}",
+        s.clients,
+        s.dimension,
+        s.mode,
+        s.gamma,
+        s.delta,
+        s.degree,
+        s.threshold,
+        s.modulus_bits,
+        s.n_min,
+        s.seed,
+        s.quantiser_bits,
+        s.dropout,
+        s.network,
+        s.deadline
     )
 }
 
-/// What one simulation came to, a table a round.
-pub(super) fn tables(report: &Report) -> String {
-    let mut text = heading(report);
-    for round in &report.rounds {
-        let result = match (&round.abort, round.exact_sum) {
-            (Some(abort), _) => format!("aborted: {abort}"),
-            (None, Some(true)) => format!("exact sum of {} of {} clients", round.survivors, round.cohort),
-            (None, _) => "WRONG SUM".to_owned(),
-        };
+/// What one round came to.
+pub(super) fn table(round: &RoundReport) -> String {
+    let mut text = String::new();
+    let result = match (&round.abort, round.exact_sum) {
+        (Some(abort), _) => format!("aborted: {abort}"),
+        (None, Some(true)) => format!("exact sum of {} of {} clients", round.survivors, round.cohort),
+        (None, _) => "WRONG SUM".to_owned(),
+    };
+    let wall = wall(round).map_or_else(String::new, |wall| format!(", {} in this process", seconds(wall)));
+    let _ = writeln!(
+        text,
+        "round {}: {result}; {} on the virtual clock{wall}",
+        round.round,
+        seconds(round.virtual_seconds)
+    );
+    if let Some(spent) = &round.privacy {
         let _ = writeln!(
             text,
-            "round {}: {result}; {} on the virtual clock, {} in this process",
-            round.round,
-            seconds(round.virtual_seconds),
-            seconds(wall(round))
+            "  epsilon {:.4} this round, {:.4} so far; noise of deviation {:.2e} on an element of the mean",
+            spent.epsilon, spent.total_epsilon, spent.noise_deviation
         );
-        if let Some(spent) = &round.privacy {
-            let _ = writeln!(
-                text,
-                "  epsilon {:.4} this round, {:.4} so far; noise of deviation {:.2e} on an element of the mean",
-                spent.epsilon, spent.total_epsilon, spent.noise_deviation
-            );
-        }
-        if let Some(first) = &round.first_refusal {
-            let _ = writeln!(text, "  {} clients refused to go on, the first: {first}", round.refusals);
-        }
-        round.reports.iter().for_each(|(what, count)| {
-            let _ = writeln!(text, "  reported: {what}, {count} times");
-        });
+    }
+    if let Some(first) = &round.first_refusal {
+        let _ = writeln!(text, "  {} clients refused to go on, the first: {first}", round.refusals);
+    }
+    round.reports.iter().for_each(|(what, count)| {
+        let _ = writeln!(text, "  reported: {what}, {count} times");
+    });
+    let _ = writeln!(
+        text,
+        "  {:<10} {:>9} {:>10} {:>11} {:>11} {:>11} {:>11} {:>11}",
+        "phase", "answered", "virtual", "client CPU", "max", "server", "sent", "received"
+    );
+    for (i, phase) in round.phases.iter().enumerate() {
+        let timing = timing(round, i);
+        let late = if phase.late > 0 { format!(" ({} late)", phase.late) } else { String::new() };
         let _ = writeln!(
             text,
-            "  {:<10} {:>9} {:>10} {:>11} {:>11} {:>11} {:>11} {:>11}",
-            "phase", "answered", "virtual", "client CPU", "max", "server", "sent", "received"
+            "  {:<10} {:>9} {:>10} {:>11} {:>11} {:>11} {:>11} {:>11}{late}",
+            phase.phase,
+            format!("{}/{}", phase.answered, phase.expected),
+            seconds(phase.virtual_seconds),
+            measured(timing.map(|timing| timing.client_seconds.mean)),
+            measured(timing.map(|timing| timing.client_seconds.max)),
+            measured(timing.map(|timing| timing.server_seconds)),
+            bytes(phase.sent.mean),
+            bytes(phase.received.mean),
         );
-        for (i, phase) in round.phases.iter().enumerate() {
-            let timing = timing(round, i);
-            let late = if phase.late > 0 { format!(" ({} late)", phase.late) } else { String::new() };
-            let _ = writeln!(
-                text,
-                "  {:<10} {:>9} {:>10} {:>11} {:>11} {:>11} {:>11} {:>11}{late}",
-                phase.phase,
-                format!("{}/{}", phase.answered, phase.expected),
-                seconds(phase.virtual_seconds),
-                seconds(timing.client_seconds.mean),
-                seconds(timing.client_seconds.max),
-                seconds(timing.server_seconds),
-                bytes(phase.sent.mean),
-                bytes(phase.received.mean),
-            );
-        }
     }
-    if report.interrupted {
-        text.push_str("interrupted: the rounds above were finished\n");
-    }
-    text.push('\n');
     text
 }
 
 /// What a round of a simulation costs, over all phases: mean over its rounds that gave a sum.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Cost {
-    /// CPU seconds of one client.
-    pub client: f64,
-    /// Seconds of the coordinator.
-    pub server: f64,
+    /// CPU seconds of one client; `None` when they were left out.
+    pub client: Option<f64>,
+    /// Seconds of the coordinator; `None` when they were left out.
+    pub server: Option<f64>,
     /// Bytes that one client sends.
     pub sent: f64,
     /// Bytes that one client receives.
     pub received: f64,
 }
 
-/// Mean over the rounds that gave a sum; not a number when none did.
-fn mean(report: &Report, of: &dyn Fn(&RoundReport) -> f64) -> f64 {
-    let rounds: Vec<f64> = report.rounds.iter().filter(|round| round.abort.is_none()).map(of).collect();
-    rounds.iter().sum::<f64>() / rounds.len() as f64
+/// Mean over the rounds that gave a sum; `None` when none did, or one of them has no value.
+fn mean(report: &Report, of: &dyn Fn(&RoundReport) -> Option<f64>) -> Option<f64> {
+    let rounds: Vec<f64> = report.rounds.iter().filter(|round| round.abort.is_none()).map(of).collect::<Option<_>>()?;
+    (!rounds.is_empty()).then(|| rounds.iter().sum::<f64>() / rounds.len() as f64)
 }
 
 /// `None` when no round gave a sum.
 pub(super) fn cost(report: &Report) -> Option<Cost> {
-    let mean = |of: &dyn Fn(&RoundReport) -> f64| mean(report, of);
-    let timed = |round: &RoundReport, of: &dyn Fn(PhaseTiming) -> f64| {
-        (0..round.phases.len()).map(|i| of(timing(round, i))).sum::<f64>()
+    let timed = |of: &dyn Fn(&PhaseTiming) -> f64| {
+        mean(report, &|round| Some(round.timing.as_ref()?.phases.iter().map(of).sum()))
     };
-    report.rounds.iter().any(|round| round.abort.is_none()).then(|| Cost {
-        client: mean(&|round| timed(round, &|phase| phase.client_seconds.mean)),
-        server: mean(&|round| timed(round, &|phase| phase.server_seconds)),
-        sent: mean(&|round| round.phases.iter().map(|phase| phase.sent.mean).sum()),
-        received: mean(&|round| round.phases.iter().map(|phase| phase.received.mean).sum()),
+    let sum = |of: &dyn Fn(&PhaseReport) -> f64| mean(report, &|round| Some(round.phases.iter().map(of).sum()));
+    Some(Cost {
+        client: timed(&|phase| phase.client_seconds.mean),
+        server: timed(&|phase| phase.server_seconds),
+        sent: sum(&|phase| phase.sent.mean)?,
+        received: sum(&|phase| phase.received.mean)?,
     })
 }
 
@@ -152,37 +168,42 @@ pub(super) fn modelled(model: &Model) -> Option<Cost> {
     let rounds = model.rounds.len() as f64;
     let phases = || model.rounds.iter().flat_map(|round| &round.phases);
     (rounds > 0.0).then(|| Cost {
-        client: phases().map(|phase| phase.client_seconds).sum::<f64>() / rounds,
-        server: phases().map(|phase| phase.server_seconds).sum::<f64>() / rounds,
+        client: phases().map(|phase| phase.client_seconds).sum::<Option<f64>>().map(|sum| sum / rounds),
+        server: phases().map(|phase| phase.server_seconds).sum::<Option<f64>>().map(|sum| sum / rounds),
         sent: phases().map(|phase| phase.bytes.sent as f64).sum::<f64>() / rounds,
         received: phases().map(|phase| phase.bytes.received as f64).sum::<f64>() / rounds,
     })
 }
 
-/// One report, or with models an array of reports, each with its model.
-pub(super) fn json(reports: &[Report], models: &[Model]) -> serde_json::Result<String> {
+/// One report, or of a sweep, which has models, an array of reports, each with its model.
+pub(super) fn json(reports: &[Report], models: Option<&Vec<Model>>) -> serde_json::Result<String> {
     #[derive(Serialize)]
     struct Point<'a> {
         #[serde(flatten)]
         report: &'a Report,
         secaggplus_model: &'a Model,
     }
-    match (reports, models) {
-        ([report], []) => serde_json::to_string_pretty(report),
-        _ => {
-            let point = |(report, secaggplus_model)| Point { report, secaggplus_model };
-            serde_json::to_string_pretty(&reports.iter().zip(models).map(point).collect::<Vec<_>>())
-        }
+    let point = |(report, secaggplus_model)| Point { report, secaggplus_model };
+    match models {
+        Some(models) => serde_json::to_string_pretty(&reports.iter().zip(models).map(point).collect::<Vec<_>>()),
+        None => serde_json::to_string_pretty(&reports.first()),
     }
+}
+
+/// Width of the column of drop-outs or networks: names of files may be long.
+fn width(heading: &str, reports: &[Report], of: fn(&Settings) -> &str) -> usize {
+    reports.iter().map(|report| of(&report.settings).chars().count()).fold(heading.len(), usize::max)
 }
 
 /// One line for each point of a sweep, from the model.
 pub(super) fn models(reports: &[Report], models: &[Model]) -> String {
+    let dropouts = width("drop-out", reports, |s| &s.dropout);
     let mut text = format!(
-        "\n{}\n{:>7} {:>9} {:>5} {:>5} {:>5} {:>10} {:>10} {:>11} {:>11}\n",
+        "\n{}\n{:>7} {:>9} {:>dropouts$} {:>5} {:>5} {:>5} {:>10} {:>10} {:>11} {:>11}\n",
         secaggplus::LABEL,
         "n",
         "d",
+        "drop-out",
         "k",
         "t",
         "b",
@@ -205,14 +226,15 @@ pub(super) fn models(reports: &[Report], models: &[Model]) -> String {
         shown.push(shape(report, model));
         let _ = writeln!(
             text,
-            "{:>7} {:>9} {:>5} {:>5} {:>5} {:>10} {:>10} {:>11} {:>11}",
+            "{:>7} {:>9} {:>dropouts$} {:>5} {:>5} {:>5} {:>10} {:>10} {:>11} {:>11}",
             report.settings.clients,
             report.settings.dimension,
+            report.settings.dropout,
             model.degree,
             model.threshold,
             model.element_bits,
-            seconds(cost.client),
-            seconds(cost.server),
+            measured(cost.client),
+            measured(cost.server),
             bytes(cost.sent),
             bytes(cost.received)
         );
@@ -222,24 +244,51 @@ pub(super) fn models(reports: &[Report], models: &[Model]) -> String {
 
 /// One line for each point of a sweep.
 pub(super) fn summary(reports: &[Report]) -> String {
+    let dropouts = width("drop-out", reports, |s| &s.dropout);
+    let networks = width("network", reports, |s| &s.network);
     let mut text = format!(
-        "{:>7} {:>9} {:>11} {:>5} {:>5} {:>10} {:>10} {:>11} {:>11} {:>10} {:>10}\n",
-        "n", "d", "mode", "k", "b", "client CPU", "server", "sent", "received", "virtual", "in process"
+        "{:>7} {:>9} {:>11} {:>4} {:>dropouts$} {:>networks$} {:>8} {:>5} {:>5} {:>10} {:>10} {:>11} {:>11} {:>10} {:>10}\n",
+        "n",
+        "d",
+        "mode",
+        "bits",
+        "drop-out",
+        "network",
+        "deadline",
+        "k",
+        "b",
+        "client CPU",
+        "server",
+        "sent",
+        "received",
+        "virtual",
+        "in process"
     );
     for report in reports {
         let s = &report.settings;
-        let _ =
-            write!(text, "{:>7} {:>9} {:>11} {:>5} {:>5}", s.clients, s.dimension, s.mode, s.degree, s.modulus_bits);
+        let _ = write!(
+            text,
+            "{:>7} {:>9} {:>11} {:>4} {:>dropouts$} {:>networks$} {:>8} {:>5} {:>5}",
+            s.clients,
+            s.dimension,
+            s.mode,
+            s.quantiser_bits,
+            s.dropout,
+            s.network,
+            format!("{} s", s.deadline),
+            s.degree,
+            s.modulus_bits
+        );
         let _ = match cost(report) {
             Some(cost) => writeln!(
                 text,
                 " {:>10} {:>10} {:>11} {:>11} {:>10} {:>10}",
-                seconds(cost.client),
-                seconds(cost.server),
+                measured(cost.client),
+                measured(cost.server),
                 bytes(cost.sent),
                 bytes(cost.received),
-                seconds(mean(report, &|round| round.virtual_seconds)),
-                seconds(mean(report, &wall))
+                measured(mean(report, &|round| Some(round.virtual_seconds))),
+                measured(mean(report, &wall))
             ),
             None => writeln!(text, " no round gave a sum"),
         };
@@ -259,6 +308,11 @@ struct Row<'a> {
     modulus_bits: u32,
     seed: u64,
     shared_checks: bool,
+    quantiser_bits: u32,
+    rotate: bool,
+    dropout: &'a str,
+    network: &'a str,
+    deadline: f64,
     round: u64,
     cohort: usize,
     survivors: usize,
@@ -273,9 +327,9 @@ struct Row<'a> {
     sent_max: f64,
     received_mean: f64,
     received_max: f64,
-    client_cpu_mean: f64,
-    client_cpu_max: f64,
-    server_seconds: f64,
+    client_cpu_mean: Option<f64>,
+    client_cpu_max: Option<f64>,
+    server_seconds: Option<f64>,
     noise_multiplier: Option<f64>,
     epsilon: Option<f64>,
     total_epsilon: Option<f64>,
@@ -288,68 +342,123 @@ struct Row<'a> {
     secaggplus_model_received: Option<u64>,
 }
 
-/// One line for each round and phase. The model's columns are filled in a sweep, where SecAgg+ has the phase and the round gave a sum.
-pub(super) fn csv(path: &Path, reports: &[Report], models: &[Model]) -> anyhow::Result<()> {
-    let mut writer = csv::Writer::from_path(path)?;
-    for (number, report) in reports.iter().enumerate() {
-        let s = &report.settings;
-        let model = models.get(number);
-        for round in &report.rounds {
-            let modelled = model.and_then(|model| model.rounds.iter().find(|other| other.round == round.round));
-            for (i, phase) in round.phases.iter().enumerate() {
-                let timing = timing(round, i);
-                let modelled = modelled.and_then(|m| m.phases.iter().find(|other| other.phase == phase.phase));
-                writer.serialize(Row {
-                    clients: s.clients,
-                    dimension: s.dimension,
-                    mode: &s.mode,
-                    gamma: s.gamma,
-                    delta: s.delta,
-                    degree: s.degree,
-                    threshold: s.threshold,
-                    modulus_bits: s.modulus_bits,
-                    seed: s.seed,
-                    shared_checks: s.shared_checks,
-                    round: round.round,
-                    cohort: round.cohort,
-                    survivors: round.survivors,
-                    exact_sum: round.exact_sum,
-                    abort: round.abort.as_deref(),
-                    phase: phase.phase,
-                    expected: phase.expected,
-                    answered: phase.answered,
-                    late: phase.late,
-                    virtual_seconds: phase.virtual_seconds,
-                    sent_mean: phase.sent.mean,
-                    sent_max: phase.sent.max,
-                    received_mean: phase.received.mean,
-                    received_max: phase.received.max,
-                    client_cpu_mean: timing.client_seconds.mean,
-                    client_cpu_max: timing.client_seconds.max,
-                    server_seconds: timing.server_seconds,
-                    noise_multiplier: s.privacy.map(|privacy| privacy.noise_multiplier),
-                    epsilon: round.privacy.map(|spent| spent.epsilon),
-                    total_epsilon: round.privacy.map(|spent| spent.total_epsilon),
-                    noise_deviation: round.privacy.map(|spent| spent.noise_deviation),
-                    secaggplus_model_degree: model.map(|model| model.degree),
-                    secaggplus_model_threshold: model.map(|model| model.threshold),
-                    secaggplus_model_client_seconds: modelled.map(|phase| phase.client_seconds),
-                    secaggplus_model_server_seconds: modelled.map(|phase| phase.server_seconds),
-                    secaggplus_model_sent: modelled.map(|phase| phase.bytes.sent),
-                    secaggplus_model_received: modelled.map(|phase| phase.bytes.received),
-                })?;
-            }
+/// A CSV file. After its first failure nothing more is written to it.
+pub(super) struct Csv {
+    path: PathBuf,
+    writer: csv::Writer<File>,
+    failed: Option<anyhow::Error>,
+}
+
+impl Csv {
+    /// Creates the file.
+    pub fn create(path: &Path) -> anyhow::Result<Self> {
+        let file = File::create(path).with_context(|| format!("can't write {}", path.display()))?;
+        Ok(Self { path: path.to_owned(), writer: csv::Writer::from_writer(file), failed: None })
+    }
+
+    /// Writes one line for each phase of a round, down to the disk's cache. The model's columns are filled in a sweep, where
+    /// SecAgg+ has the phase and the round gave a sum.
+    pub fn add(&mut self, s: &Settings, round: &RoundReport, model: Option<&Model>) {
+        if self.failed.is_none() {
+            self.failed = self.write(s, round, model).err().map(Into::into);
         }
     }
-    writer.flush()?;
-    Ok(())
+
+    pub fn has_failed(&self) -> bool {
+        self.failed.is_some()
+    }
+
+    /// The failure, if there was one.
+    pub fn end(self) -> anyhow::Result<()> {
+        let told = |error: anyhow::Error| Err(error.context(format!("can't write {}", self.path.display())));
+        self.failed.map_or(Ok(()), told)
+    }
+
+    fn write(&mut self, s: &Settings, round: &RoundReport, model: Option<&Model>) -> csv::Result<()> {
+        let modelled = model.and_then(|model| model.rounds.iter().rfind(|other| other.round == round.round));
+        for (i, phase) in round.phases.iter().enumerate() {
+            let timing = timing(round, i);
+            let modelled = modelled.and_then(|m| m.phases.iter().find(|other| other.phase == phase.phase));
+            self.writer.serialize(Row {
+                clients: s.clients,
+                dimension: s.dimension,
+                mode: &s.mode,
+                gamma: s.gamma,
+                delta: s.delta,
+                degree: s.degree,
+                threshold: s.threshold,
+                modulus_bits: s.modulus_bits,
+                seed: s.seed,
+                shared_checks: s.shared_checks,
+                quantiser_bits: s.quantiser_bits,
+                rotate: s.rotate,
+                dropout: &s.dropout,
+                network: &s.network,
+                deadline: s.deadline,
+                round: round.round,
+                cohort: round.cohort,
+                survivors: round.survivors,
+                exact_sum: round.exact_sum,
+                abort: round.abort.as_deref(),
+                phase: phase.phase,
+                expected: phase.expected,
+                answered: phase.answered,
+                late: phase.late,
+                virtual_seconds: phase.virtual_seconds,
+                sent_mean: phase.sent.mean,
+                sent_max: phase.sent.max,
+                received_mean: phase.received.mean,
+                received_max: phase.received.max,
+                client_cpu_mean: timing.map(|timing| timing.client_seconds.mean),
+                client_cpu_max: timing.map(|timing| timing.client_seconds.max),
+                server_seconds: timing.map(|timing| timing.server_seconds),
+                noise_multiplier: s.privacy.map(|privacy| privacy.noise_multiplier),
+                epsilon: round.privacy.map(|spent| spent.epsilon),
+                total_epsilon: round.privacy.map(|spent| spent.total_epsilon),
+                noise_deviation: round.privacy.map(|spent| spent.noise_deviation),
+                secaggplus_model_degree: model.map(|model| model.degree),
+                secaggplus_model_threshold: model.map(|model| model.threshold),
+                secaggplus_model_client_seconds: modelled.and_then(|phase| phase.client_seconds),
+                secaggplus_model_server_seconds: modelled.and_then(|phase| phase.server_seconds),
+                secaggplus_model_sent: modelled.map(|phase| phase.bytes.sent),
+                secaggplus_model_received: modelled.map(|phase| phase.bytes.received),
+            })?;
+        }
+        Ok(self.writer.flush()?)
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use unisono_protocol::encoding::{Quantiser, Rounding};
+    use unisono_protocol::rotation::Rotation;
     use unisono_sim::{Dropout, Simulation};
 
     use super::*;
+
+    const QUANTISER: Quantiser = Quantiser {
+        bits: 12,
+        clip: 1.0,
+        l2_clip: None,
+        max_weight: 1.0,
+        rounding: Rounding::Stochastic,
+        metric_bounds: Vec::new(),
+        privacy: None,
+        rotation: None,
+    };
+
+    /// The text of a CSV file with all rounds.
+    fn csv(reports: &[Report], models: &[Model]) -> String {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let mut csv = Csv::create(file.path()).unwrap();
+        for (i, report) in reports.iter().enumerate() {
+            report.rounds.iter().for_each(|round| csv.add(&report.settings, round, models.get(i)));
+        }
+        // What was added is there before the end.
+        let text = std::fs::read_to_string(file.path()).unwrap();
+        csv.end().unwrap();
+        text
+    }
 
     #[test]
     fn a_sweeps_json_and_csv_have_the_model_beside_what_was_measured() {
@@ -357,18 +466,17 @@ mod tests {
         let builder = Simulation::builder().clients(20).dimension(100).dropout(dropout);
         let report = builder.build().unwrap().run(&mut ()).unwrap();
         let model = Model::beside(&report).unwrap();
-        let (reports, models) = ([report.clone(), report], [model.clone(), model.clone()]);
+        let (reports, models) = ([report.clone(), report], vec![model.clone(), model.clone()]);
 
-        let json: serde_json::Value = serde_json::from_str(&json(&reports, &models).unwrap()).unwrap();
+        let json: serde_json::Value = serde_json::from_str(&json(&reports, Some(&models)).unwrap()).unwrap();
         let point = &json[1]["secaggplus_model"];
         assert_eq!(point["what"], "SecAgg+ (model: counted operations \u{d7} costs measured here)");
         assert_eq!(json[1]["settings"]["clients"], 20);
         let unmask = &point["rounds"][0]["phases"][3];
         assert_eq!((&unmask["phase"], &unmask["server_operations"]["rebuilds"]), (&"unmask".into(), &20.0.into()));
 
-        let file = tempfile::NamedTempFile::new().unwrap();
-        csv(file.path(), &reports, &models).unwrap();
-        let mut reader = csv::Reader::from_path(file.path()).unwrap();
+        let text = csv(&reports, &models);
+        let mut reader = csv::Reader::from_reader(text.as_bytes());
         let headers = reader.headers().unwrap().clone();
         let rows: Vec<csv::StringRecord> = reader.records().map(Result::unwrap).collect();
         let column = |name: &str| {
@@ -390,10 +498,26 @@ mod tests {
     #[test]
     fn a_single_report_has_no_model() {
         let report = Simulation::builder().clients(5).dimension(10).build().unwrap().run(&mut ()).unwrap();
-        assert!(!json(std::slice::from_ref(&report), &[]).unwrap().contains("secaggplus"));
-        let file = tempfile::NamedTempFile::new().unwrap();
-        csv(file.path(), &[report], &[]).unwrap();
-        let text = std::fs::read_to_string(file.path()).unwrap();
+        assert!(!json(std::slice::from_ref(&report), None).unwrap().contains("secaggplus"));
+        let text = csv(&[report], &[]);
         assert!(text.lines().nth(1).unwrap().ends_with(",,,,,,"), "{text}");
+    }
+
+    #[test]
+    fn tables_and_csv_tell_the_run_and_no_times_without_timings() {
+        let quantiser = Quantiser { rotation: Some(Rotation::default()), ..QUANTISER };
+        let dropout = Dropout::parse("share=0.1").unwrap();
+        let builder = Simulation::builder().clients(20).dimension(100).quantiser(quantiser).deadline(7.5);
+        let report = builder.dropout(dropout).build().unwrap().run(&mut ()).unwrap().without_timings();
+        let heading = heading(&report.settings);
+        for words in ["rotated", "drop-out share=0.1", "network lan", "deadline 7.5 s", "12 bits"] {
+            assert!(heading.contains(words), "{heading}");
+        }
+        let table = table(&report.rounds[0]);
+        assert!(!table.contains("in this process") && table.contains(" - "), "{table}");
+        let summary = summary(std::slice::from_ref(&report));
+        assert!(summary.contains("share=0.1     lan    7.5 s"), "{summary}");
+        let text = csv(&[report], &[]);
+        assert!(text.contains(",12,true,share=0.1,lan,7.5,1,") && text.contains(",,,,,,,,,"), "{text}");
     }
 }

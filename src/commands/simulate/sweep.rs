@@ -55,11 +55,10 @@ impl FromStr for Axis {
 
 impl Axis {
     fn set(&self, point: &mut Point, value: &str) -> Result<(), String> {
-        let small = || whole(value).and_then(|x| u32::try_from(x).map_err(|_| format!("{value} is too large")));
         match self.name {
-            Name::Clients => point.clients = small()?,
+            Name::Clients => point.clients = count(value)?,
             Name::Dim => point.dim = whole(value)?,
-            Name::Bits => point.bits = small()?,
+            Name::Bits => point.bits = count(value)?,
             Name::Mode => point.mode = Mode::from_str(value, true)?,
             Name::Dropout => point.dropout = value.to_owned(),
         }
@@ -73,6 +72,11 @@ pub(super) fn whole(text: &str) -> Result<u64, String> {
         Ok(x) if x >= 0.0 && x.fract() == 0.0 && x < 9e15 => Ok(x as u64),
         _ => Err(format!("{text:?} is no whole number")),
     }
+}
+
+/// A whole number that fits into 32 bits.
+pub(super) fn count(text: &str) -> Result<u32, String> {
+    u32::try_from(whole(text)?).map_err(|_| format!("{text} is too large; at most {} is possible", u32::MAX))
 }
 
 /// Every combination, the last axis varying fastest.
@@ -90,6 +94,9 @@ pub(super) fn grid(axes: &[Axis], base: Point) -> anyhow::Result<Vec<Point>> {
             }
         }
         points = next;
+    }
+    if let Some((_, point)) = points.iter().enumerate().find(|(i, point)| points[..*i].contains(point)) {
+        anyhow::bail!("a sweep has a value twice: {point:?}");
     }
     Ok(points)
 }
@@ -109,7 +116,8 @@ mod tests {
             [(100, 10_000), (100, 100_000), (100, 1_000_000), (300, 10_000), (300, 100_000), (300, 1_000_000)]
         );
         assert_eq!(grid(&[], base.clone()).unwrap(), std::slice::from_ref(&base));
-        assert!(grid(&[axes[0].clone(), axes[0].clone()], base).is_err());
+        assert!(grid(&[axes[0].clone(), axes[0].clone()], base.clone()).is_err());
+        assert!(grid(&["n=1000,300,1e3".parse().unwrap()], base).is_err());
     }
 
     #[test]

@@ -14,7 +14,7 @@ use unisono_protocol::params::ParamsError;
 use unisono_protocol::server::Phase;
 
 use crate::error::SimError;
-use crate::report::{Report, RoundReport};
+use crate::report::{Report, RoundReport, Settings};
 
 pub use costs::Costs;
 pub use counts::{Bytes, Operations, Shape};
@@ -33,10 +33,14 @@ pub struct Model {
     pub threshold: u32,
     /// Bits of an element of a masked vector, `ceil(log2(n R))` for updates of R steps.
     pub element_bits: u32,
-    /// Measured costs of single operations.
-    pub costs: Costs,
+    /// Measured costs of single operations; `None` when measured times are left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub costs: Option<Costs>,
     /// One entry for each round of the report that gave a sum.
     pub rounds: Vec<RoundModel>,
+    /// What all rounds have in common.
+    #[serde(skip)]
+    shape: Shape,
 }
 
 /// One round of the model.
@@ -59,60 +63,83 @@ pub struct PhaseModel {
     pub phase: &'static str,
     /// Operations of one client.
     pub client_operations: Operations,
-    /// CPU seconds of one client.
-    pub client_seconds: f64,
+    /// CPU seconds of one client; `None` when measured times are left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client_seconds: Option<f64>,
     /// Operations of the server.
     pub server_operations: Operations,
-    /// CPU seconds of the server.
-    pub server_seconds: f64,
+    /// CPU seconds of the server; `None` when measured times are left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub server_seconds: Option<f64>,
     /// Bytes that one client sends and receives.
     pub bytes: Bytes,
 }
 
 impl Model {
-    /// Measures the costs (some hundred milliseconds) and counts the rounds of `report`.
+    /// Measures the costs (some hundred milliseconds); no round yet.
     ///
     /// # Errors
-    /// [`SimError::Params`] when the semi-honest conditions leave no graph for the report's settings.
-    pub fn beside(report: &Report) -> Result<Self, SimError> {
-        let s = &report.settings;
+    /// [`SimError::Params`] when the semi-honest conditions leave no graph for these settings.
+    pub fn of(settings: &Settings) -> Result<Self, SimError> {
+        let Settings { clients, dimension, gamma, delta, quantiser_bits, .. } = *settings;
         let rules = Rules::of(SecurityMode::SemiHonest);
-        let topology = find_with(s.clients, s.gamma, s.delta, &rules)
-            .map_err(|source| ParamsError::Infeasible { n: s.clients, source })?;
+        let topology = find_with(clients, gamma, delta, &rules)
+            .map_err(|source| ParamsError::Infeasible { n: clients, source })?;
         let shape = Shape {
-            clients: s.clients,
-            survivors: s.clients,
+            clients,
+            survivors: clients,
             degree: topology.degree,
             threshold: topology.threshold,
-            dimension: s.dimension,
-            element_bits: s.quantiser_bits + s.clients.next_power_of_two().trailing_zeros(),
+            dimension,
+            element_bits: quantiser_bits + clients.next_power_of_two().trailing_zeros(),
         };
-        let costs = Costs::measure(&shape)?;
-        let counted = |round: &RoundReport| {
-            let clients = round.phases.iter().find(|phase| phase.phase == Phase::Mask.name())?.expected as u32;
-            let shape = Shape { clients, survivors: round.survivors as u32, ..shape };
-            round.abort.is_none().then(|| RoundModel {
-                round: round.round,
-                clients,
-                survivors: shape.survivors,
-                phases: phases(&shape, &costs),
-            })
-        };
-        let rounds = report.rounds.iter().filter_map(counted).collect();
+        let costs = Some(Costs::measure(&shape)?);
         let Shape { degree, threshold, element_bits, .. } = shape;
-        Ok(Self { what: LABEL, degree, threshold, element_bits, costs, rounds })
+        Ok(Self { what: LABEL, degree, threshold, element_bits, costs, rounds: Vec::new(), shape })
+    }
+
+    /// Counts a round; one without a sum is left out.
+    pub fn add(&mut self, round: &RoundReport) {
+        let masking = round.phases.iter().find(|phase| phase.phase == Phase::Mask.name());
+        if let (Some(masking), None) = (masking, &round.abort) {
+            let shape = Shape { clients: masking.expected as u32, survivors: round.survivors as u32, ..self.shape };
+            let phases = phases(&shape, self.costs.as_ref());
+            let Shape { clients, survivors, .. } = shape;
+            self.rounds.push(RoundModel { round: round.round, clients, survivors, phases });
+        }
+    }
+
+    /// The model of all rounds of a report.
+    ///
+    /// # Errors
+    /// As [`Model::of`].
+    pub fn beside(report: &Report) -> Result<Self, SimError> {
+        let mut model = Self::of(&report.settings)?;
+        report.rounds.iter().for_each(|round| model.add(round));
+        Ok(model)
+    }
+
+    /// The model without what was measured: operations and bytes.
+    #[must_use]
+    pub fn without_timings(mut self) -> Self {
+        self.costs = None;
+        for phase in self.rounds.iter_mut().flat_map(|round| &mut round.phases) {
+            (phase.client_seconds, phase.server_seconds) = (None, None);
+        }
+        self
     }
 }
 
-fn phases(shape: &Shape, costs: &Costs) -> Vec<PhaseModel> {
+fn phases(shape: &Shape, costs: Option<&Costs>) -> Vec<PhaseModel> {
     let phase = |phase: Phase| {
         let (client_operations, server_operations) = (shape.client(phase), shape.server(phase));
+        let seconds = |operations| costs.map(|costs| costs.of(operations, shape.dimension));
         PhaseModel {
             phase: phase.name(),
             client_operations,
-            client_seconds: costs.of(&client_operations, shape.dimension),
+            client_seconds: seconds(&client_operations),
             server_operations,
-            server_seconds: costs.of(&server_operations, shape.dimension),
+            server_seconds: seconds(&server_operations),
             bytes: shape.bytes(phase),
         }
     };

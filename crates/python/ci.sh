@@ -30,6 +30,12 @@ if [ -z "${UNISONO_BIN:-}" ]; then
     export UNISONO_BIN=${CARGO_TARGET_DIR:-$root/target}/release/unisono
 fi
 
+# What the README says, in an environment of its own. What the wheel was made of is compiled already, so this takes seconds.
+step "$python" -m venv "$env/plain"
+step env CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$root/target}" \
+    "$env/plain/bin/python" -m pip --disable-pip-version-check --quiet install "$here"
+(cd "$env" && step plain/bin/python -c 'import unisono; assert unisono.simulate(10, 100).rounds[0]["exact_sum"]')
+
 # Away from the sources, so that the installed package is what is checked.
 cd "$env"
 step mypy --strict --cache-dir "$env/mypy" -p unisono
@@ -38,4 +44,6 @@ cp -r "$here/tests" "$here/examples" .
 step python -m pytest -q -p no:cacheprovider tests
 step python examples/first_steps.py
 step python examples/learning.py --quick
+step python examples/sklearn_trainer.py --rounds 6
+step python examples/flower_digits.py --aggregation all --engine local --clients 8 --rounds 2 --drop 1
 step python examples/flower_compare.py --clients 10 --dim 20000 --repeat 1

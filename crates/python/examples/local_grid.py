@@ -7,7 +7,7 @@ aggregation. Here nothing but the workflow and the mods runs, so that two of the
 from types import SimpleNamespace
 from uuid import uuid4
 
-from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -18,11 +18,24 @@ def _copy(content):
     return RecordDict(dict(records))
 
 
+def _size(content):
+    """Bytes of the values in a message's records: configuration and arrays."""
+
+    def length(value):
+        if isinstance(value, list):
+            return sum(map(length, value))
+        return len(value) if isinstance(value, bytes | str) else 8
+
+    arrays = (len(array.data) for r in content.values() if isinstance(r, ArrayRecord) for array in r.values())
+    return sum(arrays) + sum(length(v) for r in content.values() if isinstance(r, ConfigRecord) for v in r.values())
+
+
 class LocalGrid(Grid):
-    """Plays `app` on `nodes` nodes, whose `partition-id` is 0, 1, ..."""
+    """Plays `app` on `nodes` nodes, whose `partition-id` is 0, 1, ... `bytes_up` counts what their answers hold."""
 
     def __init__(self, app, nodes):
         self._app, self._replies = app, {}
+        self.bytes_up = 0
         # Messages say who sends them.
         TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1
         self._contexts = {
@@ -63,6 +76,7 @@ class LocalGrid(Grid):
         ids = []
         for message in messages:
             reply = self._play(message)
+            self.bytes_up += _size(reply.content) if reply.has_content() else 0
             ids.append(reply.metadata.reply_to_message_id)
             self._replies[ids[-1]] = reply
         return ids

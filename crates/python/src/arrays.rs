@@ -1,15 +1,14 @@
 //! NumPy arrays as slices, without a copy; what does not fit is refused with what to do about it.
 
-use std::fmt::Display;
-
 use numpy::{
     Element, PyArray1, PyArrayDescrMethods, PyArrayMethods, PyReadonlyArray1, PyReadwriteArray1, PyUntypedArray,
     PyUntypedArrayMethods, dtype,
 };
 use pyo3::prelude::*;
+use unisono_crypto::CryptoError;
 use unisono_crypto::ring::{Modulus, RingVector};
 
-use crate::errors;
+use crate::{errors, threads};
 
 /// The array itself, if it has the dtype of `T`, one dimension and no gaps.
 fn checked<'py, 'a, T: Element>(object: &'a Bound<'py, PyAny>, what: &str) -> PyResult<&'a Bound<'py, PyArray1<T>>> {
@@ -39,18 +38,6 @@ fn checked<'py, 'a, T: Element>(object: &'a Bound<'py, PyAny>, what: &str) -> Py
         .map_err(|_| errors::array(format!("the {what} is not aligned or not in native byte order: x.copy()")))
 }
 
-/// A whole number that `T` can hold; anything else is refused with its name and the limits.
-pub fn whole<'py, T>(object: &Bound<'py, PyAny>, name: &str, largest: T) -> PyResult<T>
-where
-    T: for<'a> FromPyObject<'a, 'py> + PartialOrd + Display,
-{
-    let found: Option<T> = object.extract().ok();
-    found.filter(|number| *number <= largest).ok_or_else(|| {
-        let got = object.repr().map(|text| text.to_string()).unwrap_or_default();
-        errors::class::ParamsError::new_err(format!("{name} is {got}; a whole number from 0 to {largest} is needed"))
-    })
-}
-
 /// An array to read from.
 pub fn readable<'py, T: Element>(object: &Bound<'py, PyAny>, what: &str) -> PyResult<PyReadonlyArray1<'py, T>> {
     checked::<T>(object, what)?
@@ -72,20 +59,37 @@ pub fn gaps(_: numpy::AsSliceError) -> PyErr {
 
 /// A new array of ring elements in the dtype of the modulus; NumPy owns the memory.
 pub fn ring_to_array<'py>(py: Python<'py>, vector: &RingVector) -> Bound<'py, PyAny> {
-    let values = vector.to_u64();
+    let values = (0..vector.len()).map(|i| vector.get(i).unwrap_or_default());
     match vector.modulus().bits() {
-        ..=16 => PyArray1::from_iter(py, values.iter().map(|&x| x as u16)).into_any(),
-        17..=32 => PyArray1::from_iter(py, values.iter().map(|&x| x as u32)).into_any(),
-        _ => PyArray1::from_vec(py, values).into_any(),
+        ..=16 => PyArray1::from_iter(py, values.map(|x| x as u16)).into_any(),
+        17..=32 => PyArray1::from_iter(py, values.map(|x| x as u32)).into_any(),
+        _ => PyArray1::from_iter(py, values).into_any(),
     }
 }
 
-/// Ring elements from an array in the dtype of the modulus.
+/// Ring elements from an array in the dtype of the modulus: one copy, made without the GIL.
 pub fn array_to_ring(object: &Bound<'_, PyAny>, modulus: Modulus, what: &str) -> PyResult<RingVector> {
-    let values: Vec<u64> = match modulus.bits() {
-        ..=16 => readable::<u16>(object, what)?.as_slice().map_err(gaps)?.iter().map(|&x| x.into()).collect(),
-        17..=32 => readable::<u32>(object, what)?.as_slice().map_err(gaps)?.iter().map(|&x| x.into()).collect(),
-        _ => readable::<u64>(object, what)?.as_slice().map_err(gaps)?.to_vec(),
+    let py = object.py();
+    macro_rules! copy {
+        ($t:ty) => {{
+            let array = readable::<$t>(object, what)?;
+            let values = array.as_slice().map_err(gaps)?;
+            threads::detach(py, || {
+                RingVector::from_chunks(modulus, values.len(), |start, out| {
+                    out.iter_mut().zip(&values[start..]).for_each(|(x, &value)| *x = value.into());
+                    Ok::<_, CryptoError>(())
+                })
+            })
+        }};
+    }
+    let vector = match modulus.bits() {
+        ..=16 => copy!(u16),
+        17..=32 => copy!(u32),
+        _ => {
+            let array = readable::<u64>(object, what)?;
+            let values = array.as_slice().map_err(gaps)?;
+            threads::detach(py, || RingVector::from_u64(modulus, values))
+        }
     };
-    RingVector::from_u64(modulus, &values).map_err(errors::crypto)
+    vector?.map_err(errors::crypto)
 }

@@ -12,6 +12,7 @@ use tokio::runtime::Runtime;
 use unisono_client as sdk;
 use unisono_protocol::keyfile;
 
+use crate::arguments::named;
 use crate::keys::{DeviceKeys, verifying_key};
 use crate::params::Policy;
 use crate::{arrays, errors};
@@ -175,7 +176,7 @@ impl Client {
         registrar_key: Option<&[u8]>,
         policy: Option<&Policy>,
         state_dir: Option<PathBuf>,
-        max_failures: u64,
+        #[pyo3(from_py_with = named::max_failures)] max_failures: u64,
     ) -> PyResult<Self> {
         if !trainer.bind(py).is_callable() {
             let kind = trainer.bind(py).get_type().name()?;
@@ -230,7 +231,7 @@ impl Client {
         &self,
         py: Python<'py>,
         model_id: &str,
-        max_payload: u64,
+        #[pyo3(from_py_with = named::max_payload)] max_payload: u64,
     ) -> PyResult<(Bound<'py, PyBytes>, u64)> {
         let opened = self.block(py, async |client| client.open_release(model_id, max_payload).await)?;
         Ok((PyBytes::new(py, &opened.plaintext), opened.header.version))

@@ -13,6 +13,7 @@ use unisono_protocol::params::RoundParams;
 use unisono_protocol::proto::{self, ClientMessage, server_message::View};
 use zeroize::Zeroizing;
 
+use crate::arguments::named;
 use crate::keys::{DeviceKeys, verifying_key};
 use crate::params::Policy;
 use crate::record::PyRecord;
@@ -161,7 +162,7 @@ impl ClientRound {
         record: Py<PyAny>,
         registrar_key: Option<&[u8]>,
         policy: Option<&Policy>,
-        now: Option<u64>,
+        #[pyo3(from_py_with = named::now)] now: Option<u64>,
     ) -> PyResult<Self> {
         let offer = offer_of(offer)?;
         let trust = Trust {
@@ -239,9 +240,9 @@ impl ClientRound {
         py: Python<'py>,
         view: &[u8],
         update: Option<&Bound<'py, PyAny>>,
-        weight: f32,
-        metrics: Vec<f32>,
-        now: Option<u64>,
+        #[pyo3(from_py_with = named::weight)] weight: f32,
+        #[pyo3(from_py_with = named::metrics)] metrics: Vec<f32>,
+        #[pyo3(from_py_with = named::now)] now: Option<u64>,
     ) -> PyResult<Bound<'py, PyBytes>> {
         let view = proto::ServerMessage::decode(view).map_err(|error| errors::malformed("view", error))?;
         let view = view.view.ok_or_else(|| errors::class::ClientError::new_err("the view is empty"))?;

@@ -9,6 +9,7 @@ use unisono_crypto::sign;
 use unisono_protocol::keyfile::{self, Enrolment, Role};
 use unisono_protocol::{client, proto, roster};
 
+use crate::arguments::named;
 use crate::rng::{rng, unix_time};
 use crate::{errors, threads};
 
@@ -62,8 +63,21 @@ pub fn read_public_key<'py>(py: Python<'py>, role: &str, text: &str) -> PyResult
 /// A long-term signing key (Ed25519 + ML-DSA-65) of a registrar, coordinator or publisher.
 #[pyclass(frozen, module = "unisono")]
 pub struct SigningKey {
-    pub key: sign::SigningKey,
+    key: sign::SigningKey,
     role: Role,
+}
+
+impl SigningKey {
+    /// The key, if it is of the role that `what` asks for.
+    pub fn of_role(&self, wanted: Role, what: &str) -> PyResult<&sign::SigningKey> {
+        if self.role == wanted {
+            return Ok(&self.key);
+        }
+        Err(errors::class::KeyFileError::new_err(format!(
+            "the {what} is a {} key; a {wanted} key is needed: SigningKey.generate(\"{wanted}\") or from_text(\"{wanted}\", ..)",
+            self.role
+        )))
+    }
 }
 
 #[pymethods]
@@ -71,7 +85,11 @@ impl SigningKey {
     /// A fresh key for a role.
     #[staticmethod]
     #[pyo3(signature = (role, *, seed=None))]
-    fn generate(py: Python<'_>, role: &str, seed: Option<[u8; 32]>) -> PyResult<Self> {
+    fn generate(
+        py: Python<'_>,
+        role: &str,
+        #[pyo3(from_py_with = named::seed)] seed: Option<[u8; 32]>,
+    ) -> PyResult<Self> {
         let role = role_of(role)?;
         Ok(Self { key: threads::detach(py, || sign::SigningKey::generate(sign::Level::L65, &mut *rng(seed)))?, role })
     }
@@ -99,6 +117,7 @@ impl SigningKey {
         keyfile::verifying_key_to_text(self.role, &self.key.verifying_key())
     }
 
+    /// "registrar", "coordinator" or "publisher".
     #[getter]
     fn role(&self) -> String {
         self.role.to_string()
@@ -133,7 +152,7 @@ impl DeviceKeys {
     /// Fresh keys under a fresh id.
     #[staticmethod]
     #[pyo3(signature = (*, seed=None))]
-    fn generate(py: Python<'_>, seed: Option<[u8; 32]>) -> PyResult<Self> {
+    fn generate(py: Python<'_>, #[pyo3(from_py_with = named::seed)] seed: Option<[u8; 32]>) -> PyResult<Self> {
         Ok(Self { keys: threads::detach(py, || keyfile::DeviceKeys::generate(&mut *rng(seed)))? })
     }
 
@@ -178,7 +197,8 @@ pub struct Roster {
 
 #[pymethods]
 impl Roster {
-    /// Signs a roster of a new epoch over the devices' enrolments (texts). Times are Unix seconds.
+    /// Signs a roster of a new epoch over the devices' enrolments (texts). Times are Unix seconds. KeyFileError unless
+    /// `registrar` is a registrar's key, RosterError for devices or keys that no roster has.
     #[staticmethod]
     #[pyo3(signature = (enrolments, registrar, *, epoch, coordinators, publishers=Vec::new(), not_before=0, not_after=u64::MAX, issued_at=None))]
     #[allow(clippy::too_many_arguments)] // keyword arguments of a Python function
@@ -186,13 +206,14 @@ impl Roster {
         py: Python<'_>,
         enrolments: Vec<String>,
         registrar: &SigningKey,
-        epoch: u64,
+        #[pyo3(from_py_with = named::epoch)] epoch: u64,
         coordinators: Vec<Vec<u8>>,
         publishers: Vec<Vec<u8>>,
-        not_before: u64,
-        not_after: u64,
-        issued_at: Option<u64>,
+        #[pyo3(from_py_with = named::not_before)] not_before: u64,
+        #[pyo3(from_py_with = named::not_after)] not_after: u64,
+        #[pyo3(from_py_with = named::issued_at)] issued_at: Option<u64>,
     ) -> PyResult<Self> {
+        let registrar_key = registrar.of_role(Role::Registrar, "registrar's key")?;
         let leaf = |text: &String| {
             let enrolment = Enrolment::from_text(text).map_err(errors::key_file)?;
             Ok(proto::RosterLeaf {
@@ -209,7 +230,7 @@ impl Roster {
         let (coordinators, publishers) = (keys(&coordinators)?, keys(&publishers)?);
         let published = threads::detach(py, || {
             let issued_at = unix_time(issued_at);
-            roster::Roster::publish(leaves, epoch, issued_at, &coordinators, &publishers, &registrar.key)
+            roster::Roster::publish(leaves, epoch, issued_at, &coordinators, &publishers, registrar_key)
         })?;
         Ok(Self { inner: Arc::new(published.map_err(errors::roster)?) })
     }
@@ -227,6 +248,7 @@ impl Roster {
         PyBytes::new(py, &self.inner.to_bytes())
     }
 
+    /// Number of the roster; a device refuses one below the highest that it has seen.
     #[getter]
     fn epoch(&self) -> u64 {
         self.inner.head().epoch

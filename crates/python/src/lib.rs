@@ -4,6 +4,7 @@
 //! exceptions. Heavy calls release the GIL. Classes are frozen; a round's state lies behind a lock, is used by one call at
 //! a time, and is refused in a forked process, where a copy of it could release a second share.
 
+mod arguments;
 mod arrays;
 mod client;
 mod client_round;
@@ -31,7 +32,7 @@ mod _unisono {
     #[pymodule_export]
     use crate::keys::{DeviceKeys, Roster, SigningKey, read_public_key, verify};
     #[pymodule_export]
-    use crate::params::{Aggregate, Policy, Quantiser, RoundParams, Topology, find_degree, modulus_bits};
+    use crate::params::{Accountant, Aggregate, Policy, Quantiser, RoundParams, Topology, find_degree, modulus_bits};
     #[pymodule_export]
     use crate::primitives::{
         DecapsulationKey, dequantise, encapsulate, mask, pack, quantise, random_secret, rebuild_secret, ring_dtype,

@@ -1,5 +1,7 @@
 //! A round's parameters, the quantiser, a device's policy and what the degree search finds.
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use numpy::PyArray1;
 use prost::Message;
 use pyo3::PyTypeInfo;
@@ -7,11 +9,13 @@ use pyo3::prelude::*;
 use pyo3::types::{IntoPyDict, PyBytes, PyDict, PyTuple};
 use unisono_protocol::degree::{self, Assumptions, SecurityMode};
 use unisono_protocol::encoding::{self, Rounding};
-use unisono_protocol::params::{self, SUITE_V1};
+use unisono_protocol::params::{self, SUITE_V1, honest};
+use unisono_protocol::policy::PrivacyDemand;
+use unisono_protocol::privacy::{self, Privacy, Sensitivity};
 use unisono_protocol::rotation::Rotation;
 use unisono_protocol::{policy, proto};
 
-use crate::arrays::whole;
+use crate::arguments::named;
 use crate::keys::Roster;
 use crate::rng::unix_time;
 use crate::{errors, threads};
@@ -32,10 +36,36 @@ pub fn mode_of(name: &str) -> PyResult<SecurityMode> {
     }
 }
 
+fn out_of_range(name: &str, value: f64, needed: &str) -> PyErr {
+    errors::class::ParamsError::new_err(format!("{name} is {value}; {needed}"))
+}
+
+fn check_delta(delta: f64) -> PyResult<()> {
+    if delta > 0.0 && delta < 1.0 {
+        return Ok(());
+    }
+    Err(out_of_range("privacy_delta", delta, "a number above 0 and below 1 is needed"))
+}
+
+/// Noise for sums in which so many contributions count.
+fn noise(multiplier: f64, quantiser: &encoding::Quantiser, dimension: u64, contributions: u32) -> PyResult<Privacy> {
+    if !(multiplier > 0.0 && multiplier.is_finite()) {
+        return Err(out_of_range("noise_multiplier", multiplier, "a finite number above 0 is needed"));
+    }
+    let sensitivity = Sensitivity::of(quantiser, dimension).ok_or_else(|| {
+        errors::class::EncodingError::new_err(
+            "noise_multiplier=.. needs a quantiser with l2_clip=..: the bound on what one device can change",
+        )
+    })?;
+    Ok(Privacy::of_multiplier(multiplier, sensitivity, contributions))
+}
+
 /// Smallest b so that `clients` values of `bits` bits sum to less than 2^b.
 #[pyfunction]
-pub fn modulus_bits(bits: &Bound<'_, PyAny>, clients: &Bound<'_, PyAny>) -> PyResult<u32> {
-    let (bits, clients) = (whole(bits, "bits", u32::MAX)?, whole(clients, "clients", u32::MAX)?);
+pub fn modulus_bits(
+    #[pyo3(from_py_with = named::bits)] bits: u32,
+    #[pyo3(from_py_with = named::clients)] clients: u32,
+) -> PyResult<u32> {
     encoding::modulus_bits(bits, clients).map_err(errors::encoding)
 }
 
@@ -69,19 +99,21 @@ impl From<degree::Topology> for Topology {
 #[pyo3(signature = (clients, *, gamma=0.05, delta=0.1, mode="malicious"))]
 pub fn find_degree(
     py: Python<'_>,
-    clients: &Bound<'_, PyAny>,
-    gamma: f64,
-    delta: f64,
+    #[pyo3(from_py_with = named::clients)] clients: u32,
+    #[pyo3(from_py_with = named::gamma)] gamma: f64,
+    #[pyo3(from_py_with = named::delta)] delta: f64,
     mode: &str,
 ) -> PyResult<Topology> {
-    let clients = whole(clients, "clients", u32::MAX)?;
     let assumptions = Assumptions { gamma, delta, mode: mode_of(mode)? };
     let found = threads::detach(py, || degree::find(clients, &assumptions))?;
     found.map(Topology::from).map_err(|error| errors::class::ParamsError::new_err(error.to_string()))
 }
 
-/// How updates become integers: clip, weigh, scale to `bits` bits, round. With `rotate` large elements are spread over others first, so that a
-/// smaller `clip` serves.
+/// How updates become integers: clip, weigh, scale to `bits` bits (1 to 32), round. With `rotate` large elements are spread
+/// over others first, so that a smaller `clip` serves.
+///
+/// `clip` has no default: elements beyond it are cut off without a word, so it belongs above those that the updates have, or is
+/// a choice. EncodingError for a setting outside its range.
 #[pyclass(frozen, module = "unisono")]
 pub struct Quantiser {
     pub inner: encoding::Quantiser,
@@ -90,14 +122,14 @@ pub struct Quantiser {
 #[pymethods]
 impl Quantiser {
     #[new]
-    #[pyo3(signature = (*, bits=16, clip=1.0, max_weight=1.0, l2_clip=None, rounding="stochastic", metrics=Vec::new(), rotate=false))]
+    #[pyo3(signature = (*, clip, bits=16, max_weight=1.0, l2_clip=None, rounding="stochastic", metrics=Vec::new(), rotate=false))]
     fn new(
-        bits: u32,
-        clip: f32,
-        max_weight: f32,
-        l2_clip: Option<f32>,
+        #[pyo3(from_py_with = named::clip)] clip: f32,
+        #[pyo3(from_py_with = named::bits)] bits: u32,
+        #[pyo3(from_py_with = named::max_weight)] max_weight: f32,
+        #[pyo3(from_py_with = named::l2_clip)] l2_clip: Option<f32>,
         rounding: &str,
-        metrics: Vec<(f32, f32)>,
+        #[pyo3(from_py_with = named::metrics)] metrics: Vec<(f32, f32)>,
         rotate: bool,
     ) -> PyResult<Self> {
         let rounding = match rounding {
@@ -123,36 +155,43 @@ impl Quantiser {
         Ok(Self { inner })
     }
 
+    /// Bits of a quantised element, 1 to 32.
     #[getter]
     fn bits(&self) -> u32 {
         self.inner.bits
     }
 
+    /// Bound to which each element of an update is clipped, from either side of 0.
     #[getter]
     fn clip(&self) -> f32 {
         self.inner.clip
     }
 
+    /// Bound to which an update's L2 norm is scaled down before anything else; None for no such bound.
     #[getter]
     fn l2_clip(&self) -> Option<f32> {
         self.inner.l2_clip
     }
 
+    /// Largest weight of one update; a larger one is refused.
     #[getter]
     fn max_weight(&self) -> f32 {
         self.inner.max_weight
     }
 
+    /// "stochastic" (unbiased) or "deterministic" (to the nearest).
     #[getter]
     fn rounding(&self) -> &'static str {
         if self.inner.rounding == Rounding::Stochastic { "stochastic" } else { "deterministic" }
     }
 
+    /// Interval (lower, upper) to which each metric is clamped, in the order of the metrics.
     #[getter]
     fn metrics(&self) -> Vec<(f32, f32)> {
         self.inner.metric_bounds.clone()
     }
 
+    /// Whether an update is rotated before it is clipped, and the mean rotated back.
     #[getter]
     fn rotate(&self) -> bool {
         self.inner.rotation.is_some()
@@ -187,6 +226,8 @@ pub struct Aggregate {
     total_weight: f64,
     /// Bound on the error that quantisation adds to an element of `mean`.
     error_bound: f64,
+    /// Standard deviation of the noise for differential privacy on an element of `mean`; 0 in a round without.
+    noise_deviation: f64,
 }
 
 impl Aggregate {
@@ -196,6 +237,7 @@ impl Aggregate {
             metrics: decoded.metrics,
             total_weight: decoded.total_weight,
             error_bound: decoded.error_bound,
+            noise_deviation: decoded.noise_deviation,
         }
     }
 }
@@ -207,7 +249,12 @@ impl Aggregate {
     }
 }
 
-/// What the coordinator proposes for one round. Checked when made.
+/// What the coordinator proposes for one round. Checked when made: ParamsError, EncodingError or RosterError say what no
+/// round can run with, and what would be feasible.
+///
+/// `noise_multiplier` (above 0) makes the round differentially private: the noise of the smallest sum, less that of the
+/// colluders assumed, has so many times the L2 sensitivity as standard deviation. The quantiser needs an `l2_clip`, and each
+/// weight must be its `max_weight`. `epsilon()` says what that promises.
 #[pyclass(frozen, module = "unisono")]
 pub struct RoundParams {
     pub checked: params::RoundParams,
@@ -218,29 +265,28 @@ impl RoundParams {
     #[new]
     #[pyo3(signature = (
         *, dimension, n_min, n_max, quantiser, task="python", round=1, gamma=0.05, delta=0.1, mode="malicious",
-        roster=None, model_version=0, model_hash=None, modulus_bits=None, chunk_elements=65536, now=None
+        roster=None, model_version=0, model_hash=None, modulus_bits=None, chunk_elements=65536, noise_multiplier=None, now=None
     ))]
     #[allow(clippy::too_many_arguments)] // keyword arguments of a Python constructor
     fn new(
         py: Python<'_>,
-        dimension: &Bound<'_, PyAny>,
-        n_min: &Bound<'_, PyAny>,
-        n_max: &Bound<'_, PyAny>,
+        #[pyo3(from_py_with = named::dimension)] dimension: u64,
+        #[pyo3(from_py_with = named::n_min)] n_min: u32,
+        #[pyo3(from_py_with = named::n_max)] n_max: u32,
         quantiser: &Quantiser,
         task: &str,
-        round: u64,
-        gamma: f64,
-        delta: f64,
+        #[pyo3(from_py_with = named::round)] round: u64,
+        #[pyo3(from_py_with = named::gamma)] gamma: f64,
+        #[pyo3(from_py_with = named::delta)] delta: f64,
         mode: &str,
         roster: Option<&Roster>,
-        model_version: u64,
-        model_hash: Option<[u8; 32]>,
-        modulus_bits: Option<u32>,
-        chunk_elements: u32,
-        now: Option<u64>,
+        #[pyo3(from_py_with = named::model_version)] model_version: u64,
+        #[pyo3(from_py_with = named::model_hash)] model_hash: Option<[u8; 32]>,
+        #[pyo3(from_py_with = named::modulus_bits)] modulus_bits: Option<u32>,
+        #[pyo3(from_py_with = named::chunk_elements)] chunk_elements: u32,
+        #[pyo3(from_py_with = named::noise_multiplier)] noise_multiplier: Option<f64>,
+        #[pyo3(from_py_with = named::now)] now: Option<u64>,
     ) -> PyResult<Self> {
-        let (n_min, n_max) = (whole(n_min, "n_min", u32::MAX)?, whole(n_max, "n_max", u32::MAX)?);
-        let dimension = whole(dimension, "dimension", u64::MAX)?;
         let mode = mode_of(mode)?;
         let malicious = mode == SecurityMode::Malicious;
         if malicious != roster.is_some() {
@@ -248,7 +294,11 @@ impl RoundParams {
                 "malicious mode needs a roster, semi-honest mode has none: pass roster=.. or mode=\"semi-honest\"";
             return Err(errors::class::RosterError::new_err(text));
         }
-        let needed = encoding::modulus_bits(quantiser.inner.bits, n_max.max(1)).map_err(errors::encoding)?;
+        let mut quantiser = quantiser.inner.clone();
+        if let Some(multiplier) = noise_multiplier {
+            quantiser.privacy = Some(noise(multiplier, &quantiser, dimension, honest(n_min, n_max, gamma))?);
+        }
+        let needed = quantiser.modulus_bits(n_max.max(1)).map_err(errors::encoding)?;
         let head = roster.map(|roster| roster.inner.head());
         let mode = if malicious { proto::SecurityMode::Malicious } else { proto::SecurityMode::SemiHonest };
         let wire = proto::RoundParams {
@@ -259,7 +309,7 @@ impl RoundParams {
             roster_root: head.map(|head| head.root.to_vec()).unwrap_or_default(),
             dimension,
             modulus_bits: modulus_bits.unwrap_or(needed),
-            quantiser: Some(params::quantiser_to_wire(&quantiser.inner)),
+            quantiser: Some(params::quantiser_to_wire(&quantiser)),
             n_min,
             n_max,
             gamma,
@@ -282,16 +332,19 @@ impl RoundParams {
         PyBytes::new(py, &self.checked.round_id.0)
     }
 
+    /// Elements of an update.
     #[getter]
     fn dimension(&self) -> u64 {
         self.checked.wire.dimension
     }
 
+    /// Bits of an element of a masked vector.
     #[getter]
     fn modulus_bits(&self) -> u32 {
         self.checked.wire.modulus_bits
     }
 
+    /// Whether the round is in malicious mode: with signatures, roster and consistency check.
     #[getter]
     fn malicious(&self) -> bool {
         self.checked.malicious()
@@ -309,8 +362,17 @@ impl RoundParams {
         self.checked.packed_len()
     }
 
-    /// Degree, threshold and window bound for a cohort of `n`.
-    fn topology(&self, py: Python<'_>, n: u32) -> PyResult<Topology> {
+    /// Epsilon at `privacy_delta` (above 0, below 1) that one round spends at the most for any one device: with the smallest
+    /// sum and as many colluders as `gamma` allows, against the sum without what the device contributed (zero-out
+    /// adjacency). None without `noise_multiplier`. ParamsError for another delta.
+    #[pyo3(signature = (privacy_delta=1e-5))]
+    fn epsilon(&self, #[pyo3(from_py_with = named::privacy_delta)] privacy_delta: f64) -> PyResult<Option<f64>> {
+        check_delta(privacy_delta)?;
+        Ok(self.checked.guarantee().map(|guarantee| guarantee.epsilon(privacy_delta)))
+    }
+
+    /// Degree, threshold and window bound for a cohort of `n`; ParamsError where there is no secure graph.
+    fn topology(&self, py: Python<'_>, #[pyo3(from_py_with = named::n)] n: u32) -> PyResult<Topology> {
         threads::detach(py, || self.checked.topology(n))?.map(Topology::from).map_err(errors::params)
     }
 
@@ -325,6 +387,9 @@ impl RoundParams {
 }
 
 /// What a device accepts, whatever the coordinator proposes. Every limit is inclusive.
+///
+/// With `max_epsilon` (above 0) it takes part only in rounds whose noise promises at most that epsilon at `privacy_delta`
+/// (above 0, below 1), each counted alone: see `RoundParams.epsilon`. ParamsError for a limit outside its range.
 #[pyclass(frozen, module = "unisono")]
 pub struct Policy {
     pub inner: policy::Policy,
@@ -335,20 +400,35 @@ impl Policy {
     #[new]
     #[pyo3(signature = (
         *, n_min=10, min_gamma=0.01, max_delta=0.4, max_dimension=1 << 28, allow_semi_honest=false, min_roster_epoch=0,
-        min_model_version=0, min_interval_s=0, tasks=Vec::new()
+        min_model_version=0, min_interval_s=0, tasks=Vec::new(), max_epsilon=None, privacy_delta=1e-5
     ))]
     #[allow(clippy::too_many_arguments)] // keyword arguments of a Python constructor
     fn new(
-        n_min: u32,
-        min_gamma: f64,
-        max_delta: f64,
-        max_dimension: u64,
+        #[pyo3(from_py_with = named::n_min)] n_min: u32,
+        #[pyo3(from_py_with = named::min_gamma)] min_gamma: f64,
+        #[pyo3(from_py_with = named::max_delta)] max_delta: f64,
+        #[pyo3(from_py_with = named::max_dimension)] max_dimension: u64,
         allow_semi_honest: bool,
-        min_roster_epoch: u64,
-        min_model_version: u64,
-        min_interval_s: u64,
+        #[pyo3(from_py_with = named::min_roster_epoch)] min_roster_epoch: u64,
+        #[pyo3(from_py_with = named::min_model_version)] min_model_version: u64,
+        #[pyo3(from_py_with = named::min_interval_s)] min_interval_s: u64,
         tasks: Vec<String>,
-    ) -> Self {
+        #[pyo3(from_py_with = named::max_epsilon)] max_epsilon: Option<f64>,
+        #[pyo3(from_py_with = named::privacy_delta)] privacy_delta: f64,
+    ) -> PyResult<Self> {
+        for (name, value) in [("min_gamma", min_gamma), ("max_delta", max_delta)] {
+            if !(0.0..=1.0).contains(&value) {
+                return Err(out_of_range(name, value, "a fraction from 0 to 1 is needed"));
+            }
+        }
+        check_delta(privacy_delta)?;
+        if let Some(value) = max_epsilon.filter(|epsilon| epsilon.is_nan() || *epsilon <= 0.0) {
+            return Err(out_of_range(
+                "max_epsilon",
+                value,
+                "a number above 0 is needed, or None to allow rounds without noise",
+            ));
+        }
         let inner = policy::Policy {
             n_min,
             min_gamma,
@@ -356,13 +436,13 @@ impl Policy {
             max_dimension,
             suites: vec![SUITE_V1],
             tasks,
-            privacy: None,
+            privacy: max_epsilon.map(|max_epsilon| PrivacyDemand { max_epsilon, delta: privacy_delta }),
             allow_semi_honest,
             min_roster_epoch,
             min_model_version,
             min_interval_s,
         };
-        Self { inner }
+        Ok(Self { inner })
     }
 
     fn __reduce__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
@@ -379,6 +459,10 @@ impl Policy {
         settings.set_item("min_gamma", p.min_gamma)?;
         settings.set_item("max_delta", p.max_delta)?;
         settings.set_item("allow_semi_honest", p.allow_semi_honest)?;
+        if let Some(PrivacyDemand { max_epsilon, delta }) = p.privacy {
+            settings.set_item("max_epsilon", max_epsilon)?;
+            settings.set_item("privacy_delta", delta)?;
+        }
         reduce::<Self>(py, settings)
     }
 
@@ -389,5 +473,63 @@ impl Policy {
             "Policy(n_min={}, min_gamma={}, max_delta={}, max_dimension={}, allow_semi_honest={semi_honest})",
             p.n_min, p.min_gamma, p.max_delta, p.max_dimension
         )
+    }
+}
+
+/// What rounds with noise have spent for any one device that took part in all of them: Rényi differential privacy of the
+/// Skellam mechanism, composed over the rounds.
+#[pyclass(frozen, module = "unisono")]
+pub struct Accountant(Mutex<privacy::Accountant>);
+
+impl Accountant {
+    fn lock(&self) -> MutexGuard<'_, privacy::Accountant> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[pymethods]
+impl Accountant {
+    #[new]
+    fn new() -> Self {
+        Self(Mutex::new(privacy::Accountant::new()))
+    }
+
+    /// Adds `rounds` rounds with these parameters. `survivors` and `cohort` are those of the outcome
+    /// (`len(outcome.survivors)`, `len(outcome.cohort)`), whose sums have more noise than the smallest; without them the
+    /// smallest sum and the largest cohort are counted. ParamsError when the round has no noise, or for counts that it can't
+    /// have.
+    #[pyo3(signature = (params, *, survivors=None, cohort=None, rounds=1))]
+    fn add(
+        &self,
+        params: &RoundParams,
+        #[pyo3(from_py_with = named::survivors)] survivors: Option<u32>,
+        #[pyo3(from_py_with = named::cohort)] cohort: Option<u32>,
+        #[pyo3(from_py_with = named::rounds)] rounds: u64,
+    ) -> PyResult<()> {
+        let (n_min, n_max) = (params.checked.wire.n_min, params.checked.wire.n_max);
+        let (survivors, cohort) = (survivors.unwrap_or(n_min), cohort.unwrap_or(n_max));
+        if !(n_min <= survivors && survivors <= cohort && cohort <= n_max) {
+            return Err(errors::class::ParamsError::new_err(format!(
+                "{survivors} survivors of a cohort of {cohort} can't be: n_min = {n_min} <= survivors <= cohort <= n_max = {n_max}"
+            )));
+        }
+        let guarantee = params.checked.guarantee_of(survivors, cohort).ok_or_else(|| {
+            errors::class::ParamsError::new_err(
+                "the round has no noise, and spends without a limit: pass noise_multiplier=.. to RoundParams",
+            )
+        })?;
+        self.lock().add(&guarantee, rounds);
+        Ok(())
+    }
+
+    /// Epsilon of all rounds so far at `privacy_delta` (above 0, below 1; else ParamsError); 0 before the first.
+    #[pyo3(signature = (privacy_delta=1e-5))]
+    fn epsilon(&self, #[pyo3(from_py_with = named::privacy_delta)] privacy_delta: f64) -> PyResult<f64> {
+        check_delta(privacy_delta)?;
+        Ok(self.lock().epsilon(privacy_delta))
+    }
+
+    fn __repr__(&self) -> String {
+        format!("Accountant(epsilon={:.4} at 1e-5)", self.lock().epsilon(1e-5))
     }
 }

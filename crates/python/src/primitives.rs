@@ -9,6 +9,7 @@ use unisono_crypto::secret::Secret32;
 use unisono_crypto::shamir::{self, SecretScalar, Share};
 use unisono_protocol::encoding::Contribution;
 
+use crate::arguments::named;
 use crate::params::{Aggregate, Quantiser};
 use crate::rng::rng;
 use crate::{arrays, errors, threads};
@@ -22,7 +23,7 @@ fn modulus(bits: u32) -> PyResult<Modulus> {
 
 /// Name of the dtype in which vectors modulo 2^modulus_bits are held: uint16, uint32 or uint64.
 #[pyfunction]
-pub fn ring_dtype(modulus_bits: u32) -> PyResult<&'static str> {
+pub fn ring_dtype(#[pyo3(from_py_with = named::modulus_bits)] modulus_bits: u32) -> PyResult<&'static str> {
     Ok(match modulus(modulus_bits)?.bits() {
         ..=16 => "uint16",
         17..=32 => "uint32",
@@ -73,9 +74,9 @@ fn apply_all(
 pub fn mask(
     py: Python<'_>,
     vector: &Bound<'_, PyAny>,
-    modulus_bits: u32,
-    add: Vec<[u8; 32]>,
-    subtract: Vec<[u8; 32]>,
+    #[pyo3(from_py_with = named::modulus_bits)] modulus_bits: u32,
+    #[pyo3(from_py_with = named::add)] add: Vec<[u8; 32]>,
+    #[pyo3(from_py_with = named::subtract)] subtract: Vec<[u8; 32]>,
 ) -> PyResult<()> {
     apply_all(py, vector, modulus_bits, &add, &subtract)
 }
@@ -86,9 +87,9 @@ pub fn mask(
 pub fn unmask(
     py: Python<'_>,
     vector: &Bound<'_, PyAny>,
-    modulus_bits: u32,
-    add: Vec<[u8; 32]>,
-    subtract: Vec<[u8; 32]>,
+    #[pyo3(from_py_with = named::modulus_bits)] modulus_bits: u32,
+    #[pyo3(from_py_with = named::add)] add: Vec<[u8; 32]>,
+    #[pyo3(from_py_with = named::subtract)] subtract: Vec<[u8; 32]>,
 ) -> PyResult<()> {
     apply_all(py, vector, modulus_bits, &subtract, &add)
 }
@@ -99,11 +100,11 @@ pub fn unmask(
 pub fn quantise<'py>(
     py: Python<'py>,
     update: &Bound<'py, PyAny>,
-    weight: f32,
+    #[pyo3(from_py_with = named::weight)] weight: f32,
     quantiser: &Quantiser,
-    modulus_bits: u32,
-    metrics: Vec<f32>,
-    seed: Option<[u8; 32]>,
+    #[pyo3(from_py_with = named::modulus_bits)] modulus_bits: u32,
+    #[pyo3(from_py_with = named::metrics)] metrics: Vec<f32>,
+    #[pyo3(from_py_with = named::seed)] seed: Option<[u8; 32]>,
 ) -> PyResult<Bound<'py, PyAny>> {
     let modulus = modulus(modulus_bits)?;
     let array = arrays::readable::<f32>(update, "update")?;
@@ -122,9 +123,9 @@ pub fn dequantise(
     py: Python<'_>,
     sum: &Bound<'_, PyAny>,
     quantiser: &Quantiser,
-    modulus_bits: u32,
-    dimension: usize,
-    clients: u32,
+    #[pyo3(from_py_with = named::modulus_bits)] modulus_bits: u32,
+    #[pyo3(from_py_with = named::dimension)] dimension: usize,
+    #[pyo3(from_py_with = named::clients)] clients: u32,
 ) -> PyResult<Aggregate> {
     let sum = arrays::array_to_ring(sum, modulus(modulus_bits)?, "sum")?;
     let decoded =
@@ -134,7 +135,11 @@ pub fn dequantise(
 
 /// Packs a vector to modulus_bits bits an element.
 #[pyfunction]
-pub fn pack<'py>(py: Python<'py>, vector: &Bound<'py, PyAny>, modulus_bits: u32) -> PyResult<Bound<'py, PyBytes>> {
+pub fn pack<'py>(
+    py: Python<'py>,
+    vector: &Bound<'py, PyAny>,
+    #[pyo3(from_py_with = named::modulus_bits)] modulus_bits: u32,
+) -> PyResult<Bound<'py, PyBytes>> {
     let vector = arrays::array_to_ring(vector, modulus(modulus_bits)?, "vector")?;
     let packed = threads::detach(py, || vector.pack())?;
     Ok(PyBytes::new(py, &packed))
@@ -142,7 +147,12 @@ pub fn pack<'py>(py: Python<'py>, vector: &Bound<'py, PyAny>, modulus_bits: u32)
 
 /// Reads `length` packed elements.
 #[pyfunction]
-pub fn unpack<'py>(py: Python<'py>, packed: &[u8], modulus_bits: u32, length: usize) -> PyResult<Bound<'py, PyAny>> {
+pub fn unpack<'py>(
+    py: Python<'py>,
+    packed: &[u8],
+    #[pyo3(from_py_with = named::modulus_bits)] modulus_bits: u32,
+    #[pyo3(from_py_with = named::length)] length: usize,
+) -> PyResult<Bound<'py, PyAny>> {
     let modulus = modulus(modulus_bits)?;
     let vector = threads::detach(py, || unisono_crypto::ring::RingVector::unpack(modulus, length, packed))?;
     Ok(arrays::ring_to_array(py, &vector.map_err(errors::crypto)?))
@@ -151,7 +161,7 @@ pub fn unpack<'py>(py: Python<'py>, packed: &[u8], modulus_bits: u32, length: us
 /// A uniformly random secret that `split_secret` takes: a scalar of the Ristretto group, 32 bytes.
 #[pyfunction]
 #[pyo3(signature = (*, seed=None))]
-pub fn random_secret(py: Python<'_>, seed: Option<[u8; 32]>) -> Bound<'_, PyBytes> {
+pub fn random_secret(py: Python<'_>, #[pyo3(from_py_with = named::seed)] seed: Option<[u8; 32]>) -> Bound<'_, PyBytes> {
     PyBytes::new(py, SecretScalar::random(&mut *rng(seed)).to_secret().expose())
 }
 
@@ -160,10 +170,10 @@ pub fn random_secret(py: Python<'_>, seed: Option<[u8; 32]>) -> Bound<'_, PyByte
 #[pyo3(signature = (secret, threshold, abscissas, *, seed=None))]
 pub fn split_secret<'py>(
     py: Python<'py>,
-    secret: [u8; 32],
-    threshold: usize,
-    abscissas: Vec<u32>,
-    seed: Option<[u8; 32]>,
+    #[pyo3(from_py_with = named::secret)] secret: [u8; 32],
+    #[pyo3(from_py_with = named::threshold)] threshold: usize,
+    #[pyo3(from_py_with = named::abscissas)] abscissas: Vec<u32>,
+    #[pyo3(from_py_with = named::seed)] seed: Option<[u8; 32]>,
 ) -> PyResult<Vec<(u32, Bound<'py, PyBytes>)>> {
     let secret = SecretScalar::from_canonical(&secret).map_err(errors::crypto)?;
     let shares = threads::detach(py, || shamir::split(&secret, threshold, &abscissas, &mut *rng(seed)))?
@@ -176,8 +186,8 @@ pub fn split_secret<'py>(
 #[pyfunction]
 pub fn rebuild_secret<'py>(
     py: Python<'py>,
-    shares: Vec<(u32, [u8; 32])>,
-    threshold: usize,
+    #[pyo3(from_py_with = named::shares)] shares: Vec<(u32, [u8; 32])>,
+    #[pyo3(from_py_with = named::threshold)] threshold: usize,
 ) -> PyResult<(Bound<'py, PyBytes>, Vec<u32>)> {
     let shares: Result<Vec<Share>, _> = shares.iter().map(|(at, value)| Share::from_bytes(*at, value)).collect();
     let shares = shares.map_err(errors::crypto)?;
@@ -194,7 +204,7 @@ pub fn rebuild_secret<'py>(
 pub fn encapsulate<'py>(
     py: Python<'py>,
     encapsulation_key: &[u8],
-    seed: Option<[u8; 32]>,
+    #[pyo3(from_py_with = named::seed)] seed: Option<[u8; 32]>,
 ) -> PyResult<(Bound<'py, PyBytes>, Bound<'py, PyBytes>)> {
     let key = kem::EncapsulationKey::from_bytes(encapsulation_key).map_err(errors::crypto)?;
     let (ciphertext, secret) = threads::detach(py, || key.encapsulate(&mut *rng(seed)))?;
@@ -210,7 +220,7 @@ impl DecapsulationKey {
     /// A fresh key, or that of a 32-byte seed.
     #[staticmethod]
     #[pyo3(signature = (seed=None))]
-    fn generate(seed: Option<[u8; 32]>) -> Self {
+    fn generate(#[pyo3(from_py_with = named::seed)] seed: Option<[u8; 32]>) -> Self {
         Self(match seed {
             Some(seed) => kem::DecapsulationKey::from_seed(&Secret32::from_bytes(seed)),
             None => kem::DecapsulationKey::generate(&mut *rng(None)),

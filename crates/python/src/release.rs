@@ -6,9 +6,11 @@ use prost::Message;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use unisono_crypto::kem::EncapsulationKey;
+use unisono_protocol::keyfile::Role;
 use unisono_release::proto::{PayloadType, ReleaseHeader, SignedGrant};
 use unisono_release::{self as release, Header, OpenPolicy, Recipient, ReleaseError, VersionRecord};
 
+use crate::arguments::named;
 use crate::keys::{DeviceKeys, SigningKey, verifying_key};
 use crate::rng::{rng, unix_time};
 use crate::{errors, threads};
@@ -40,15 +42,18 @@ impl Release {
         Ok(Self { file, header })
     }
 
+    /// The release as a file.
     fn to_bytes<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
         PyBytes::new(py, &self.file)
     }
 
+    /// Name of the model.
     #[getter]
     fn model_id(&self) -> String {
         self.header.fields.model_id.clone()
     }
 
+    /// Version of the model; a device that has opened it opens no lower one.
     #[getter]
     fn version(&self) -> u64 {
         self.header.fields.version
@@ -76,10 +81,10 @@ impl Release {
         key: &ContentKey,
         publishers: Vec<Vec<u8>>,
         model_id: Option<String>,
-        seen: u64,
-        min_roster_epoch: u64,
-        max_payload: u64,
-        now: Option<u64>,
+        #[pyo3(from_py_with = named::seen)] seen: u64,
+        #[pyo3(from_py_with = named::min_roster_epoch)] min_roster_epoch: u64,
+        #[pyo3(from_py_with = named::max_payload)] max_payload: u64,
+        #[pyo3(from_py_with = named::now)] now: Option<u64>,
     ) -> PyResult<Bound<'py, PyBytes>> {
         let publishers = publishers.iter().map(|key| verifying_key(key)).collect::<PyResult<Vec<_>>>()?;
         let policy = OpenPolicy { publishers, model_id, min_roster_epoch, max_payload };
@@ -111,7 +116,8 @@ impl VersionRecord for Seen {
     }
 }
 
-/// Seals and signs a model (the bytes of a safetensors file). Returns the release and its content key.
+/// Seals and signs a model (the bytes of a safetensors file). Returns the release and its content key. `previous` is the
+/// 32-byte `header_hash` of the version before; times are Unix seconds. KeyFileError unless `publisher` is a publisher's key.
 #[pyfunction]
 #[pyo3(signature = (payload, publisher, *, model_id, version, previous=None, not_after=u64::MAX, key_id="python", roster_epoch=0, now=None))]
 #[allow(clippy::too_many_arguments)] // keyword arguments of a Python function
@@ -120,13 +126,14 @@ pub fn seal(
     payload: &[u8],
     publisher: &SigningKey,
     model_id: &str,
-    version: u64,
-    previous: Option<[u8; 32]>,
-    not_after: u64,
+    #[pyo3(from_py_with = named::version)] version: u64,
+    #[pyo3(from_py_with = named::previous)] previous: Option<[u8; 32]>,
+    #[pyo3(from_py_with = named::not_after)] not_after: u64,
     key_id: &str,
-    roster_epoch: u64,
-    now: Option<u64>,
+    #[pyo3(from_py_with = named::roster_epoch)] roster_epoch: u64,
+    #[pyo3(from_py_with = named::now)] now: Option<u64>,
 ) -> PyResult<(Release, ContentKey)> {
+    let publisher = publisher.of_role(Role::Publisher, "publisher's key")?;
     let fields = ReleaseHeader {
         model_id: model_id.to_owned(),
         version,
@@ -142,7 +149,7 @@ pub fn seal(
     threads::detach(py, || {
         let mut rng = rng(None);
         let key = release::ContentKey::random(&mut *rng);
-        let (file, header) = release::seal(fields, payload, &key, &publisher.key, &mut *rng)?;
+        let (file, header) = release::seal(fields, payload, &key, publisher, &mut *rng)?;
         Ok((Release { file, header }, ContentKey(key)))
     })?
     .map_err(errors::release)
@@ -154,6 +161,7 @@ pub struct Grant(SignedGrant);
 
 #[pymethods]
 impl Grant {
+    /// Reads a grant. Nothing about it is verified yet; ReleaseError for bytes that are none.
     #[staticmethod]
     fn from_bytes(bytes: &[u8]) -> PyResult<Self> {
         let grant = SignedGrant::decode(bytes);
@@ -162,6 +170,7 @@ impl Grant {
             .map_err(|error| errors::class::ReleaseError::new_err(format!("the grant can't be decoded: {error}")))
     }
 
+    /// The grant as bytes, for the device that it is for.
     fn to_bytes<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
         PyBytes::new(py, &self.0.encode_to_vec())
     }
@@ -174,7 +183,7 @@ impl Grant {
         release: &Release,
         keys: &DeviceKeys,
         issuers: Vec<Vec<u8>>,
-        min_roster_epoch: u64,
+        #[pyo3(from_py_with = named::min_roster_epoch)] min_roster_epoch: u64,
     ) -> PyResult<ContentKey> {
         let issuers = issuers.iter().map(|key| verifying_key(key)).collect::<PyResult<Vec<_>>>()?;
         let (header, device) = (&release.header, &keys.keys);
@@ -190,7 +199,8 @@ impl Grant {
     }
 }
 
-/// Grants a release to a device: `client_id` and `release_key` are those of its enrolment.
+/// Grants a release to a device: `client_id` (16 bytes) and `release_key` (1216 bytes) are those of its enrolment.
+/// KeyFileError unless `issuer` is a publisher's key.
 #[pyfunction]
 #[pyo3(signature = (release, key, issuer, *, client_id, release_key, roster_epoch=0))]
 pub fn grant(
@@ -198,13 +208,13 @@ pub fn grant(
     release: &Release,
     key: &ContentKey,
     issuer: &SigningKey,
-    client_id: [u8; 16],
+    #[pyo3(from_py_with = named::client_id)] client_id: [u8; 16],
     release_key: &[u8],
-    roster_epoch: u64,
+    #[pyo3(from_py_with = named::roster_epoch)] roster_epoch: u64,
 ) -> PyResult<Grant> {
+    let issuer = issuer.of_role(Role::Publisher, "issuer's key")?;
     let recipient_key = EncapsulationKey::from_bytes(release_key).map_err(errors::crypto)?;
     let recipient = Recipient { client_id, key: recipient_key, roster_epoch };
-    let granted =
-        threads::detach(py, || release::grant(&release.header, &key.0, &recipient, &issuer.key, &mut *rng(None)))?;
+    let granted = threads::detach(py, || release::grant(&release.header, &key.0, &recipient, issuer, &mut *rng(None)))?;
     granted.map(Grant).map_err(errors::release)
 }

@@ -6,10 +6,12 @@ use prost::Message;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use unisono_protocol::ClientId;
+use unisono_protocol::keyfile::Role;
 use unisono_protocol::params::RoundParams as Checked;
 use unisono_protocol::proto;
 use unisono_protocol::server::{self, Accepted, Authority, Closed, Server};
 
+use crate::arguments::named;
 use crate::keys::{Roster, SigningKey};
 use crate::params::{Aggregate, RoundParams};
 use crate::rng::unix_time;
@@ -29,7 +31,7 @@ fn ids<'py>(py: Python<'py>, ids: &[ClientId]) -> Vec<Bound<'py, PyBytes>> {
 
 #[pymethods]
 impl Outcome {
-    /// The exact sum modulo 2^modulus_bits: update, metrics and weight.
+    /// The exact sum modulo 2^modulus_bits: update, metrics and weight, in the dtype of `ring_dtype`. A new array each time.
     #[getter]
     fn sum<'py>(&self, py: Python<'py>) -> Bound<'py, PyAny> {
         arrays::ring_to_array(py, &self.outcome.sum)
@@ -94,7 +96,8 @@ pub fn sender_of<'py>(py: Python<'py>, message: &[u8]) -> PyResult<Bound<'py, Py
 
 #[pymethods]
 impl ServerRound {
-    /// Opens a round. In malicious mode the coordinator's key and the roster make its word count.
+    /// Opens a round. In malicious mode the coordinator's key and the roster make its word count. KeyFileError for a key of
+    /// another role, RosterError for a roster that is not the round's, or does not name the key.
     #[new]
     #[pyo3(signature = (params, *, coordinator_key=None, roster=None))]
     fn new(
@@ -104,7 +107,10 @@ impl ServerRound {
         roster: Option<&Roster>,
     ) -> PyResult<Self> {
         let authority = match (coordinator_key, roster) {
-            (Some(key), Some(roster)) => Some(Authority { signing_key: key.key.clone(), roster: roster.inner.clone() }),
+            (Some(key), Some(roster)) => {
+                let signing_key = key.of_role(Role::Coordinator, "coordinator's key")?.clone();
+                Some(Authority { signing_key, roster: roster.inner.clone() })
+            }
             (None, None) => None,
             _ => {
                 let text = "a coordinator's key and a roster go together: pass both, or none in semi-honest mode";
@@ -130,7 +136,12 @@ impl ServerRound {
 
     /// Takes a client's message; returns whether it was new. A refused message changes nothing.
     #[pyo3(signature = (message, *, now=None))]
-    fn absorb(&self, py: Python<'_>, message: &[u8], now: Option<u64>) -> PyResult<bool> {
+    fn absorb(
+        &self,
+        py: Python<'_>,
+        message: &[u8],
+        #[pyo3(from_py_with = named::now)] now: Option<u64>,
+    ) -> PyResult<bool> {
         let message = proto::ClientMessage::decode(message).map_err(|error| {
             let text = format!("the message can't be decoded: {error}");
             errors::class::RefusalError::new_err((text, None::<Vec<u8>>, None::<String>, "malformed"))
@@ -152,7 +163,13 @@ impl ServerRound {
 
     /// Refuses the client's adverts, with the code "suspended": a round before, number `since`, ended because of it
     /// (`AbortError.suspect`). It may come again in rounds above `until`.
-    fn suspend(&self, py: Python<'_>, client_id: &[u8], since: u64, until: u64) -> PyResult<()> {
+    fn suspend(
+        &self,
+        py: Python<'_>,
+        client_id: &[u8],
+        #[pyo3(from_py_with = named::since)] since: u64,
+        #[pyo3(from_py_with = named::until)] until: u64,
+    ) -> PyResult<()> {
         let client = self::client_id(client_id)?;
         self.server.with(py, |server| {
             server.suspend(client, since, until);

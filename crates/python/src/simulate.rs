@@ -5,11 +5,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use numpy::PyArray1;
+use pyo3::exceptions::PyBaseException;
 use pyo3::prelude::*;
 use unisono_protocol::encoding::{self, EncodingError};
+use unisono_protocol::server::Phase;
 use unisono_sim::{Dropout, Observer, RoundReport, Simulation, Update, updates};
 
-use crate::arrays::whole;
+use crate::arguments::named;
 use crate::params::{Quantiser, mode_of};
 use crate::{arrays, errors, threads};
 
@@ -17,6 +19,8 @@ use crate::{arrays, errors, threads};
 #[derive(Default)]
 struct Shared {
     stop: AtomicBool,
+    /// Whether something stood in for an update: the round at hand says nothing.
+    spoilt: AtomicBool,
     /// The first exception of a callable.
     error: Mutex<Option<PyErr>>,
 }
@@ -31,11 +35,28 @@ impl Shared {
 struct Watcher {
     shared: Arc<Shared>,
     round_finished: Option<Py<PyAny>>,
+    progress: Option<Py<PyAny>>,
     means: Vec<Option<Vec<f32>>>,
+    metrics: Vec<Option<Vec<f32>>>,
 }
 
 impl Observer for Watcher {
+    fn progress(&mut self, round: u64, phase: Phase, done: usize, clients: usize) {
+        let Some(callable) = &self.progress else { return };
+        // Once something was raised, nothing is called any more.
+        if self.cancelled() {
+            return;
+        }
+        let called = Python::attach(|py| callable.call1(py, (round, phase.name(), done, clients)).map(drop));
+        if let Err(error) = called {
+            self.shared.fail(error);
+        }
+    }
+
     fn round_finished(&mut self, report: &RoundReport, aggregate: Option<&encoding::Aggregate>) {
+        if self.shared.spoilt.load(Ordering::Relaxed) {
+            return;
+        }
         let mean = aggregate.map(|aggregate| aggregate.mean.clone());
         if let Some(callable) = &self.round_finished {
             let called = Python::attach(|py| {
@@ -47,6 +68,7 @@ impl Observer for Watcher {
             }
         }
         self.means.push(mean);
+        self.metrics.push(aggregate.map(|aggregate| aggregate.metrics.clone()));
     }
 
     fn cancelled(&self) -> bool {
@@ -54,7 +76,7 @@ impl Observer for Watcher {
     }
 }
 
-/// Asks the callable for a client's update: a float32 array and a weight.
+/// Asks the callable for a client's update: a float32 array, a weight and, where the quantiser has some, metrics.
 ///
 /// A device with an update that can't be encoded drops out of its round; here it is a mistake that the caller should hear of.
 fn ask(
@@ -63,11 +85,18 @@ fn ask(
     round: u64,
     dimension: usize,
     quantiser: &encoding::Quantiser,
+    private: bool,
 ) -> PyResult<Update> {
     Python::attach(|py| {
         let result = callable.bind(py).call1((client, round))?;
-        let Ok((update, weight)) = result.extract::<(Bound<'_, PyAny>, f32)>() else {
-            return Err(errors::returned("updates(client, round)", &result, "(update, weight)"));
+        type Three<'py> = (Bound<'py, PyAny>, f32, Vec<f32>);
+        let (update, weight, metrics) = match (result.extract::<Three<'_>>(), result.extract()) {
+            (Ok(three), _) => three,
+            (_, Ok((update, weight))) => (update, weight, Vec::new()),
+            _ => {
+                let wanted = "(update, weight) or (update, weight, metrics)";
+                return Err(errors::returned("updates(client, round)", &result, wanted));
+            }
         };
         let values = arrays::readable::<f32>(&update, "update")?.as_slice().map_err(arrays::gaps)?.to_vec();
         if values.len() != dimension {
@@ -78,63 +107,90 @@ fn ask(
             let value = values[index];
             return Err(errors::encoding(EncodingError::NonFinite { what: "update", index, value }));
         }
+        let bounds = quantiser.metric_bounds.len();
+        if metrics.len() != bounds {
+            return Err(errors::class::ParamsError::new_err(format!(
+                "updates(client, round) returned {} metrics, the quantiser has intervals for {bounds}: return (update, weight, metrics)",
+                metrics.len()
+            )));
+        }
+        if let Some(index) = metrics.iter().position(|value| !value.is_finite()) {
+            let value = metrics[index];
+            return Err(errors::encoding(EncodingError::NonFinite { what: "list of metrics", index, value }));
+        }
         if !(weight > 0.0 && weight <= quantiser.max_weight) {
             return Err(errors::encoding(EncodingError::Weight { got: weight, max: quantiser.max_weight }));
         }
-        Ok(Update { values, metrics: Vec::new(), weight })
+        if private && weight != quantiser.max_weight {
+            return Err(errors::encoding(EncodingError::UnequalWeight { got: weight, required: quantiser.max_weight }));
+        }
+        Ok(Update { values, metrics, weight })
     })
 }
 
-/// The mean of each round that gave one.
-type Means<'py> = Vec<Option<Bound<'py, PyArray1<f32>>>>;
+/// What a simulation gives to Python: its report as JSON, the mean and the metrics of each round that has some, and what was
+/// raised meanwhile, after which no round follows.
+type Played<'py> = (String, Vec<Option<Bound<'py, PyArray1<f32>>>>, Vec<Option<Vec<f32>>>, Option<Py<PyBaseException>>);
 
-/// Runs a simulation; returns its report as JSON and the mean of each round. See `unisono.simulate`.
+/// Runs a simulation. See `unisono.simulate`.
 #[pyfunction]
 #[pyo3(signature = (
-    clients, dim, *, dropout, mode, rounds, seed, quantiser, gamma, delta, n_min, privacy, threads, share_checks,
-    updates=None, round_finished=None
+    clients, dim, *, dropout, mode, rounds, seed, quantiser, gamma, delta, n_min, deadline, noise_multiplier, privacy_delta,
+    threads, share_checks, updates=None, round_finished=None, progress=None
 ))]
 #[allow(clippy::too_many_arguments)] // keyword arguments of a Python function
 pub fn simulate<'py>(
     py: Python<'py>,
-    clients: &Bound<'py, PyAny>,
-    dim: &Bound<'py, PyAny>,
+    #[pyo3(from_py_with = named::clients)] clients: u32,
+    #[pyo3(from_py_with = named::dim)] dim: u64,
     dropout: &str,
     mode: &str,
-    rounds: &Bound<'py, PyAny>,
-    seed: &Bound<'py, PyAny>,
+    #[pyo3(from_py_with = named::rounds)] rounds: u64,
+    #[pyo3(from_py_with = named::seed)] seed: u64,
     quantiser: &Quantiser,
-    gamma: f64,
-    delta: Option<f64>,
-    n_min: Option<u32>,
-    privacy: Option<(f64, f64)>,
-    threads: usize,
+    #[pyo3(from_py_with = named::gamma)] gamma: f64,
+    #[pyo3(from_py_with = named::delta)] delta: Option<f64>,
+    #[pyo3(from_py_with = named::n_min)] n_min: Option<u32>,
+    #[pyo3(from_py_with = named::deadline)] deadline: f64,
+    #[pyo3(from_py_with = named::noise_multiplier)] noise_multiplier: Option<f64>,
+    #[pyo3(from_py_with = named::privacy_delta)] privacy_delta: f64,
+    #[pyo3(from_py_with = named::threads)] threads: usize,
     share_checks: bool,
     updates: Option<Py<PyAny>>,
     round_finished: Option<Py<PyAny>>,
-) -> PyResult<(String, Means<'py>)> {
-    let (clients, dim) = (whole(clients, "clients", u32::MAX)?, whole(dim, "dim", u64::MAX)?);
-    let (rounds, seed) = (whole(rounds, "rounds", u64::MAX)?, whole(seed, "seed", u64::MAX)?);
+    progress: Option<Py<PyAny>>,
+) -> PyResult<Played<'py>> {
     let dropout = Dropout::parse(dropout).map_err(errors::simulation)?;
     let builder = Simulation::builder().clients(clients).dimension(dim).dropout(dropout).mode(mode_of(mode)?);
     let builder = builder.rounds(rounds).seed(seed).gamma(gamma).threads(threads).quantiser(quantiser.inner.clone());
-    let builder = builder.share_checks(share_checks);
+    let builder = builder.share_checks(share_checks).deadline(deadline);
     let builder = delta.into_iter().fold(builder, |builder, delta| builder.delta(delta));
     let builder = n_min.into_iter().fold(builder, |builder, n_min| builder.n_min(n_min));
-    let mut builder = privacy.into_iter().fold(builder, |builder, (noise, delta)| builder.privacy(noise, delta));
+    let noise = noise_multiplier.into_iter();
+    let mut builder = noise.fold(builder, |builder, noise| builder.privacy(noise, privacy_delta));
     let shared = Arc::new(Shared::default());
     if let Some(callable) = updates {
         let (shared, quantiser) = (shared.clone(), quantiser.inner.clone());
         builder = builder.updates(self::updates(move |client, round| {
-            ask(&callable, client, round, dim as usize, &quantiser).unwrap_or_else(|error| {
-                // The simulation is cancelled; what stands in is never reported.
-                shared.fail(error);
-                Update { values: vec![0.0; dim as usize], metrics: Vec::new(), weight: quantiser.max_weight }
-            })
+            // The simulation is cancelled then, and the round left out.
+            let none = || {
+                shared.spoilt.store(true, Ordering::Relaxed);
+                Update { values: Vec::new(), metrics: Vec::new(), weight: quantiser.max_weight }
+            };
+            if shared.stop.load(Ordering::Relaxed) {
+                return none();
+            }
+            ask(&callable, client, round, dim as usize, &quantiser, noise_multiplier.is_some()).unwrap_or_else(
+                |error| {
+                    shared.fail(error);
+                    none()
+                },
+            )
         }));
     }
     let simulation = threads::detach(py, || builder.build())?.map_err(errors::simulation)?;
-    let mut watcher = Watcher { shared: shared.clone(), round_finished, means: Vec::new() };
+    let mut watcher =
+        Watcher { shared: shared.clone(), round_finished, progress, means: Vec::new(), metrics: Vec::new() };
     let (report, watcher) = py.detach(|| {
         std::thread::scope(|scope| {
             let running = scope.spawn(|| {
@@ -151,11 +207,18 @@ pub fn simulate<'py>(
             running.join().map_err(|_| errors::state("the simulation ended in a panic"))
         })
     })?;
-    if let Some(error) = shared.error.lock().unwrap_or_else(PoisonError::into_inner).take() {
-        return Err(error);
+    let raised = shared.error.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let (mut report, raised) = match (report, raised) {
+        (Ok(report), raised) => (report, raised),
+        (Err(_), Some(raised)) => return Err(raised),
+        (Err(error), None) => return Err(errors::simulation(error)),
+    };
+    // A round without all updates can have ended, for want of them, before it was cancelled.
+    if report.rounds.len() > watcher.means.len() {
+        report.rounds.truncate(watcher.means.len());
+        report.interrupted = true;
     }
-    let report = report.map_err(errors::simulation)?;
     let json = serde_json::to_string(&report).map_err(|error| errors::state(error.to_string()))?;
     let means = watcher.means.into_iter().map(|mean| mean.map(|mean| PyArray1::from_vec(py, mean))).collect();
-    Ok((json, means))
+    Ok((json, means, watcher.metrics, raised.map(|error| error.into_value(py))))
 }

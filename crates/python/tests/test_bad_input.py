@@ -12,7 +12,7 @@ HUGE = 2**62
 def at_masking():
     """A round in which device 0 is asked for its update of 10 elements, and what it is shown."""
     world = World(8)
-    server = world.open(dimension=10, quantiser=unisono.Quantiser(max_weight=2.0))
+    server = world.open(dimension=10, quantiser=unisono.Quantiser(clip=1.0, max_weight=2.0))
     clients = [world.join(server, i) for i in range(8)]
     for client in clients:
         server.absorb(client.message())
@@ -70,7 +70,7 @@ def test_a_read_only_update_is_taken_and_a_read_only_vector_is_not_masked():
         unisono.mask(vector, 20, add=[b"s" * 32])
     update = np.zeros(10, np.float32)
     update.flags.writeable = False
-    assert unisono.quantise(update, 1.0, unisono.Quantiser(), 20).size == 11
+    assert unisono.quantise(update, 1.0, unisono.Quantiser(clip=1.0), 20).size == 11
 
 
 @pytest.mark.parametrize("name", ["dimension", "n_min", "n_max"])
@@ -78,13 +78,13 @@ def test_a_read_only_update_is_taken_and_a_read_only_vector_is_not_masked():
 def test_a_count_that_is_none_is_refused_with_its_name(name, value):
     settings = {"dimension": 10, "n_min": 5, "n_max": 8, name: value}
     with pytest.raises(unisono.ParamsError, match=f"{name} is"):
-        unisono.RoundParams(quantiser=unisono.Quantiser(), mode="semi-honest", **settings)
+        unisono.RoundParams(quantiser=unisono.Quantiser(clip=1.0), mode="semi-honest", **settings)
 
 
 @pytest.mark.parametrize("dimension", [0, 2**33, HUGE, 2**64 - 1])
 def test_a_dimension_that_no_round_has_is_refused(dimension):
     with pytest.raises(unisono.ParamsError, match="dimension"):
-        unisono.RoundParams(dimension=dimension, n_min=5, n_max=8, quantiser=unisono.Quantiser(), mode="semi-honest")
+        unisono.RoundParams(dimension=dimension, n_min=5, n_max=8, quantiser=unisono.Quantiser(clip=1.0), mode="semi-honest")
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_sizes_beyond_memory_are_refused_before_they_are_allocated():
     with pytest.raises(unisono.CryptoError, match="packed vector"):
         unisono.unpack(b"\0" * 10, 20, HUGE)
     with pytest.raises(unisono.EncodingError):
-        unisono.dequantise(np.zeros(6, np.uint32), unisono.Quantiser(), 20, HUGE, 4)
+        unisono.dequantise(np.zeros(6, np.uint32), unisono.Quantiser(clip=1.0), 20, HUGE, 4)
     with pytest.raises((unisono.CryptoError, MemoryError)):
         unisono.split_secret(unisono.random_secret(), HUGE, [1, 2, 3])
     with pytest.raises(unisono.CryptoError):
@@ -136,13 +136,126 @@ def test_counts_of_the_helpers_are_checked():
             call()
 
 
+def negative():
+    """Calls with a number below 0, by the name of the argument."""
+    quantiser = unisono.Quantiser(clip=1.0)
+    params = unisono.RoundParams(dimension=10, n_min=5, n_max=8, quantiser=quantiser, mode="semi-honest")
+    server = unisono.ServerRound(params)
+    vector, device, client = np.zeros(8, np.uint32), unisono.DeviceKeys.generate(), b"c" * 16
+    publisher = unisono.SigningKey.generate("publisher")
+    registrar = unisono.SigningKey.generate("registrar")
+    release, key = unisono.seal(b"model", publisher, model_id="m", version=1)
+    granted = unisono.grant(release, key, publisher, client_id=client, release_key=device.release_key)
+    common = {"dimension": 10, "n_min": 5, "n_max": 8, "quantiser": quantiser, "mode": "semi-honest"}
+    secret = unisono.random_secret()
+    record = unisono.MemoryRecord()
+    yield "n_min", lambda: unisono.simulate(5, 10, n_min=-1)
+    yield "threads", lambda: unisono.simulate(5, 10, threads=-1)
+    yield "bits", lambda: unisono.Quantiser(clip=1.0, bits=-1)
+    yield "n_min", lambda: unisono.Policy(n_min=-1)
+    for name in ("max_dimension", "min_roster_epoch", "min_model_version", "min_interval_s"):
+        yield name, lambda name=name: unisono.Policy(**{name: -1})
+    for name in ("round", "model_version", "modulus_bits", "chunk_elements", "now"):
+        yield name, lambda name=name: unisono.RoundParams(**common, **{name: -1})
+    yield "n", lambda: params.topology(-1)
+    for name in ("survivors", "cohort", "rounds"):
+        yield name, lambda name=name: unisono.Accountant().add(params, **{name: -1})
+    for name in ("dimension", "clients"):
+        settings = {"dimension": 7, "clients": 3, name: -1}
+        yield name, lambda settings=settings: unisono.dequantise(vector, quantiser, 20, **settings)
+    yield "modulus_bits", lambda: unisono.quantise(np.zeros(7, np.float32), 1.0, quantiser, -1)
+    yield "modulus_bits", lambda: unisono.unmask(vector, -1)
+    yield "modulus_bits", lambda: unisono.pack(vector, -1)
+    yield "modulus_bits", lambda: unisono.ring_dtype(-1)
+    yield "length", lambda: unisono.unpack(b"", 20, -1)
+    yield "threshold", lambda: unisono.split_secret(secret, -1, [1, 2, 3])
+    yield "abscissas", lambda: unisono.split_secret(secret, 2, [1, -2, 3])
+    yield "threshold", lambda: unisono.rebuild_secret([(1, secret)], -1)
+    yield "shares", lambda: unisono.rebuild_secret([(-1, secret)], 1)
+    for name in ("version", "not_after", "roster_epoch", "now"):
+        settings = {"version": 1, name: -1}
+        yield name, lambda settings=settings: unisono.seal(b"", publisher, model_id="m", **settings)
+    yield "roster_epoch", lambda: unisono.grant(
+        release, key, publisher, client_id=client, release_key=device.release_key, roster_epoch=-1
+    )
+    yield "min_roster_epoch", lambda: granted.open(release, device, [], min_roster_epoch=-1)
+    for name in ("seen", "min_roster_epoch", "max_payload", "now"):
+        yield name, lambda name=name: release.open(key, [], **{name: -1})
+    for name in ("epoch", "not_before", "not_after", "issued_at"):
+        settings = {"epoch": 1, name: -1}
+        yield name, lambda settings=settings: unisono.Roster.publish([], registrar, coordinators=[], **settings)
+    yield "now", lambda: server.absorb(b"", now=-1)
+    for name in ("since", "until"):
+        settings = {"since": 1, "until": 2, name: -1}
+        yield name, lambda settings=settings: server.suspend(client, **settings)
+    yield "now", lambda: unisono.ClientRound(server.offer(), device, record=record, now=-1)
+    yield "max_failures", lambda: unisono.Client("http://localhost:1", "t", device, print, max_failures=-1)
+
+
+def test_a_number_below_zero_is_refused_by_name_everywhere():
+    for name, call in negative():
+        with pytest.raises(unisono.ParamsError, match=f"^{name} is -[12]; a whole number from 0"):
+            call()
+
+
+def test_bytes_of_another_length_are_refused_by_name_and_not_shown():
+    publisher = unisono.SigningKey.generate("publisher")
+    update, quantiser = np.zeros(7, np.float32), unisono.Quantiser(clip=1.0)
+    for name, call in (
+        ("seed", lambda: unisono.random_secret(seed=b"hidden")),
+        ("seed", lambda: unisono.SigningKey.generate("publisher", seed=b"hidden")),
+        ("seed", lambda: unisono.DeviceKeys.generate(seed=b"hidden")),
+        ("seed", lambda: unisono.DecapsulationKey.generate(b"hidden")),
+        ("seed", lambda: unisono.quantise(update, 1.0, quantiser, 20, seed=b"hidden")),
+        ("seed", lambda: unisono.encapsulate(unisono.DecapsulationKey.generate().encapsulation_key, seed=b"hidden")),
+        ("secret", lambda: unisono.split_secret(b"hidden", 2, [1, 2, 3])),
+        ("shares", lambda: unisono.rebuild_secret([(1, b"hidden")], 1)),
+        ("previous", lambda: unisono.seal(b"", publisher, model_id="m", version=1, previous=b"hidden")),
+        (
+            "model_hash",
+            lambda: unisono.RoundParams(
+                dimension=1, n_min=3, n_max=3, quantiser=quantiser, mode="semi-honest", model_hash=b"hidden"
+            ),
+        ),
+    ):
+        with pytest.raises(unisono.CryptoError, match=f"^{name} is a bytes of length 6; 32 bytes") as caught:
+            call()
+        assert "hidden" not in str(caught.value)
+    with pytest.raises(unisono.CryptoError, match="seed is a str of length 32"):
+        unisono.random_secret(seed="s" * 32)
+
+
+@pytest.mark.parametrize("name", ["min_gamma", "max_delta", "privacy_delta", "max_epsilon"])
+@pytest.mark.parametrize("value", [float("nan"), -0.1, float("-inf"), "all", 10**400])
+def test_a_policy_has_no_limit_that_nothing_or_everything_meets(name, value):
+    with pytest.raises(unisono.ParamsError, match=f"{name} is"):
+        unisono.Policy(**{name: value})
+
+
 def test_what_a_callable_returns_is_checked():
-    for result in (None, 5, (np.zeros(10, np.float32),), (np.zeros(10, np.float32), "heavy")):
+    def simulate(result, **settings):
+        quantiser = unisono.Quantiser(clip=1.0, **settings)
+        return unisono.simulate(clients=5, dim=10, quantiser=quantiser, updates=lambda *_: result)
+
+    zeros = np.zeros(10, np.float32)
+    for result in (None, 5, (zeros,), (zeros, "heavy"), (zeros, 1.0, "good"), (zeros, 1.0, [0.1], 4)):
         with pytest.raises(unisono.ArrayError, match="is needed"):
-            unisono.simulate(clients=5, dim=10, updates=lambda *_, result=result: result)
-    bad = np.zeros(10, np.float32)
+            simulate(result)
+    bad = zeros.copy()
     bad[3] = np.nan
     with pytest.raises(unisono.EncodingError, match="element 3"):
-        unisono.simulate(clients=5, dim=10, updates=lambda *_: (bad, 1.0))
+        simulate((bad, 1.0))
     with pytest.raises(unisono.EncodingError, match="max_weight = 1"):
-        unisono.simulate(clients=5, dim=10, updates=lambda *_: (np.zeros(10, np.float32), 2.0))
+        simulate((zeros, 2.0))
+    # Metrics that the quantiser has no interval for, or too few of them: the round would have no answers.
+    with pytest.raises(unisono.ParamsError, match="returned 0 metrics.* intervals for 1"):
+        simulate((zeros, 1.0), metrics=[(0.0, 1.0)])
+    with pytest.raises(unisono.ParamsError, match="returned 2 metrics.* intervals for 1"):
+        simulate((zeros, 1.0, [0.5, 0.5]), metrics=[(0.0, 1.0)])
+    with pytest.raises(unisono.EncodingError, match="element 0 of the list of metrics is NaN"):
+        simulate((zeros, 1.0, [float("nan")]), metrics=[(0.0, 1.0)])
+
+
+def test_updates_without_a_clip_are_not_clipped_by_a_guess():
+    with pytest.raises(unisono.ParamsError, match="quantiser=.*clip"):
+        unisono.simulate(clients=5, dim=10, updates=lambda *_: (np.zeros(10, np.float32), 1.0))

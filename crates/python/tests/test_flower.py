@@ -1,5 +1,6 @@
 """The Flower plug-in: whole rounds in this process, and some in Flower's own simulation engine, over Ray, with drop-outs."""
 
+import logging
 import sys
 from pathlib import Path
 
@@ -67,17 +68,55 @@ def test_the_difference_of_parameters_is_one_float32_vector():
         _difference(after[:2], before)
 
 
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"mode": "x"}, "mode is 'x'"),
+        ({"gamma": 2}, "gamma is 2"),
+        ({"delta": float("nan")}, "delta is nan"),
+        ({"n_min": 0}, "n_min is 0"),
+        ({"task": ""}, "task is ''"),
+        ({"timeout": -1}, "timeout is -1"),
+        ({"clip": 0.0}, "clip"),
+        ({"bits": 40}, "bits"),
+        ({"bits": -1}, "bits is -1"),
+        ({"max_weight": float("nan")}, "max_weight"),
+        ({"rounding": "up"}, "rounding"),
+    ],
+)
+def test_settings_that_no_round_could_have_are_refused_at_once(settings, words):
+    with pytest.raises((unisono.ParamsError, unisono.EncodingError), match=words):
+        UnisonoWorkflow(**{"mode": "semi-honest", "clip": 1.0, **settings})
+
+
+def test_too_few_sampled_clients_end_the_round_and_not_the_run(monkeypatch):
+    logged = []
+    monkeypatch.setattr(unisono.flower, "log", lambda level, text, *values: logged.append((level, text % values)))
+    secure = flower_digits.run("unisono", 2, rounds=2, mode="semi-honest", engine="local")
+    reasons = [text for level, text in logged if level >= logging.ERROR]
+    assert len(reasons) == 2 and all("ended without a sum" in text and "n_min" in text for text in reasons)
+    assert secure["report"] == {} and all(not array.any() for array in secure["parameters"])
+
+
+@pytest.mark.parametrize("aggregation", ["plain", "secaggplus", "unisono"])
+def test_the_three_ways_of_the_example_learn(aggregation):
+    found = flower_digits.run(aggregation, CLIENTS, rounds=2, engine="local")
+    assert found["accuracy"] > 0.8 and found["bytes_up"] > 0
+
+
 def test_provisioning_is_checked(tmp_path):
-    with pytest.raises(ValueError, match="provision"):
-        UnisonoWorkflow()
-    with pytest.raises(ValueError, match="at least 3"):
+    with pytest.raises(TypeError, match="clip"):
+        UnisonoWorkflow(mode="semi-honest")
+    with pytest.raises(unisono.ParamsError, match="provision"):
+        UnisonoWorkflow(clip=1.0)
+    with pytest.raises(unisono.ParamsError, match="at least 3"):
         provision(tmp_path, 2)
     folder = provision(tmp_path / "keys", 3)
     assert (folder / "device-2.key").stat().st_mode & 0o077 == 0
     (folder / "registrar.pub").write_text(unisono.SigningKey.generate("registrar").public_text())
     with pytest.raises(unisono.RosterError):
-        UnisonoWorkflow(provisioning=folder)
+        UnisonoWorkflow(clip=1.0, provisioning=folder)
     (folder / "registrar.pub").write_text(unisono.SigningKey.generate("coordinator").public_text())
     with pytest.raises(unisono.KeyFileError):
-        UnisonoWorkflow(provisioning=folder)
+        UnisonoWorkflow(clip=1.0, provisioning=folder)
     assert callable(unisono_mod(folder))

@@ -83,9 +83,38 @@ def test_a_release_opens_for_its_device_under_its_publisher_and_goes_back_to_no_
     assert repr(key) == "ContentKey(..)"
 
 
+def test_a_key_serves_its_role_only():
+    keys = {role: unisono.SigningKey.generate(role) for role in ("registrar", "coordinator", "publisher")}
+    device = unisono.DeviceKeys.generate()
+    release, content = unisono.seal(b"m", keys["publisher"], model_id="m", version=1)
+    enrolments = [unisono.DeviceKeys.generate().enrolment() for _ in range(3)]
+    roster = unisono.Roster.publish(
+        enrolments, keys["registrar"], epoch=1, coordinators=[keys["coordinator"].verifying_key]
+    )
+    params = unisono.RoundParams(
+        dimension=10, n_min=3, n_max=3, gamma=0.0, quantiser=unisono.Quantiser(clip=1.0), roster=roster
+    )
+    calls = {
+        "registrar": lambda key: unisono.Roster.publish(enrolments, key, epoch=2, coordinators=[]),
+        "coordinator": lambda key: unisono.ServerRound(params, coordinator_key=key, roster=roster),
+        "publisher": lambda key: unisono.seal(b"m", key, model_id="m", version=2),
+    }
+    for wanted, call in calls.items():
+        for role, key in keys.items():
+            if role != wanted:
+                with pytest.raises(unisono.KeyFileError, match=f"is a {role} key; a {wanted} key is needed"):
+                    call(key)
+    call(keys["publisher"])
+    with pytest.raises(unisono.KeyFileError, match="issuer's key is a coordinator key"):
+        unisono.grant(
+            release, content, keys["coordinator"], client_id=device.client_id, release_key=device.release_key
+        )
+
+
 def test_settings_are_pickled_and_secrets_are_not():
     for settings in (
         unisono.Policy(n_min=4, min_gamma=0.02, allow_semi_honest=True, max_dimension=77),
+        unisono.Policy(max_epsilon=3.5, privacy_delta=1e-6),
         unisono.Quantiser(bits=9, clip=0.5, l2_clip=2.0, rounding="deterministic", metrics=[(0.0, 2.0)]),
     ):
         again = pickle.loads(pickle.dumps(settings))

@@ -39,7 +39,7 @@ def test_a_round_with_drop_outs_gives_the_exact_sum_of_the_survivors(world, mode
 
 
 def test_too_many_drop_outs_end_the_round_with_an_abort(world):
-    server = world.open(dimension=10, quantiser=unisono.Quantiser(), n_min=6)
+    server = world.open(dimension=10, quantiser=unisono.Quantiser(clip=1.0), n_min=6)
     updates, weights = inputs(world, 10)
     with pytest.raises(unisono.AbortError, match="the round needs 6") as caught:
         play(world, server, updates, [1.0] * 8, dropped={0, 1, 2})
@@ -49,7 +49,7 @@ def test_too_many_drop_outs_end_the_round_with_an_abort(world):
 
 
 def test_a_suspended_client_is_refused_and_the_round_is_without_it(world):
-    server = world.open(dimension=10, quantiser=unisono.Quantiser())
+    server = world.open(dimension=10, quantiser=unisono.Quantiser(clip=1.0))
     cheat = world.keys[0].client_id
     server.suspend(cheat, 0, 5)
     with pytest.raises(unisono.RefusalError, match="suspended up to round 5") as caught:
@@ -61,7 +61,7 @@ def test_a_suspended_client_is_refused_and_the_round_is_without_it(world):
 
 
 def test_a_spent_round_is_not_joined_again(world):
-    server = world.open(dimension=10, quantiser=unisono.Quantiser())
+    server = world.open(dimension=10, quantiser=unisono.Quantiser(clip=1.0))
     record = unisono.MemoryRecord()
     record.spend("python", 1, 0)
     with pytest.raises(unisono.RecordError, match="not above round 1"):
@@ -73,19 +73,19 @@ def test_a_record_that_fails_keeps_the_device_from_joining(world):
         def last(self, task):
             raise OSError("disk gone")
 
-    server = world.open(dimension=10, quantiser=unisono.Quantiser())
+    server = world.open(dimension=10, quantiser=unisono.Quantiser(clip=1.0))
     with pytest.raises(unisono.RecordError, match="disk gone"):
         world.join(server, 0, Broken())
 
 
 def test_a_policy_refuses_what_the_device_did_not_agree_to(world):
-    server = world.open("semi-honest", dimension=10, quantiser=unisono.Quantiser())
+    server = world.open("semi-honest", dimension=10, quantiser=unisono.Quantiser(clip=1.0))
     with pytest.raises(unisono.PolicyError, match="allow_semi_honest"):
         unisono.ClientRound(server.offer(), world.keys[0], record=unisono.MemoryRecord())
 
 
 def test_messages_that_do_not_belong_are_refused_and_named(world):
-    server = world.open(dimension=10, quantiser=unisono.Quantiser())
+    server = world.open(dimension=10, quantiser=unisono.Quantiser(clip=1.0))
     client = world.join(server, 0)
     for garbage in (b"", b"\xff" * 40, client.message()[:-3]):
         with pytest.raises(unisono.RefusalError):
@@ -100,7 +100,7 @@ def test_messages_that_do_not_belong_are_refused_and_named(world):
     with pytest.raises(unisono.StateError, match="no upload"):
         client.upload()
     server.absorb(client.message())
-    other = world.open(dimension=11, quantiser=unisono.Quantiser())
+    other = world.open(dimension=11, quantiser=unisono.Quantiser(clip=1.0))
     with pytest.raises(unisono.RefusalError) as caught:
         other.absorb(client.message())
     assert caught.value.code == "other_round" and caught.value.phase == "advertise"
@@ -108,7 +108,7 @@ def test_messages_that_do_not_belong_are_refused_and_named(world):
 
 
 def test_an_update_that_does_not_fit_is_refused_and_the_device_may_try_again(world):
-    server = world.open(dimension=10, quantiser=unisono.Quantiser(max_weight=2.0))
+    server = world.open(dimension=10, quantiser=unisono.Quantiser(clip=1.0, max_weight=2.0))
     clients = [world.join(server, i) for i in range(8)]
     for client in clients:
         server.absorb(client.message())
@@ -149,16 +149,16 @@ def test_an_update_that_does_not_fit_is_refused_and_the_device_may_try_again(wor
 )
 def test_parameters_that_no_round_can_run_with_are_refused_with_advice(world, settings, error, words):
     with pytest.raises(error, match=words):
-        world.open(**{"dimension": 10, "quantiser": unisono.Quantiser(), **settings})
+        world.open(**{"dimension": 10, "quantiser": unisono.Quantiser(clip=1.0), **settings})
 
 
 def test_malicious_mode_without_a_roster_is_refused():
     with pytest.raises(unisono.RosterError, match="roster="):
-        unisono.RoundParams(dimension=10, n_min=3, n_max=8, quantiser=unisono.Quantiser())
+        unisono.RoundParams(dimension=10, n_min=3, n_max=8, quantiser=unisono.Quantiser(clip=1.0))
 
 
 def test_threads_take_one_step_once(world):
-    server = world.open(dimension=10, quantiser=unisono.Quantiser())
+    server = world.open(dimension=10, quantiser=unisono.Quantiser(clip=1.0))
     message = world.join(server, 0).message()
     news = []
     threads = [threading.Thread(target=lambda: news.append(server.absorb(message))) for _ in range(8)]
@@ -171,7 +171,7 @@ def test_threads_take_one_step_once(world):
 
 def _whole_round_in_child(queue):
     world = World(4)
-    quantiser = unisono.Quantiser()
+    quantiser = unisono.Quantiser(clip=1.0)
     server = world.open(dimension=50_000, quantiser=quantiser)
     outcome = play(world, server, [np.zeros(50_000, np.float32)] * 4, [1.0] * 4)
     queue.put((len(outcome.survivors), unisono.random_secret()))
@@ -180,7 +180,7 @@ def _whole_round_in_child(queue):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_forked_process_plays_rounds_of_its_own(world):
-    server = world.open(dimension=50_000, quantiser=unisono.Quantiser(max_weight=10.0))
+    server = world.open(dimension=50_000, quantiser=unisono.Quantiser(clip=1.0, max_weight=10.0))
     updates, weights = inputs(world, 50_000)
     play(world, server, updates, weights)
     unisono.simulate(clients=5, dim=100)
@@ -200,14 +200,14 @@ def _in_child(client, queue):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_forked_copy_of_a_round_is_refused(world):
-    server = world.open(dimension=10, quantiser=unisono.Quantiser())
+    server = world.open(dimension=10, quantiser=unisono.Quantiser(clip=1.0))
     client = world.join(server, 0)
     assert "another process" in forked(_in_child, client)
     assert client.message()
 
 
 def test_a_saved_state_of_another_device_or_cut_short_is_refused(world):
-    server = world.open(dimension=10, quantiser=unisono.Quantiser())
+    server = world.open(dimension=10, quantiser=unisono.Quantiser(clip=1.0))
     saved = world.join(server, 0).save()
     common = {"record": unisono.MemoryRecord(), "registrar_key": world.registrar.verifying_key}
     assert unisono.ClientRound.resume(saved, server.offer(), world.keys[0], **common).phase == "advertised"
@@ -237,7 +237,7 @@ def test_a_file_record_survives_and_a_damaged_one_is_no_empty_one(tmp_path):
 
 
 def test_a_state_saved_earlier_does_not_share_again(world):
-    server = world.open(dimension=10, quantiser=unisono.Quantiser())
+    server = world.open(dimension=10, quantiser=unisono.Quantiser(clip=1.0))
     records = [unisono.MemoryRecord() for _ in world.keys]
     clients = [world.join(server, i, record) for i, record in enumerate(records)]
     for client in clients:

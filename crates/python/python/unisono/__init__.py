@@ -6,15 +6,23 @@
 - primitives: :func:`mask`, :func:`unmask`, :func:`quantise`, :func:`dequantise`, :func:`split_secret`, ...;
 - released models: :func:`seal`, :func:`grant`, :class:`Release`, :class:`Grant`;
 - experiments: :func:`simulate`, thousands of clients in this process;
+- differential privacy: ``RoundParams(noise_multiplier=..)``, ``Policy(max_epsilon=..)``, :class:`Accountant`;
 - Flower: :mod:`unisono.flower` (needs the extra ``flower``).
 
 Arrays that are passed in are read where they lie, with the GIL released: don't write to them from another thread meanwhile.
-A round is used by one call at a time and refused in a forked process. All exceptions derive from :class:`Error`.
+A round is used by one call at a time and refused in a forked process.
+
+Exceptions about values (a number out of range, bytes of another length, an array that does not fit), keys, rounds and
+messages derive from :class:`Error`. Others are Python's own: ``TypeError`` for a missing or unknown keyword and for an argument
+of another type (a ``str`` where ``bytes`` are needed), ``KeyError`` from :meth:`TrainingRound.tensor`, ``OSError`` and
+``ValueError`` from :class:`FileRecord` about its file, ``MemoryError``, ``KeyboardInterrupt``, and whatever a callable of yours
+raises in :func:`simulate`.
 """
 
 from __future__ import annotations
 
 from ._unisono import (
+    Accountant,
     Aggregate,
     ClientRound,
     ContentKey,
@@ -74,6 +82,7 @@ from .simulation import Simulated, simulate
 
 __all__ = [
     "AbortError",
+    "Accountant",
     "Aggregate",
     "ArrayError",
     "Client",

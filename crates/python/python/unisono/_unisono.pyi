@@ -77,12 +77,18 @@ def simulate(
     gamma: float,
     delta: float | None,
     n_min: int | None,
-    privacy: tuple[float, float] | None,
+    deadline: float,
+    noise_multiplier: float | None,
+    privacy_delta: float,
     threads: int,
     share_checks: bool,
-    updates: Callable[[int, int], tuple[NDArray[np.float32], float]] | None = None,
+    updates: Callable[
+        [int, int], tuple[NDArray[np.float32], float] | tuple[NDArray[np.float32], float, Sequence[float]]
+    ]
+    | None = None,
     round_finished: Callable[[int, NDArray[np.float32] | None], object] | None = None,
-) -> tuple[str, list[NDArray[np.float32] | None]]: ...
+    progress: Callable[[int, str, int, int], object] | None = None,
+) -> tuple[str, list[NDArray[np.float32] | None], list[list[float] | None], BaseException | None]: ...
 def sender_of(message: bytes) -> bytes: ...
 
 @disjoint_base
@@ -142,8 +148,8 @@ class Quantiser:
     def __new__(
         cls,
         *,
+        clip: float,
         bits: int = 16,
-        clip: float = 1.0,
         max_weight: float = 1.0,
         l2_clip: float | None = None,
         rounding: Literal["stochastic", "deterministic"] = "stochastic",
@@ -175,6 +181,8 @@ class Aggregate:
     def total_weight(self) -> float: ...
     @property
     def error_bound(self) -> float: ...
+    @property
+    def noise_deviation(self) -> float: ...
 
 @final
 class RoundParams:
@@ -195,6 +203,7 @@ class RoundParams:
         model_hash: bytes | None = None,
         modulus_bits: int | None = None,
         chunk_elements: int = 65536,
+        noise_multiplier: float | None = None,
         now: int | None = None,
     ) -> RoundParams: ...
     @property
@@ -209,6 +218,7 @@ class RoundParams:
     def vector_len(self) -> int: ...
     @property
     def upload_len(self) -> int: ...
+    def epsilon(self, privacy_delta: float = 1e-05) -> float | None: ...
     def topology(self, n: int) -> Topology: ...
 
 @final
@@ -225,7 +235,17 @@ class Policy:
         min_model_version: int = 0,
         min_interval_s: int = 0,
         tasks: Sequence[str] = ...,
+        max_epsilon: float | None = None,
+        privacy_delta: float = 1e-05,
     ) -> Policy: ...
+
+@final
+class Accountant:
+    def __new__(cls) -> Accountant: ...
+    def add(
+        self, params: RoundParams, *, survivors: int | None = None, cohort: int | None = None, rounds: int = 1
+    ) -> None: ...
+    def epsilon(self, privacy_delta: float = 1e-05) -> float: ...
 
 @final
 class SigningKey:

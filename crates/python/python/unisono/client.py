@@ -18,6 +18,9 @@ class Client(_unisono.Client):
     weights minus ``round.parameters`` as float32, and a weight above 0 up to ``round.max_weight``. It is called on a thread of
     its own; an exception makes the device miss the round. ``state_dir`` holds the durable record; without it a restart
     forgets in which rounds this device took part.
+    ``max_failures`` is how many calls in a row may fail (0 or more) before the client gives up. A mistake in the arguments is
+    an ``Error`` at once.
+
     :meth:`open_release` fetches and opens the released model. The client only dials out, and repeats what got lost.
     """
 

@@ -41,11 +41,11 @@ class EncodingError(Error, ValueError):
 
 
 class ParamsError(Error, ValueError):
-    """No round can run with these parameters; the text says what would be feasible."""
+    """A number is outside its range, or no round can run with these parameters; the text says what would be feasible."""
 
 
 class KeyFileError(Error, ValueError):
-    """A text is not the wanted key file."""
+    """A text is not the wanted key file, or a signing key is of another role than the wanted one."""
 
 
 class RosterError(Error, ValueError):

@@ -45,6 +45,7 @@ from . import (
     DeviceKeys,
     EncodingError,
     Error,
+    ParamsError,
     Policy,
     Quantiser,
     RecordError,
@@ -72,7 +73,7 @@ def provision(folder: str | os.PathLike[str], devices: int) -> Path:
     registrar's signing key is forgotten. Key files are readable by their owner only.
     """
     if devices < 3:
-        raise ValueError(f"devices is {devices}; a cohort has at least 3 members")
+        raise ParamsError(f"devices is {devices}; a cohort has at least 3 members")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     registrar, coordinator = SigningKey.generate("registrar"), SigningKey.generate("coordinator")
@@ -238,16 +239,21 @@ class UnisonoWorkflow:
 
     Parameters
     ----------
+    clip : bound of an element of an update (returned minus sent parameters), above 0; larger ones are cut off by the client
+        without a word, so it has no default.
     provisioning : folder with ``roster.bin``, ``registrar.pub`` and ``coordinator.key``; ``None`` only in semi-honest mode.
     mode : ``"malicious"`` (default) or ``"semi-honest"``.
-    clip : bound of an element of an update (returned minus sent parameters); larger ones are clipped by the client.
-    max_weight : largest ``num_examples`` of a client; a client with more can't take part.
+    max_weight : largest ``num_examples`` of a client, above 0; a client with more can't take part.
     bits : bits of a quantised element, 1 to 32.
     rounding : ``"stochastic"`` (unbiased) or ``"deterministic"``.
-    n_min : smallest number of updates in a sum; default two thirds of the clients that the strategy samples.
-    gamma, delta : fractions of the clients that may collude and may drop out.
-    task : name under which devices record the rounds that they took part in.
-    timeout : seconds to wait for replies in each phase; ``None`` waits for all.
+    n_min : smallest number of updates in a sum, from 3; default two thirds of the clients that the strategy samples.
+    gamma, delta : fractions (0 to below 1) of the clients that may collude and may drop out.
+    task : name under which devices record the rounds that they took part in, 1 to 64 bytes.
+    timeout : seconds (above 0) to wait for replies in each phase; ``None`` waits for all.
+
+    Raises ``ParamsError`` or ``EncodingError`` for a setting out of its range, and what :class:`SigningKey` and :class:`Roster`
+    raise about the files in ``provisioning``. Whether a round is feasible depends on how many clients the strategy samples; one
+    that is not ends without a sum, as any that has too many drop-outs.
 
     After a round, ``report`` holds its clients, drop-outs, seconds and bytes.
     """
@@ -255,9 +261,9 @@ class UnisonoWorkflow:
     def __init__(
         self,
         *,
+        clip: float,
         provisioning: str | os.PathLike[str] | None = None,
         mode: str = "malicious",
-        clip: float = 1.0,
         max_weight: float = 1000.0,
         bits: int = 16,
         rounding: str = "stochastic",
@@ -267,8 +273,11 @@ class UnisonoWorkflow:
         task: str = "flower",
         timeout: float | None = None,
     ) -> None:
+        _check(mode=mode, n_min=n_min, gamma=gamma, delta=delta, task=task, timeout=timeout)
         if (mode == "malicious") != (provisioning is not None):
-            raise ValueError('malicious mode needs provisioning=.., semi-honest mode has none: see unisono.flower.provision')
+            raise ParamsError(
+                "malicious mode needs provisioning=.., semi-honest mode has none: see unisono.flower.provision"
+            )
         self._quantiser = Quantiser(bits=bits, clip=clip, max_weight=max_weight, rounding=cast(Any, rounding))
         self._mode, self._n_min, self._gamma, self._delta = mode, n_min, gamma, delta
         self._task, self._timeout = task, timeout
@@ -287,7 +296,8 @@ class UnisonoWorkflow:
         log(INFO, "Secure aggregation commencing (unisono, %s mode).", self._mode)
         try:
             done = self._round(grid, context)
-        except AbortError as error:
+        except (AbortError, ParamsError) as error:
+            # ParamsError: no round can run with as many clients as were sampled; another round may sample more.
             log(ERROR, "The round ended without a sum: %s", error)
             done = False
         log(INFO, "Secure aggregation completed." if done else "Secure aggregation halted.")
@@ -364,6 +374,23 @@ class UnisonoWorkflow:
             roster=self._roster,
             modulus_bits=modulus_bits(self._quantiser.bits, max(clients, 1)),
         )
+
+
+def _check(
+    *, mode: str, n_min: int | None, gamma: float, delta: float, task: str, timeout: float | None
+) -> None:
+    """What no round could run with, however many clients it has."""
+    if mode not in ("malicious", "semi-honest"):
+        raise ParamsError(f'mode is {mode!r}; allowed is "malicious" or "semi-honest"')
+    if n_min is not None and n_min < 3:
+        raise ParamsError(f"n_min is {n_min}; a number from 3, or None for two thirds of the clients sampled, is needed")
+    for name, fraction in (("gamma", gamma), ("delta", delta)):
+        if not 0.0 <= fraction < 1.0:
+            raise ParamsError(f"{name} is {fraction}; a fraction from 0 to below 1 is needed")
+    if not 1 <= len(task.encode()) <= 64:
+        raise ParamsError(f"task is {task!r}; a name of 1 to 64 bytes is needed")
+    if timeout is not None and not timeout > 0.0:
+        raise ParamsError(f"timeout is {timeout}; a number of seconds above 0, or None to wait for all, is needed")
 
 
 def _add(base: list[np.ndarray], mean: np.ndarray) -> list[np.ndarray]:

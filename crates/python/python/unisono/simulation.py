@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from . import _unisono
 from ._unisono import Quantiser
+from .errors import ParamsError
 
 __all__ = ["Simulated", "simulate"]
 
@@ -22,13 +24,22 @@ class Simulated:
     ----------
     settings : the settings as used, with degree, threshold and modulus.
     rounds : one dictionary a round: cohort, survivors, whether the sum was exact, seconds and bytes by phase.
-    means : the decoded mean of each round, float32; ``None`` for a round that ended without a sum.
+    means : the decoded mean of each round, float32 of ``dim`` elements; ``None`` for a round that ended without a sum.
+    metrics : the weighted means of the metrics of each round, in the quantiser's order; ``None`` as in ``means``.
+    interrupted : whether it was stopped before its last round: see ``partial`` in :func:`simulate`.
     """
 
-    def __init__(self, report: dict[str, Any], means: list[NDArray[np.float32] | None]) -> None:
+    def __init__(
+        self,
+        report: dict[str, Any],
+        means: list[NDArray[np.float32] | None],
+        metrics: list[list[float] | None] | None = None,
+    ) -> None:
         self.settings: dict[str, Any] = report["settings"]
         self.rounds: list[dict[str, Any]] = report["rounds"]
+        self.interrupted: bool = report["interrupted"]
         self.means = means
+        self.metrics = [None] * len(means) if metrics is None else metrics
 
     def to_dict(self) -> dict[str, list[Any]]:
         """Columns of equal length, one row for each phase of each round: ``pandas.DataFrame(result.to_dict())``.
@@ -84,12 +95,17 @@ def simulate(
     gamma: float = 0.05,
     delta: float | None = None,
     n_min: int | None = None,
+    deadline: float = 60.0,
     noise_multiplier: float | None = None,
     privacy_delta: float = 1e-5,
     threads: int = 0,
     share_checks: bool = False,
-    updates: Callable[[int, int], tuple[NDArray[np.float32], float]] | None = None,
+    updates: Callable[
+        [int, int], tuple[NDArray[np.float32], float] | tuple[NDArray[np.float32], float, Sequence[float]]
+    ]
+    | None = None,
     round_finished: Callable[[int, NDArray[np.float32] | None], object] | None = None,
+    progress: Callable[[int, str, int, int], object] | None = None,
 ) -> Simulated:
     """Plays whole rounds with the real protocol and no network.
 
@@ -99,7 +115,12 @@ def simulate(
     dropout : fraction that vanishes before uploading, or a model: ``"share=0.02,mask=0.05"``, ``"trace:FILE"``.
     mode : ``"malicious"`` or ``"semi-honest"``.
     seed : everything but measured times repeats with it; also the clients' keys, so never use it for real data.
-    delta : assumed drop-out fraction; by default what ``dropout`` leads one to expect.
+    quantiser : how updates become integers. Needed with ``updates``, because its ``clip`` decides what is cut off; by default
+        ``Quantiser(clip=1.0)``, within which the random updates lie.
+    gamma : assumed fraction of colluding clients, 0 to below 1.
+    delta : assumed drop-out fraction, 0 to below 1; by default what ``dropout`` leads one to expect.
+    n_min : smallest number of updates in a sum, from 3.
+    deadline : virtual seconds (above 0) after which a phase is closed without those that have not answered.
     noise_multiplier : differential privacy: deviation of the noise in the smallest allowed sum, in units of what one client
         can change; the quantiser needs an ``l2_clip`` and equal weights. ``rounds[i]["privacy"]`` of
         the result has epsilon.
@@ -107,30 +128,53 @@ def simulate(
     threads : 0 for as many as there are cores.
     share_checks : each signature is verified once for all clients, as they are in one process. Rounds take less time, but
         ``client_seconds`` is no longer that of a device; ``settings["shared_checks"]`` tells.
-    updates : ``updates(client, round)`` gives a float32 array of ``dim`` elements and a weight; by default random updates.
-        It is called on any thread, once for each pair.
+    updates : ``updates(client, round)`` gives a float32 array of ``dim`` elements and a weight (above 0, up to the quantiser's
+        ``max_weight``), and where the quantiser has ``metrics``, a list of as many numbers: ``(update, weight, metrics)``. By
+        default random updates. It is called on any thread, once for each pair of client (from 0) and round (from 1); the
+        array is copied.
     round_finished : called after each round with its number and mean (``None`` without a sum).
+    progress : ``progress(round, phase, done, clients)``, called some times in each phase, ``"advertise"`` to ``"unmask"``:
+        ``done`` of ``clients`` had their turn.
 
     Raises
     ------
     ParamsError, EncodingError : settings with which no round can run, and what would be feasible.
-    Anything that a callable raises; KeyboardInterrupt stops between two clients.
+    ArrayError, EncodingError, ParamsError : an update, weight or metric that a device could not send.
+    Anything that a callable raises, and ``KeyboardInterrupt``: the simulation looks for Ctrl-C after each batch of clients, at
+    most 512. What is raised after the simulation began has an attribute ``partial``: a :class:`Simulated` with the rounds that
+    were finished.
     """
-    report, means = _unisono.simulate(
+    if quantiser is None:
+        if updates is not None:
+            raise ParamsError(
+                "updates=.. needs quantiser=..: elements beyond its clip are cut off, so it can't be guessed; pass "
+                "quantiser=unisono.Quantiser(clip=..) with a clip above the updates' elements"
+            )
+        quantiser = Quantiser(clip=1.0)
+    report, means, metrics, raised = _unisono.simulate(
         clients,
         dim,
         dropout=str(dropout),
         mode=mode,  # type: ignore[arg-type]
         rounds=rounds,
         seed=seed,
-        quantiser=quantiser or Quantiser(),
+        quantiser=quantiser,
         gamma=gamma,
         delta=delta,
         n_min=n_min,
-        privacy=None if noise_multiplier is None else (noise_multiplier, privacy_delta),
+        deadline=deadline,
+        noise_multiplier=noise_multiplier,
+        privacy_delta=privacy_delta,
         threads=threads,
         share_checks=share_checks,
         updates=updates,
         round_finished=round_finished,
+        progress=progress,
     )
-    return Simulated(json.loads(report), means)
+    result = Simulated(json.loads(report), means, metrics)
+    if raised is not None:
+        # An exception with __slots__ has no place for it.
+        with contextlib.suppress(AttributeError):
+            setattr(raised, "partial", result)
+        raise raised
+    return result

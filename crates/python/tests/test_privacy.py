@@ -1,0 +1,96 @@
+"""Differential privacy in a round of one's own: the noise, what it promises, and who refuses."""
+
+import numpy as np
+import pytest
+import unisono
+from rounds import World, play
+
+
+@pytest.fixture(scope="module")
+def world():
+    return World(8)
+
+
+QUANTISER = unisono.Quantiser(clip=0.5, bits=12, l2_clip=1.0)
+DIMENSION = 400
+
+
+def params(**settings):
+    common = {"dimension": DIMENSION, "n_min": 6, "n_max": 8, "gamma": 0.0, "mode": "semi-honest"}
+    return unisono.RoundParams(**{"quantiser": QUANTISER, "noise_multiplier": 1.0, **common, **settings})
+
+
+def test_a_round_has_the_noise_that_it_promises(world):
+    server = world.open(dimension=DIMENSION, quantiser=QUANTISER, n_min=6, noise_multiplier=1.0)
+    updates = [np.full(DIMENSION, 0.01, np.float32)] * 8
+    with pytest.raises(unisono.EncodingError, match="max_weight = 1"):
+        play(world, server, updates, [0.5] * 8)
+    server = world.open(dimension=DIMENSION, quantiser=QUANTISER, n_min=6, noise_multiplier=1.0, round=2)
+    aggregate = play(world, server, updates, [1.0] * 8).decode()
+    assert aggregate.noise_deviation > 0.0
+    off = (aggregate.mean - 0.01).std()
+    assert 0.8 * aggregate.noise_deviation < off < 1.2 * aggregate.noise_deviation + aggregate.error_bound
+
+
+def test_less_noise_spends_more_and_rounds_add_up():
+    epsilons = [params(noise_multiplier=noise).epsilon() for noise in (4.0, 1.0, 0.5)]
+    assert 0.0 < epsilons[0] < epsilons[1] < epsilons[2]
+    assert params(noise_multiplier=None).epsilon() is None
+    one = params()
+    accountant = unisono.Accountant()
+    assert accountant.epsilon() == 0.0
+    accountant.add(one)
+    assert accountant.epsilon() == pytest.approx(one.epsilon())
+    accountant.add(one, rounds=9)
+    # Ten rounds cost less than ten times one.
+    assert one.epsilon() < accountant.epsilon() < 10 * one.epsilon()
+    assert accountant.epsilon(1e-3) < accountant.epsilon(1e-9)
+    larger = unisono.Accountant()
+    larger.add(one, survivors=8, cohort=8)
+    assert larger.epsilon() < one.epsilon()
+    simulated = unisono.simulate(
+        8, DIMENSION, mode="semi-honest", quantiser=QUANTISER, gamma=0.0, n_min=6, delta=0.2, noise_multiplier=1.0
+    )
+    assert simulated.settings["privacy"]["epsilon"] == pytest.approx(one.epsilon())
+    assert simulated.rounds[0]["privacy"]["epsilon"] == pytest.approx(larger.epsilon())
+
+
+def test_a_device_refuses_a_round_that_promises_too_little(world):
+    limit = params().epsilon()
+
+    def join(noise, **policy):
+        policy = unisono.Policy(n_min=3, min_gamma=0.0, allow_semi_honest=True, **policy)
+        offer = unisono.ServerRound(params(noise_multiplier=noise)).offer()
+        return unisono.ClientRound(offer, world.keys[0], record=unisono.MemoryRecord(), policy=policy)
+
+    assert join(1.0, max_epsilon=limit * 1.01).phase == "advertised"
+    assert join(None).phase == "advertised"
+    with pytest.raises(unisono.PolicyError, match="epsilon"):
+        join(1.0, max_epsilon=limit * 0.99)
+    with pytest.raises(unisono.PolicyError, match="epsilon"):
+        join(1.0, max_epsilon=limit * 1.01, privacy_delta=1e-9)
+    with pytest.raises(unisono.PolicyError, match="absent"):
+        join(None, max_epsilon=100.0)
+
+
+def test_noise_that_can_not_be_is_refused_with_advice():
+    for noise in (0.0, -1.0, float("nan"), float("inf"), "loud"):
+        with pytest.raises(unisono.ParamsError, match="noise_multiplier is"):
+            params(noise_multiplier=noise)
+    with pytest.raises(unisono.EncodingError, match="l2_clip"):
+        params(quantiser=unisono.Quantiser(clip=0.5))
+    with pytest.raises(unisono.EncodingError, match="metrics"):
+        params(quantiser=unisono.Quantiser(clip=0.5, l2_clip=1.0, metrics=[(0.0, 1.0)]))
+    with pytest.raises(unisono.Error, match="noise"):
+        params(noise_multiplier=1e30)
+    for call in (params().epsilon, unisono.Accountant().epsilon):
+        for delta in (0.0, 1.0, float("nan")):
+            with pytest.raises(unisono.ParamsError, match="privacy_delta is"):
+                call(delta)
+    accountant = unisono.Accountant()
+    with pytest.raises(unisono.ParamsError, match="noise_multiplier="):
+        accountant.add(params(noise_multiplier=None))
+    for counts in ({"survivors": 9}, {"survivors": 5}, {"cohort": 9}, {"survivors": 8, "cohort": 7}):
+        with pytest.raises(unisono.ParamsError, match="survivors of a cohort"):
+            accountant.add(params(), **counts)
+    assert accountant.epsilon() == 0.0

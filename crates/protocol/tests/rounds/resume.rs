@@ -28,12 +28,16 @@ fn restart(device: &mut Device, offer: &RoundOffer) {
     assert_eq!(device.message().cloned(), before, "a repeated message has the same bytes");
 }
 
+/// Devices of a round; few and without signatures for Miri.
+const N: usize = if cfg!(miri) { 4 } else { 6 };
+const MODES: &[bool] = if cfg!(miri) { &[false] } else { &[true, false] };
+
 /// A round in which every device restarts after every message, and one vanishes after sharing.
 fn play(malicious: bool) -> (Outcome, bool) {
-    let params = params(malicious, 4, 6, 0.0, 0.2, 20);
+    let params = params(malicious, N as u32 - 1, N as u32, 0.0, 0.25, 20);
     let mut server = open(&params);
     let offer = server.offer().clone();
-    let mut devices: Vec<Device> = (0..6).map(|i| Device::new(i, &server, 3)).collect();
+    let mut devices: Vec<Device> = (0..N).map(|i| Device::new(i, &server, 3)).collect();
     for device in &mut devices {
         device.join(&offer).unwrap();
     }
@@ -64,9 +68,9 @@ fn play(malicious: bool) -> (Outcome, bool) {
 
 #[test]
 fn a_round_of_devices_that_restart_after_every_message_gives_the_exact_sum() {
-    for malicious in [true, false] {
+    for &malicious in MODES {
         let (outcome, exact) = play(malicious);
-        assert!(exact && outcome.survivors.len() == 5, "{outcome:?}");
+        assert!(exact && outcome.survivors.len() == N - 1, "{outcome:?}");
     }
 }
 

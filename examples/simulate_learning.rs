@@ -5,21 +5,19 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, RwLock};
+use std::sync::Arc;
 
 use anyhow::Context;
 use clap::Parser;
-use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::SeedableRng;
 use serde::Serialize;
 use unisono::coordinator::learning::{Moments, OptimizerConfig, step};
-use unisono::examples::{DIGITS, Examples, PIXELS};
+use unisono::examples::Examples;
+use unisono::federation::{DIMENSION, Federation, deal_digits};
 use unisono::plot::{Curves, Picture, Scale, draw};
 use unisono::protocol::degree::SecurityMode;
 use unisono::protocol::encoding::{Aggregate, Quantiser, Rounding};
-use unisono::sim::{Dropout, Observer, RoundReport, Simulation, Update, updates};
-use unisono::softmax::{Sgd, Softmax};
-use unisono::wire::model::Model;
+use unisono::sim::{Dropout, Learned, Observer, RoundReport, Simulation, Update, updates};
+use unisono::softmax::Sgd;
 
 /// Learns the digits with many small settings, and compares them.
 #[derive(Parser)]
@@ -106,48 +104,15 @@ struct Line {
     abort: Option<String>,
 }
 
-/// The devices' data, and the model that all of them train.
-struct Federation {
-    parts: Vec<Examples>,
-    held_out: Examples,
-    sgd: Sgd,
-    seed: u64,
-    equal_weights: bool,
-    model: RwLock<Model>,
-}
-
-impl Federation {
-    fn model(&self) -> Model {
-        self.model.read().expect("no writer panics").clone()
-    }
-
-    /// Element by element, what training on a device's examples changes; and the number of these.
-    fn update(&self, client: u32, round: u64) -> Update {
-        let base = self.model();
-        let examples = &self.parts[client as usize];
-        let mut softmax = Softmax::from_model(&base).expect("this example's own model");
-        let mut rng = ChaCha8Rng::seed_from_u64(self.seed ^ (u64::from(client) << 32) ^ round);
-        softmax.train(examples, &self.sgd, &mut rng);
-        let trained = softmax.to_model().expect("clipped steps stay finite");
-        let values = trained.values().iter().zip(base.values()).map(|(new, old)| new - old).collect();
-        let weight = if self.equal_weights { self.max_weight() } else { examples.len() as f32 };
-        Update { values, metrics: Vec::new(), weight }
-    }
-
-    fn max_weight(&self) -> f32 {
-        self.parts.iter().map(Examples::len).max().unwrap_or(1) as f32
-    }
-
-    /// The mean of all devices' updates in floating-point numbers.
-    fn float_mean(&self, round: u64) -> Vec<f32> {
-        let updates: Vec<Update> = (0..self.parts.len() as u32).map(|client| self.update(client, round)).collect();
-        let total: f64 = updates.iter().map(|update| f64::from(update.weight)).sum();
-        let element = |i: usize| {
-            let sum: f64 = updates.iter().map(|u| f64::from(u.weight) * f64::from(u.values[i])).sum();
-            (sum / total) as f32
-        };
-        (0..updates[0].values.len()).map(element).collect()
-    }
+/// The mean of all devices' updates in floating-point numbers.
+fn float_mean(federation: &Federation, round: u64) -> Vec<f32> {
+    let updates: Vec<Update> = (0..federation.devices()).map(|client| federation.update(client, round)).collect();
+    let total: f64 = updates.iter().map(|update| f64::from(update.weight)).sum();
+    let element = |i: usize| {
+        let sum: f64 = updates.iter().map(|u| f64::from(u.weight) * f64::from(u.values[i])).sum();
+        (sum / total) as f32
+    };
+    (0..updates[0].values.len()).map(element).collect()
 }
 
 /// Applies each round's mean, and writes down how good the model is.
@@ -167,14 +132,10 @@ impl Learner<'_> {
         epsilon: Option<f64>,
         abort: Option<String>,
     ) {
-        let mut model = self.federation.model();
         if let Some(mean) = mean {
-            let values = step(&self.setting.optimizer, &mut self.moments, model.values(), mean);
-            model = model.with_values(values).expect("as many finite values as before");
-            *self.federation.model.write().expect("no writer panics") = model.clone();
+            self.federation.step(|values| step(&self.setting.optimizer, &mut self.moments, values, mean));
         }
-        let softmax = Softmax::from_model(&model).expect("this example's own model");
-        let (loss, accuracy) = softmax.evaluate(&self.federation.held_out);
+        let Learned { accuracy, loss } = self.federation.evaluate();
         let (group, run) = (self.setting.group, self.setting.name.clone());
         let epsilon = epsilon.or_else(|| self.lines.last().and_then(|line| line.epsilon));
         self.lines.push(Line { group, run, round, survivors, accuracy, loss, epsilon, abort });
@@ -239,20 +200,14 @@ fn settings(args: &Args) -> Vec<Setting> {
 /// One run: a fresh model, all rounds.
 fn run(args: &Args, setting: &Setting, parts: &[Examples], held_out: &Examples) -> anyhow::Result<Vec<Line>> {
     let sgd = Sgd { epochs: args.epochs, batch: 8, learning_rate: args.learning_rate, proximal: setting.proximal };
-    let federation = Arc::new(Federation {
-        parts: parts.to_vec(),
-        held_out: held_out.clone(),
-        sgd,
-        seed: args.seed,
-        // As privacy needs it; the run without noise beside it is weighted alike.
-        equal_weights: setting.group == "privacy",
-        model: RwLock::new(Softmax::zeros(PIXELS, DIGITS).to_model()?),
-    });
+    // As privacy needs it; the run without noise beside it is weighted alike.
+    let equal_weights = setting.group == "privacy";
+    let federation = Arc::new(Federation::new(parts.to_vec(), held_out.clone(), sgd, args.seed, equal_weights));
     let mut learner =
         Learner { setting, federation: federation.clone(), moments: Moments::default(), lines: Vec::new() };
     let Some(quantiser) = &setting.quantiser else {
         for round in 1..=args.rounds {
-            let mean = federation.float_mean(round);
+            let mean = float_mean(&federation, round);
             learner.learn(round, parts.len(), Some(&mean), None, None);
         }
         return Ok(learner.lines);
@@ -261,7 +216,7 @@ fn run(args: &Args, setting: &Setting, parts: &[Examples], held_out: &Examples) 
     let mode = if args.malicious { SecurityMode::Malicious } else { SecurityMode::SemiHonest };
     let mut builder = Simulation::builder()
         .clients(args.clients)
-        .dimension((DIGITS * (PIXELS + 1)) as u64)
+        .dimension(DIMENSION)
         .mode(mode)
         .quantiser(Quantiser { max_weight: federation.max_weight(), ..quantiser.clone() })
         .dropout(Dropout::constant(args.dropout)?)
@@ -349,9 +304,7 @@ fn pictures(args: &Args, lines: &[Line]) -> Vec<(String, Picture)> {
 
 fn main() -> anyhow::Result<()> {
     let args = Args::parse();
-    let mut rng = ChaCha8Rng::seed_from_u64(args.seed);
-    let (training, held_out) = Examples::digits()?.split(0.2, &mut rng);
-    let parts = training.deal_dirichlet(args.clients as usize, args.alpha, &mut rng)?;
+    let (parts, held_out) = deal_digits(args.clients, args.alpha, args.seed)?;
     let mut lines = Vec::new();
     for setting in settings(&args) {
         // The mean in floating-point numbers knows no drop-outs: beside them it would be another experiment.

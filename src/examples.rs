@@ -35,6 +35,14 @@ pub enum ExamplesError {
     /// No rows, or rows without a feature.
     #[error("there are no examples: each line has one number or more, then the label")]
     Empty,
+    /// More owners than examples.
+    #[error("{examples} examples can't be dealt to {parts}: each needs one")]
+    TooFew {
+        /// How many there are.
+        examples: usize,
+        /// Owners.
+        parts: usize,
+    },
     /// A concentration.
     #[error("the concentration alpha of a Dirichlet split is {0}; allowed is a finite number above 0")]
     Alpha(f64),

@@ -16,6 +16,7 @@ pub use unisono_sim as sim;
 pub use unisono_wire as wire;
 
 pub mod examples;
+pub mod federation;
 pub mod files;
 pub mod local;
 pub mod plot;

@@ -96,8 +96,8 @@ impl Picture {
                 let points = || curves.values().chain(modelled.values()).flatten();
                 let curves = [curves, modelled];
                 let (across, mut up) = (range(points().map(|p| p.0), x.1), range(points().map(|p| p.1), y.1));
-                if !modelled.is_empty() {
-                    // The names of models are long: they would hide the curves.
+                if !modelled.is_empty() || y.1 == Scale::Linear {
+                    // The names of models are long, and what is drawn on a linear axis is high early: names would hide the curves.
                     let names = (20 * (curves[0].len() + modelled.len()) + 20) as f64 / f64::from(SIZE.1 - 100);
                     up = headroom(up, names.min(0.6), y.1);
                 }

@@ -68,6 +68,18 @@ impl Softmax {
         (columns == classes && only).then(|| Self { weight, bias: bias.to_vec().into() })
     }
 
+    /// All elements, in the order of the model's tensors: bias, then weight.
+    pub fn values(&self) -> Vec<f32> {
+        self.bias.iter().chain(&self.weight).copied().collect()
+    }
+
+    /// The same shape with other elements, in the order of [`Self::values`]; `None` unless there are as many.
+    pub fn with_values(&self, values: &[f32]) -> Option<Self> {
+        let (bias, weight) = values.split_at_checked(self.bias.len())?;
+        let weight = Array2::from_shape_vec(self.weight.raw_dim(), weight.to_vec()).ok()?;
+        Some(Self { weight, bias: bias.to_vec().into() })
+    }
+
     /// Features and classes.
     pub fn shape(&self) -> (usize, usize) {
         self.weight.dim()
@@ -93,7 +105,10 @@ impl Softmax {
         for (i, row) in probabilities.rows().into_iter().enumerate() {
             let label = examples.get(i).1;
             loss -= row.get(label).copied().unwrap_or(0.0).max(1e-9).ln();
-            right += usize::from(row.iter().all(|&p| p <= row.get(label).copied().unwrap_or(0.0)));
+            // Of classes that are equally likely the first one is told.
+            let told =
+                row.iter().enumerate().fold((0, f32::MIN), |best, (i, &p)| if p > best.1 { (i, p) } else { best });
+            right += usize::from(told.0 == label);
         }
         (loss / examples.len() as f32, right as f32 / examples.len() as f32)
     }
@@ -182,7 +197,8 @@ mod tests {
         let mut rng = ChaCha8Rng::seed_from_u64(7);
         let (training, held_out) = digits.split(0.2, &mut rng);
         let mut softmax = Softmax::zeros(64, 10);
-        assert!(softmax.evaluate(&held_out).0 > 2.3 - 1e-3);
+        let (loss, accuracy) = softmax.evaluate(&held_out);
+        assert!(loss > 2.3 - 1e-3 && accuracy < 0.2, "a model that knows nothing: {loss} {accuracy}");
         softmax.train(&training, &Sgd { epochs: 20, ..Sgd::default() }, &mut rng);
         let (loss, accuracy) = softmax.evaluate(&held_out);
         assert!(accuracy > 0.94 && loss < 0.3, "{loss} {accuracy}");

@@ -57,7 +57,7 @@ fn a_table_a_round_with_the_settings_above() {
     let text = succeed(&["-n", "20", "-d", "1e2", "--rounds", "2", "--dropout", "0.05", "--rotate", "--bits", "12"]);
     for words in [
         "n = 20, d = 100, malicious mode",
-        "updates of 12 bits, rotated; drop-out 0.05, network lan, deadline 60 s",
+        "updates random, of 12 bits, rotated; drop-out 0.05, network lan, deadline 60 s",
         "round 1: exact sum of 19 of 20 clients",
         "round 2: exact sum of 19 of 20 clients",
         "client CPU",
@@ -274,5 +274,40 @@ mod on_linux {
         let (_, status) = interrupt(&["--csv", text(&csv)], "-TERM");
         assert!(!status.success());
         assert!(Table::read(&csv).rows.len() >= 5);
+    }
+}
+
+#[test]
+fn devices_that_learn_have_accuracy_in_every_output() {
+    let folder = tempfile::tempdir().unwrap();
+    let (csv, plots) = (folder.path().join("learned.csv"), folder.path().join("plots"));
+    let common =
+        ["-n", "12", "--learn", "--alpha", "0.5", "--rounds", "4", "--mode", "semi-honest", "--dropout", "0.1"];
+    let table = succeed(&[&common[..], &["--csv", text(&csv), "--plot", text(&plots)]].concat());
+    assert!(
+        table.contains("d = 650,") && table.contains("updates learned from the bundled digits, Dirichlet alpha = 0.5")
+    );
+    assert_eq!(table.matches("on examples of no device").count(), 4, "{table}");
+    let report: serde_json::Value = serde_json::from_str(&succeed(&[&common[..], &["--json"]].concat())).unwrap();
+    let accuracy = |round: usize| report["rounds"][round]["learned"]["accuracy"].as_f64().unwrap();
+    assert!(accuracy(3) > 0.7 && accuracy(3) > accuracy(0), "{} {}", accuracy(0), accuracy(3));
+    let column = Table::read(&csv).column("accuracy").last().unwrap().parse::<f64>().unwrap();
+    assert!((column - accuracy(3)).abs() < 1e-6, "the same in CSV as in JSON: {column}");
+    for name in ["accuracy.png", "accuracy.svg"] {
+        assert!(plots.join(name).metadata().unwrap().len() > 1000);
+    }
+    // Noise costs accuracy, and needs equal weights, which it gets.
+    let private = ["--noise-multiplier", "2", "--l2-clip", "1"];
+    let private = succeed(&[&common[..], &private, &["--json"]].concat());
+    let private: serde_json::Value = serde_json::from_str(&private).unwrap();
+    assert!(private["rounds"][3]["learned"]["accuracy"].as_f64().unwrap() < accuracy(3));
+    for (arguments, word) in [
+        (&["--learn", "-d", "100"][..], "cannot be used with"),
+        (&["--learn", "--sweep", "dim=10,20"], "dim can't be swept"),
+        (&["--learn", "-n", "2000"], "1438 examples can't be dealt to 2000"),
+        (&["--learn", "--alpha", "-1"], "alpha"),
+        (&["--alpha", "1"], "--learn"),
+    ] {
+        assert!(refused(arguments).contains(word), "{arguments:?}: {}", refused(arguments));
     }
 }

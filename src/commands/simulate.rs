@@ -12,11 +12,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
+use unisono::federation::{DIMENSION, Federation, deal_digits};
+use unisono::softmax::Sgd;
 use unisono_protocol::degree::SecurityMode;
 use unisono_protocol::encoding::{Aggregate, Quantiser, Rounding};
 use unisono_protocol::rotation::Rotation;
 use unisono_protocol::server::Phase;
-use unisono_sim::{Builder, Dropout, Network, Observer, RoundReport, Simulation};
+use unisono_sim::{Builder, Dropout, Network, Observer, RoundReport, Simulation, updates};
 
 use results::Results;
 use sweep::{Axis, Point};
@@ -38,6 +40,9 @@ Examples:
   What a round costs against n and d, as curves
     unisono simulate --sweep n=100,300,1000 --sweep dim=10000,100000 --plot plots --csv costs.csv
 
+  Accuracy after each round, with and without drop-outs, as curves
+    unisono simulate --learn --rounds 10 --sweep dropout=0,0.3 --mode semi-honest --plot plots
+
   The same output, byte for byte, whenever and wherever it is run
     unisono simulate --seed 7 --json --no-timings
 
@@ -50,8 +55,8 @@ A sweep also tells what its rounds would cost with SecAgg+ (Bell et al., CCS 202
 and CSV. That is a model, no measurement of SecAgg+: the operations and bytes of its semi-honest protocol, counted for the same
 clients, gamma, delta and drop-outs, times what each operation costs on this machine. docs/research.md says what is left out.
 
-Updates are random here, so there is no accuracy to draw; the example simulate_learning trains, and draws accuracy curves:
-  cargo run --release --example simulate_learning -- --plot plots
+Updates are random, unless --learn is given: then the devices train, and accuracy is in all outputs. The example
+simulate_learning compares optimisers beside it (cargo run --release --example simulate_learning -- --plot plots).
 
 Tables and CSV lines come out as each round ends. Ctrl-C drops the round at hand, writes the rest and exits with code 130.";
 
@@ -107,6 +112,14 @@ pub struct Args {
     /// The delta for which epsilon is told (--delta is the drop-out fraction) [default: 1e-5]
     #[arg(long, value_name = "D", requires = "noise_multiplier", allow_negative_numbers = true)]
     privacy_delta: Option<f64>,
+    /// Learns: the devices train a softmax regression on the bundled digits (d = 650), and each round's mean is added to the
+    /// model; tables, JSON, CSV and pictures have its accuracy on digits that no device has
+    #[arg(long, conflicts_with = "dim")]
+    learn: bool,
+    /// How alike the devices' digits are: concentration of the Dirichlet split; the smaller, the fewer digits a device has
+    /// [default: 1]
+    #[arg(long, value_name = "ALPHA", requires = "learn", allow_negative_numbers = true)]
+    alpha: Option<f64>,
     /// Seed of everything random
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -130,7 +143,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     csv: Option<PathBuf>,
     /// Draws time and bytes by phase, and with --sweep the curves against n, d and k beside those of a model of SecAgg+, as PNG
-    /// and SVG; no accuracy curves (see below)
+    /// and SVG; with --learn also the accuracy of each round
     #[arg(long, value_name = "DIR")]
     plot: Option<PathBuf>,
 }
@@ -153,10 +166,10 @@ const INTERRUPTED: i32 = 130;
 /// Settings that can't work, files that can't be read or written.
 pub fn run(args: Args) -> anyhow::Result<()> {
     // All settings are checked and all files opened before the first round, which may be hours before the last.
-    let simulations = args.simulations()?;
+    let planned = args.plan()?;
     let mut results = Results::open(&args)?;
     let stop = catch_interrupts()?;
-    let played = play(&args, &simulations, &stop, &mut results);
+    let played = play(&args, &planned, &stop, &mut results);
     let interrupted = stop.load(Ordering::Relaxed) && results.reports.iter().any(|report| report.interrupted);
     let wrong = results.wrong_sum();
     // What can be written is, whatever else failed.
@@ -184,14 +197,20 @@ fn catch_interrupts() -> anyhow::Result<Arc<AtomicBool>> {
     Ok(stop)
 }
 
+/// A simulation, and the devices that learn in it.
+struct Planned {
+    simulation: Simulation,
+    federation: Option<Arc<Federation>>,
+}
+
 /// Plays one simulation after the other until they end, fail or are stopped; what they give is in `results`.
-fn play(args: &Args, simulations: &[Simulation], stop: &AtomicBool, results: &mut Results) -> anyhow::Result<()> {
-    for (i, simulation) in simulations.iter().enumerate() {
-        let title = if simulations.len() > 1 { format!("{}/{} ", i + 1, simulations.len()) } else { String::new() };
+fn play(args: &Args, planned: &[Planned], stop: &AtomicBool, results: &mut Results) -> anyhow::Result<()> {
+    for (i, Planned { simulation, federation }) in planned.iter().enumerate() {
+        let title = if planned.len() > 1 { format!("{}/{} ", i + 1, planned.len()) } else { String::new() };
         let settings = simulation.settings();
         let context = || format!("n = {}, d = {}", settings.clients, settings.dimension);
         results.begin(settings.clone(), !args.sweep.is_empty()).with_context(context)?;
-        let mut watch = Watch::new(stop, title, args.rounds, results);
+        let mut watch = Watch::new(stop, title, args.rounds, federation.as_deref(), results);
         let played = simulation.run(&mut watch);
         watch.bar.finish_and_clear();
         let interrupted = played.as_ref().is_ok_and(|report| report.interrupted);
@@ -205,26 +224,44 @@ fn play(args: &Args, simulations: &[Simulation], stop: &AtomicBool, results: &mu
 }
 
 impl Args {
-    fn simulations(&self) -> anyhow::Result<Vec<Simulation>> {
+    fn plan(&self) -> anyhow::Result<Vec<Planned>> {
         let Self { clients, dim, bits, mode, .. } = *self;
+        let dim = if self.learn { DIMENSION } else { dim };
         let points = sweep::grid(&self.sweep, Point { clients, dim, bits, mode, dropout: self.dropout.clone() })?;
-        let build = |point: &Point| {
-            let builder = self.builder(point)?;
-            builder.build().with_context(|| format!("n = {}, d = {}", point.clients, point.dim))
+        let plan = |point: &Point| {
+            let federation = self.learn.then(|| self.federation(point)).transpose()?.map(Arc::new);
+            let simulation = self.builder(point, federation.clone())?.build();
+            let simulation = simulation.with_context(|| format!("n = {}, d = {}", point.clients, point.dim))?;
+            Ok(Planned { simulation, federation })
         };
-        points.iter().map(build).collect()
+        points.iter().map(plan).collect()
     }
 
-    fn builder(&self, point: &Point) -> anyhow::Result<Builder> {
+    fn alpha(&self) -> f64 {
+        self.alpha.unwrap_or(1.0)
+    }
+
+    fn federation(&self, point: &Point) -> anyhow::Result<Federation> {
+        anyhow::ensure!(
+            point.dim == DIMENSION,
+            "--learn has a model of {DIMENSION} elements: dim can't be swept with it"
+        );
+        let (parts, held_out) = deal_digits(point.clients, self.alpha(), self.seed).context("--learn")?;
+        let sgd = Sgd { epochs: 5, learning_rate: 0.1, ..Sgd::default() };
+        Ok(Federation::new(parts, held_out, sgd, self.seed, self.noise_multiplier.is_some()))
+    }
+
+    fn builder(&self, point: &Point, federation: Option<Arc<Federation>>) -> anyhow::Result<Builder> {
         let mode = match point.mode {
             Mode::Malicious => SecurityMode::Malicious,
             Mode::SemiHonest => SecurityMode::SemiHonest,
         };
         let quantiser = Quantiser {
             bits: point.bits,
-            clip: 1.0,
+            // Random updates lie within 1; what a device learns from its digits in a round within 2.
+            clip: if self.learn { self.l2_clip.unwrap_or(2.0) } else { 1.0 },
             l2_clip: self.l2_clip,
-            max_weight: 1.0,
+            max_weight: federation.as_ref().map_or(1.0, |federation| federation.max_weight()),
             rounding: Rounding::Stochastic,
             metric_bounds: Vec::new(),
             privacy: None,
@@ -243,6 +280,10 @@ impl Args {
             .seed(self.seed)
             .threads(self.threads)
             .share_checks(self.share_checks);
+        if let Some(federation) = federation {
+            let name = format!("learned from the bundled digits, Dirichlet alpha = {}", self.alpha());
+            builder = builder.named_updates(name, updates(move |client, round| federation.update(client, round)));
+        }
         if let Some(delta) = self.delta {
             builder = builder.delta(delta);
         }
@@ -262,16 +303,23 @@ struct Watch<'a> {
     title: String,
     rounds: u64,
     bar: ProgressBar,
+    federation: Option<&'a Federation>,
     results: &'a mut Results,
 }
 
 impl<'a> Watch<'a> {
-    fn new(stop: &'a AtomicBool, title: String, rounds: u64, results: &'a mut Results) -> Self {
+    fn new(
+        stop: &'a AtomicBool,
+        title: String,
+        rounds: u64,
+        federation: Option<&'a Federation>,
+        results: &'a mut Results,
+    ) -> Self {
         let bar = ProgressBar::new(0);
         if let Ok(style) = ProgressStyle::with_template("{msg:32} [{bar:30}] {pos}/{len} clients, {elapsed}") {
             bar.set_style(style.progress_chars("=> "));
         }
-        Self { stop, title, rounds, bar, results }
+        Self { stop, title, rounds, bar, federation, results }
     }
 }
 
@@ -282,7 +330,15 @@ impl Observer for Watch<'_> {
         self.bar.set_message(format!("{}round {round} of {}, {phase}", self.title, self.rounds));
     }
 
-    fn round_finished(&mut self, round: &RoundReport, _: Option<&Aggregate>) {
+    fn round_finished(&mut self, round: &RoundReport, aggregate: Option<&Aggregate>) {
+        let mut round = round.clone();
+        if let Some(federation) = self.federation {
+            // FedAvg; a round without a sum teaches nothing.
+            if let Some(Aggregate { mean, .. }) = aggregate {
+                federation.step(|values| values.iter().zip(mean).map(|(value, change)| value + change).collect());
+            }
+            round.learned = Some(federation.evaluate());
+        }
         let results = &mut *self.results;
         self.bar.suspend(|| results.round(round));
     }

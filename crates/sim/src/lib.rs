@@ -44,7 +44,7 @@ pub use error::SimError;
 pub use network::{Compute, DeviceClass, Network};
 pub use observer::Observer;
 pub use report::{
-    PhaseReport, PhaseTiming, PrivacySettings, Report, RoundPrivacy, RoundReport, Settings, Spread, Timing,
+    Learned, PhaseReport, PhaseTiming, PrivacySettings, Report, RoundPrivacy, RoundReport, Settings, Spread, Timing,
 };
 pub use simulation::{Builder, MAX_THREADS, Simulation, updates};
 pub use update::{Update, UpdateSource};

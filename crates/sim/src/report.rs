@@ -53,6 +53,8 @@ pub struct Settings {
     pub seed: u64,
     /// Whether each signature was verified once for all clients, so that a client's measured time is less than a device's.
     pub shared_checks: bool,
+    /// Where clients' updates come from: "random", "given", or what the caller named them.
+    pub updates: String,
     /// Rounds asked for.
     pub rounds: u64,
     /// The drop-out model, as [`Dropout::parse`](crate::Dropout::parse) reads it.
@@ -122,11 +124,23 @@ pub struct RoundReport {
     /// What the sum has spent; `None` without privacy, and when the round was aborted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub privacy: Option<RoundPrivacy>,
+    /// What the model is worth that has learned of this round; `None` unless somebody who trains one fills it in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub learned: Option<Learned>,
     /// By phase.
     pub phases: Vec<PhaseReport>,
     /// Measured times.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timing: Option<Timing>,
+}
+
+/// A model on examples that nobody trained on.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Learned {
+    /// Part of the examples that it tells right, 0 to 1.
+    pub accuracy: f32,
+    /// Mean loss (cross-entropy).
+    pub loss: f32,
 }
 
 /// One phase.

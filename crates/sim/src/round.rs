@@ -120,6 +120,7 @@ pub(crate) fn play(
         virtual_seconds: 0.0,
         error_bound: None,
         privacy: None,
+        learned: None,
         phases: Vec::new(),
         timing: None,
     };

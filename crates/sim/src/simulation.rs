@@ -42,7 +42,8 @@ pub struct Builder {
     seed: u64,
     threads: usize,
     share_checks: bool,
-    update: Option<UpdateSource>,
+    /// Name and source.
+    update: Option<(String, UpdateSource)>,
 }
 
 impl Default for Builder {
@@ -141,8 +142,14 @@ impl Builder {
 
     /// Clients' updates. Default: uniform values within the quantiser's clip, generated from the seed.
     #[must_use]
-    pub fn updates(mut self, update: UpdateSource) -> Self {
-        self.update = Some(update);
+    pub fn updates(self, update: UpdateSource) -> Self {
+        self.named_updates("given", update)
+    }
+
+    /// The same, under the name that reports have for them.
+    #[must_use]
+    pub fn named_updates(mut self, name: impl Into<String>, update: UpdateSource) -> Self {
+        self.update = Some((name.into(), update));
         self
     }
 
@@ -199,13 +206,14 @@ impl Builder {
             window_bound: topology.window_bound,
             seed: self.seed,
             shared_checks: self.share_checks,
+            updates: self.update.as_ref().map_or_else(|| "random".into(), |(name, _)| name.clone()),
             rounds: self.rounds,
             dropout: self.dropout.to_string(),
             network: self.network.to_string(),
             deadline: self.deadline,
             privacy,
         };
-        let update = self.update.clone().unwrap_or_else(|| {
+        let update = self.update.as_ref().map(|(_, source)| source.clone()).unwrap_or_else(|| {
             let metrics = self.quantiser.metric_bounds.iter().map(|(lower, _)| *lower).collect();
             generated(self.seed, dimension as usize, self.quantiser.clip, metrics, self.quantiser.max_weight)
         });

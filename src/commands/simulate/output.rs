@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use serde::Serialize;
 use unisono_sim::secaggplus::{self, Model};
-use unisono_sim::{PhaseReport, PhaseTiming, Report, RoundReport, Settings};
+use unisono_sim::{Learned, PhaseReport, PhaseTiming, Report, RoundReport, Settings};
 
 /// Bytes with a unit.
 pub(super) fn bytes(count: f64) -> String {
@@ -60,7 +60,7 @@ pub(super) fn heading(s: &Settings) -> String {
     let rotated = if s.rotate { ", rotated" } else { "" };
     format!(
         "n = {}, d = {}, {} mode, gamma = {}, delta = {}: k = {}, t = {}{window}, b = {} bits, n_min = {}, seed {}\n\
-         updates of {} bits{rotated}; drop-out {}, network {}, deadline {} s\n{privacy}{checks}",
+         updates {}, of {} bits{rotated}; drop-out {}, network {}, deadline {} s\n{privacy}{checks}",
         s.clients,
         s.dimension,
         s.mode,
@@ -71,6 +71,7 @@ pub(super) fn heading(s: &Settings) -> String {
         s.modulus_bits,
         s.n_min,
         s.seed,
+        s.updates,
         s.quantiser_bits,
         s.dropout,
         s.network,
@@ -93,6 +94,9 @@ pub(super) fn table(round: &RoundReport) -> String {
         round.round,
         seconds(round.virtual_seconds)
     );
+    if let Some(Learned { accuracy, loss }) = &round.learned {
+        let _ = writeln!(text, "  accuracy {:.1} %, loss {loss:.3} on examples of no device", 100.0 * accuracy);
+    }
     if let Some(spent) = &round.privacy {
         let _ = writeln!(
             text,
@@ -308,6 +312,7 @@ struct Row<'a> {
     modulus_bits: u32,
     seed: u64,
     shared_checks: bool,
+    updates: &'a str,
     quantiser_bits: u32,
     rotate: bool,
     dropout: &'a str,
@@ -334,6 +339,8 @@ struct Row<'a> {
     epsilon: Option<f64>,
     total_epsilon: Option<f64>,
     noise_deviation: Option<f64>,
+    accuracy: Option<f32>,
+    loss: Option<f32>,
     secaggplus_model_degree: Option<u32>,
     secaggplus_model_threshold: Option<u32>,
     secaggplus_model_client_seconds: Option<f64>,
@@ -390,6 +397,7 @@ impl Csv {
                 modulus_bits: s.modulus_bits,
                 seed: s.seed,
                 shared_checks: s.shared_checks,
+                updates: &s.updates,
                 quantiser_bits: s.quantiser_bits,
                 rotate: s.rotate,
                 dropout: &s.dropout,
@@ -416,6 +424,8 @@ impl Csv {
                 epsilon: round.privacy.map(|spent| spent.epsilon),
                 total_epsilon: round.privacy.map(|spent| spent.total_epsilon),
                 noise_deviation: round.privacy.map(|spent| spent.noise_deviation),
+                accuracy: round.learned.map(|learned| learned.accuracy),
+                loss: round.learned.map(|learned| learned.loss),
                 secaggplus_model_degree: model.map(|model| model.degree),
                 secaggplus_model_threshold: model.map(|model| model.threshold),
                 secaggplus_model_client_seconds: modelled.and_then(|phase| phase.client_seconds),

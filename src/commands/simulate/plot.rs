@@ -22,6 +22,7 @@ pub(super) fn draw(directory: &Path, reports: &[Report], models: &[Model]) -> an
     if let Some(last) = reports.iter().rev().find(|report| !report.rounds.is_empty()) {
         pictures.extend(by_phase(last));
     }
+    pictures.extend(accuracy(reports));
     if !models.is_empty() {
         pictures.extend(against(reports, models));
     }
@@ -64,6 +65,32 @@ fn by_phase(report: &Report) -> Vec<(String, Picture)> {
     };
     let times = times.map(|times| ("phase-time".to_owned(), times));
     times.into_iter().chain([("phase-bytes".to_owned(), bytes)]).collect()
+}
+
+/// Accuracy after each round, a curve for each report, where the devices learn.
+fn accuracy(reports: &[Report]) -> Option<(String, Picture)> {
+    let mut curves = Curves::new();
+    for report in reports {
+        let s = &report.settings;
+        let points =
+            report.rounds.iter().filter_map(|round| Some((round.round as f64, round.learned?.accuracy.into())));
+        let points: Vec<(f64, f64)> = points.collect();
+        if !points.is_empty() {
+            let varied = if reports.len() > 1 { rest("d", reports, s) } else { format!("n = {}", s.clients) };
+            curves.entry(format!("{varied}, {}", s.mode)).or_default().extend(points);
+        }
+    }
+    let updates = &reports.first()?.settings.updates;
+    (!curves.is_empty()).then(|| {
+        let picture = Picture::Curves {
+            title: format!("Accuracy after each round: {updates}"),
+            x: ("round", Scale::Linear),
+            y: ("accuracy on examples of no device", Scale::Linear),
+            curves,
+            modelled: Curves::new(),
+        };
+        ("accuracy".to_owned(), picture)
+    })
 }
 
 /// What tells the curves of one picture apart: n or d, whichever is not on the axis, and of the other settings those that the

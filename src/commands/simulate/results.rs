@@ -78,9 +78,8 @@ impl Results {
     }
 
     /// A round of the simulation at hand has ended.
-    pub fn round(&mut self, round: &RoundReport) {
+    pub fn round(&mut self, mut round: RoundReport) {
         let Some(report) = self.reports.last_mut() else { return };
-        let mut round = round.clone();
         if !self.timings {
             round.timing = None;
         }
@@ -153,7 +152,7 @@ mod tests {
         let mut results = Results::open(&Cli::parse_from(arguments).args).unwrap();
         let report = Simulation::builder().clients(20).dimension(10).build().unwrap().run(&mut ()).unwrap();
         results.begin(report.settings.clone(), true).unwrap();
-        results.round(&report.rounds[0]);
+        results.round(report.rounds[0].clone());
         results.end(false);
         // No graph is secure when this many may drop out.
         assert!(results.begin(Settings { delta: 0.99, ..report.settings }, true).is_err());

@@ -105,6 +105,17 @@ impl Recording {
         }
     }
 
+    /// The offer with changed parameters, which the coordinator signs.
+    fn reoffer(&self, tamper: &Tamper) -> RoundOffer {
+        let mut offer = self.server.offer().clone();
+        if let Some(signed) = &mut offer.params {
+            tamper.apply(&mut signed.payload);
+            let payload = std::mem::take(&mut signed.payload);
+            *signed = signed::sign_bytes(payload, label::SIG_ROUND_PARAMS, self.malicious.then_some(&CAST.coordinator));
+        }
+        offer
+    }
+
     /// Changes one neighbour's advert, or with `which` above their number the cohort itself, and proves all of it.
     fn forge_cohort(&self, view: &mut proto::CohortView, own: &[u8], which: u8, tamper: &Tamper) {
         let resign = |signed: &mut Signed, label, key| {
@@ -209,10 +220,11 @@ fn play(u: &mut Unstructured<'_>) -> Result<()> {
         let kind = u.arbitrary::<u8>()? % 5;
         match kind {
             0 => {
-                let other = pick(u.arbitrary()?);
-                if let Some(offer) = u.arbitrary::<Tamper>()?.message(other.server.offer())
-                    && device.join(&offer).is_ok()
-                {
+                let (byte, tamper) = (u.arbitrary::<u8>()?, u.arbitrary::<Tamper>()?);
+                let other = pick(byte);
+                let offer =
+                    if byte < 0x80 { tamper.message(other.server.offer()) } else { Some(other.reoffer(&tamper)) };
+                if let Some(offer) = offer.filter(|offer| device.join(offer).is_ok()) {
                     accepted = offer;
                 }
             }

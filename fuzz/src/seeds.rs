@@ -291,6 +291,12 @@ fn client_sequences(seeds: &mut Vec<Seed>) {
         }
         seeds.push(("client", format!("confused-{home}"), confused));
         seeds.push(("client", format!("forged-{home}"), forged));
+        // Changed parameters under the coordinator's own signature, then the true ones.
+        let mut resigned = vec![home, 0];
+        for at in [3, 20, 60, 90, 100] {
+            resigned.extend([JOIN, 0x80 + home, 4, at, 0, 1, JOIN, home, 0, VIEW, home, 1, 0, 0, 0]);
+        }
+        seeds.push(("client", format!("resigned-{home}"), resigned));
         let first = vec![home, 0, JOIN, home, 0, FORGED, home, 1, 0, 0, 9, 0, FORGED, home, 2, 0, 0, 1, 0];
         seeds.push(("client", format!("forged-and-accepted-{home}"), first));
     }

@@ -302,6 +302,16 @@ fn shares_that_the_recipient_can_not_open() {
 }
 
 #[test]
+fn too_many_that_vanish_before_they_release_their_shares() {
+    // Five of ten are left, each with shares of the other four: no secret has six.
+    let lied = play(&ten(), 10, |i, phase, message| (i < 5 || phase < Phase::Unmask).then_some(message));
+    assert!(lied.refusals.is_empty());
+    let abort = lied.result.unwrap_err();
+    assert_eq!(abort, Abort::TooFewShares { client: id(0), have: 4, need: 6 });
+    assert_eq!(abort.suspect(), None, "nobody is to blame");
+}
+
+#[test]
 fn a_client_that_made_a_round_end_comes_again() {
     // The coordinator names it to the next rounds, which refuse its advert and no other one.
     let mut server = open(&ten());

@@ -58,6 +58,9 @@ impl Federation {
     }
 
     /// What training on a device's examples (device from 0) changes in the model, element by element.
+    ///
+    /// # Panics
+    /// When the federation does not have so many devices, as indexing does.
     pub fn update(&self, device: u32, round: u64) -> Update {
         let base = self.model();
         let examples = &self.parts[device as usize];

@@ -14,7 +14,7 @@ use unisono_crypto::kdf::label;
 use unisono_crypto::merkle;
 use unisono_protocol::client::Resumed;
 use unisono_protocol::policy::ParticipationRecord;
-use unisono_protocol::proto::{self, ClientMessage, ReleasedShare, RoundOffer, ServerMessage, Signed};
+use unisono_protocol::proto::{self, ClientMessage, ReleasedShare, RoundOffer, SecretKind, ServerMessage, Signed};
 use unisono_protocol::proto::{client_message::Step, server_message::View};
 use unisono_protocol::server::{Closed, Phase, Server};
 use unisono_protocol::signed;
@@ -177,8 +177,16 @@ impl Watch {
                 let malicious = accepted.roster_head.is_some();
                 assert!(!malicious || self.tagged.contains_key(&number), "shares were released before tags");
                 let message = proto::UnmaskShares::decode(signed.payload.as_slice()).unwrap();
-                for share in message.shares {
-                    assert_ne!(share.of, message.from, "a share of its own secret was released");
+                let own = ReleasedShare {
+                    of: message.from,
+                    kind: SecretKind::SelfMask as i32,
+                    value: message.self_mask_secret,
+                };
+                assert!(
+                    message.shares.iter().all(|share| share.of != message.from),
+                    "a share of its own secret was released"
+                );
+                for share in message.shares.into_iter().chain([own]) {
                     let first = (message.cohort_id.clone(), share.clone());
                     let (cohort, known) = self.released.entry((number.clone(), share.of)).or_insert(first);
                     assert_eq!(*known, share, "two shares of client {} were released", share.of);

@@ -1,5 +1,6 @@
 //! `unisono simulate`: rounds with thousands of real clients in this process, on a virtual clock. One setting, or a grid.
 
+mod csv_file;
 mod output;
 mod plot;
 mod results;

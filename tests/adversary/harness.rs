@@ -25,6 +25,17 @@ pub fn twenty() -> RoundParams {
     params(true, 10, 20, 0.05, 0.2, 20)
 }
 
+/// What left the devices of one client's secrets.
+#[derive(Debug, Default)]
+pub struct Released {
+    /// From whom shares of its self-mask secret.
+    pub of_self: BTreeSet<u32>,
+    /// From whom shares of its mask secret.
+    pub of_mask: BTreeSet<u32>,
+    /// Whether it gave its self-mask secret itself.
+    pub own: bool,
+}
+
 /// Everything that left the devices.
 #[derive(Default)]
 pub struct Outbox(pub Vec<ClientMessage>);
@@ -34,24 +45,28 @@ impl Outbox {
         self.0.push(message.clone());
     }
 
-    /// By owner's cohort index: from whom shares of its self-mask secret, and of its mask secret, were released.
-    pub fn released(&self) -> BTreeMap<u32, (BTreeSet<u32>, BTreeSet<u32>)> {
-        let mut released: BTreeMap<u32, (BTreeSet<u32>, BTreeSet<u32>)> = BTreeMap::new();
+    /// By owner's cohort index: what was released of its secrets.
+    pub fn released(&self) -> BTreeMap<u32, Released> {
+        let mut released: BTreeMap<u32, Released> = BTreeMap::new();
         for message in &self.0 {
             let Some(Step::Unmask(signed)) = &message.step else { continue };
             let unmask = proto::UnmaskShares::decode(signed.payload.as_slice()).unwrap();
             for share in unmask.shares {
-                let (of_self, of_mask) = released.entry(share.of).or_default();
+                let Released { of_self, of_mask, .. } = released.entry(share.of).or_default();
                 let set = if share.kind() == SecretKind::SelfMask { of_self } else { of_mask };
                 set.insert(unmask.from);
             }
+            released.entry(unmask.from).or_default().own = true;
         }
         released
     }
 
     /// Whether the coordinator has what it takes to open one client's input: both of its secrets.
     pub fn opens_an_input(&self, threshold: usize) -> bool {
-        self.released().values().any(|(of_self, of_mask)| of_self.len() >= threshold && of_mask.len() >= threshold)
+        self.released().values().any(|released| {
+            let Released { of_self, of_mask, own } = released;
+            (*own || of_self.len() >= threshold) && of_mask.len() >= threshold
+        })
     }
 
     /// Encoded steps of one kind that one client sent, without repeats.

@@ -21,8 +21,10 @@ mod deployed;
 
 mod coordinator;
 mod harness;
+mod proxy;
 
 mod cheating_clients;
+mod dealers;
 mod durability;
 mod grants;
 mod keys_and_adverts;

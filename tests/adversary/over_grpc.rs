@@ -5,12 +5,6 @@
 use std::sync::{Arc, Mutex};
 
 use prost::Message;
-use tokio::net::TcpListener;
-use tokio::task::JoinHandle;
-use tokio_stream::StreamExt;
-use tokio_stream::wrappers::TcpListenerStream;
-use tonic::transport::{Channel, Server};
-use tonic::{Request, Response, Status, Streaming};
 use unisono::client::{Error, Event, Summary};
 use unisono::coordinator::{Coordinator, Event as Happened, RoundResult};
 use unisono::crypto::kdf::label;
@@ -19,177 +13,20 @@ use unisono::crypto::merkle;
 use unisono::crypto::secret::Secret32;
 use unisono::crypto::sign::SigningKey;
 use unisono::local::Deployment;
-use unisono::protocol::ClientId;
 use unisono::protocol::client::{ClientError, NeighbourFault};
 use unisono::protocol::policy::PolicyRefusal;
 use unisono::protocol::proto::{
-    Advert, ClientMessage, Cohort, ConsistencyTags, ForwardedTags, NeighbourAdvert, NeighbourShares, RoundParams,
-    ServerMessage, Tag, UploadHeader, client_message::Step, server_message::View,
+    Advert, ClientMessage, Cohort, NeighbourAdvert, NeighbourShares, RoundParams, Tag, UploadHeader,
+    client_message::Step, server_message::View,
 };
 use unisono::protocol::server::Phase;
 use unisono::protocol::signed::{self, SignedError};
-use unisono::wire::proto::coordinator_client::CoordinatorClient;
-use unisono::wire::proto::coordinator_server::{Coordinator as Service, CoordinatorServer};
-use unisono::wire::proto::poll_response::Answer;
-use unisono::wire::proto::*;
+use unisono::wire::proto::GetRoundResponse;
 
 use crate::deployed::{all, builder, constant, deployment, devices, finished};
 use crate::harness::{Outbox, phase_of};
 use crate::lying::resign_shares_with;
-
-/// Changes a view, given what the device has sent so far.
-type ViewLie = Box<dyn Fn(&mut View, &[ClientMessage]) + Send + Sync>;
-
-/// Changes an offer.
-type OfferLie = Box<dyn Fn(&mut GetRoundResponse) + Send + Sync>;
-
-/// Makes up the tags that the device is shown, given those that it made.
-type TagsLie = fn(&ConsistencyTags) -> Vec<Tag>;
-
-/// Changes a step.
-type StepLie = Box<dyn Fn(&mut Step) + Send + Sync>;
-
-/// What the proxy changes: a view, with what the device has sent so far; an offer; a base model's bytes.
-enum Lie {
-    None,
-    View(ViewLie),
-    Offer(OfferLie),
-    /// The device alone is told that another client dropped out. Its tags go no further, and it is shown these in return.
-    Isolate(TagsLie),
-    /// What the device sends, signed again: the device lies.
-    Step(StepLie),
-    Model(fn(&mut Vec<u8>)),
-}
-
-/// What the device sent towards the coordinator.
-#[derive(Default)]
-struct Sent {
-    messages: Vec<ClientMessage>,
-    /// Chunks of masked inputs, by upload hash.
-    chunks: Vec<UploadChunk>,
-}
-
-struct Proxy {
-    stub: CoordinatorClient<Channel>,
-    lie: Arc<Lie>,
-    sent: Arc<Mutex<Sent>>,
-}
-
-impl Proxy {
-    /// Stands before the coordinator at `endpoint`; its own endpoint, and what it sees.
-    async fn start(endpoint: &str, lie: Lie) -> (String, Arc<Mutex<Sent>>, JoinHandle<()>) {
-        let stub = CoordinatorClient::connect(endpoint.to_owned()).await.unwrap();
-        let sent = Arc::new(Mutex::new(Sent::default()));
-        let proxy = Self { stub, lie: Arc::new(lie), sent: sent.clone() };
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let endpoint = format!("http://{}", listener.local_addr().unwrap());
-        let server = Server::builder().add_service(CoordinatorServer::new(proxy));
-        let serving = tokio::spawn(async move {
-            server.serve_with_incoming(TcpListenerStream::new(listener)).await.unwrap();
-        });
-        (endpoint, sent, serving)
-    }
-}
-
-#[tonic::async_trait]
-impl Service for Proxy {
-    type GetModelStream = tokio_stream::Iter<std::vec::IntoIter<Result<FileChunk, Status>>>;
-    type GetReleaseStream = Streaming<FileChunk>;
-
-    async fn get_round(&self, request: Request<GetRoundRequest>) -> Result<Response<GetRoundResponse>, Status> {
-        let mut response = self.stub.clone().get_round(request.into_inner()).await?;
-        if let Lie::Offer(lie) = &*self.lie {
-            lie(response.get_mut());
-        }
-        Ok(Response::new(response.into_inner()))
-    }
-
-    async fn submit(&self, request: Request<ClientMessage>) -> Result<Response<SubmitResponse>, Status> {
-        let mut message = request.into_inner();
-        if let (Lie::Step(lie), Some(step)) = (&*self.lie, &mut message.step) {
-            lie(step);
-        }
-        self.sent.lock().unwrap().messages.push(message.clone());
-        if let (Lie::Isolate(_), Some(Step::Tags(_))) = (&*self.lie, &message.step) {
-            return Ok(Response::new(SubmitResponse { repeat: false }));
-        }
-        Ok(Response::new(self.stub.clone().submit(message).await?.into_inner()))
-    }
-
-    async fn poll(&self, request: Request<PollRequest>) -> Result<Response<PollResponse>, Status> {
-        let request = request.into_inner();
-        if let (Lie::Isolate(tags), RoundPhase::Unmask) = (&*self.lie, request.phase()) {
-            let own = tags_in(&self.sent.lock().unwrap().messages);
-            let view = View::Tags(ForwardedTags { tags: tags(&own), cohort_id: own.cohort_id });
-            let answer = Some(Answer::View(ServerMessage { view: Some(view) }));
-            return Ok(Response::new(PollResponse { answer }));
-        }
-        let mut response = self.stub.clone().poll(request).await?.into_inner();
-        if let Some(Answer::View(message)) = &mut response.answer {
-            let (view, sent) = (message.view.as_mut().unwrap(), self.sent.lock().unwrap());
-            match &*self.lie {
-                Lie::View(lie) => lie(view, &sent.messages),
-                Lie::Isolate(_) => drop_another(view, &sent.messages),
-                _ => {}
-            }
-        }
-        Ok(Response::new(response))
-    }
-
-    async fn get_upload_status(
-        &self,
-        request: Request<UploadStatusRequest>,
-    ) -> Result<Response<UploadStatusResponse>, Status> {
-        Ok(Response::new(self.stub.clone().get_upload_status(request.into_inner()).await?.into_inner()))
-    }
-
-    async fn upload(&self, request: Request<Streaming<UploadChunk>>) -> Result<Response<UploadStatusResponse>, Status> {
-        let chunks: Vec<UploadChunk> = request.into_inner().collect::<Result<_, _>>().await?;
-        self.sent.lock().unwrap().chunks.extend(chunks.iter().cloned());
-        Ok(Response::new(self.stub.clone().upload(tokio_stream::iter(chunks)).await?.into_inner()))
-    }
-
-    async fn get_model(&self, request: Request<GetModelRequest>) -> Result<Response<Self::GetModelStream>, Status> {
-        let chunks = self.stub.clone().get_model(request.into_inner()).await?.into_inner();
-        let chunks: Vec<FileChunk> = chunks.collect::<Result<_, _>>().await?;
-        let mut file: Vec<u8> = chunks.into_iter().flat_map(|chunk| chunk.data).collect();
-        if let Lie::Model(lie) = &*self.lie {
-            lie(&mut file);
-        }
-        Ok(Response::new(tokio_stream::iter(vec![Ok(FileChunk { data: file })])))
-    }
-
-    async fn get_release(
-        &self,
-        request: Request<GetReleaseRequest>,
-    ) -> Result<Response<Self::GetReleaseStream>, Status> {
-        Ok(Response::new(self.stub.clone().get_release(request.into_inner()).await?.into_inner()))
-    }
-
-    async fn request_grant(&self, request: Request<GrantRequest>) -> Result<Response<GrantResponse>, Status> {
-        Ok(Response::new(self.stub.clone().request_grant(request.into_inner()).await?.into_inner()))
-    }
-}
-
-/// The tags that the device made.
-fn tags_in(messages: &[ClientMessage]) -> ConsistencyTags {
-    let tags = messages.iter().find_map(|message| match &message.step {
-        Some(Step::Tags(signed)) => Some(signed.payload.as_slice()),
-        _ => None,
-    });
-    ConsistencyTags::decode(tags.unwrap()).unwrap()
-}
-
-/// Takes a client out of the survivors, another one than the device, whichever index they have.
-fn drop_another(view: &mut View, messages: &[ClientMessage]) {
-    let View::Survivors(view) = view else { return };
-    let upload = messages.iter().find_map(|message| match &message.step {
-        Some(Step::Upload(signed)) => Some(signed.payload.as_slice()),
-        _ => None,
-    });
-    let own = UploadHeader::decode(upload.unwrap()).unwrap().from;
-    view.survivors[0] &= !(1 << ((own + 1) % 5));
-}
+use crate::proxy::{Lie, Proxy, Sent, TagsLie, drop_another, tags_in};
 
 /// Puts a key of the liar's in the place of a neighbour's, under the neighbour's signature.
 fn substitute_key(neighbour: &mut NeighbourAdvert) {
@@ -555,22 +392,22 @@ async fn a_device_killed_in_each_phase_and_started_again_over_grpc() {
     assert!(kill_in.is_none() || kill_in == Some(Phase::Unmask), "it was killed in the first four phases at least");
 }
 
-/// How a round ended: with a sum of the others, or because of a suspect.
-#[derive(Debug, PartialEq)]
-enum Ended {
-    WithSum,
-    BecauseOf(Option<ClientId>),
-}
+/// How a round ended: its number, of how many clients there is a sum, and how many are suspected.
+type Ended = (u64, Option<usize>, usize);
 
-/// Four honest devices, and device 4, which deals shares that nobody can open, until `count` rounds have ended.
-async fn deal_unreadable_shares(deployment: &Deployment, count: usize) -> Vec<(u64, Ended)> {
+/// Four honest devices, and device 4, which deals shares that nobody can open, until `count` rounds have ended. It gives its
+/// secret itself, or vanishes before that: what it sends then is not signed.
+async fn deal_unreadable_shares(deployment: &Deployment, vanishes: bool, count: usize) -> Vec<Ended> {
     let coordinator = Coordinator::start(deployment.config.clone()).await.unwrap();
     let mut events = coordinator.events();
     let endpoint = format!("http://{}", coordinator.address());
     let (key, cheat) = (deployment.device_keys(4).signing_key, deployment.device_keys(4).client_id);
-    let lie = Lie::Step(Box::new(move |step| {
-        let Step::ShareKeys(shares) = step else { return };
-        resign_shares_with(&key, shares, |to| to.sealed.iter_mut().for_each(|byte| *byte ^= 1));
+    let lie = Lie::Step(Box::new(move |step| match step {
+        Step::ShareKeys(shares) => {
+            resign_shares_with(&key, shares, |to| to.sealed.iter_mut().for_each(|byte| *byte ^= 1));
+        }
+        Step::Unmask(signed) if vanishes => signed.signature.clear(),
+        _ => {}
     }));
     let (proxied, sent, serving) = Proxy::start(&endpoint, lie).await;
     let mut set = devices(deployment, &endpoint, 0..4);
@@ -580,11 +417,18 @@ async fn deal_unreadable_shares(deployment: &Deployment, count: usize) -> Vec<(u
     let mut ends = Vec::new();
     while ends.len() < count {
         match events.recv().await.unwrap() {
-            Happened::RoundAborted { round, suspect, .. } => ends.push((round, Ended::BecauseOf(suspect))),
+            Happened::RoundAborted { round, suspects, .. } => {
+                assert!(suspects.iter().all(|suspect| *suspect == cheat));
+                ends.push((round, None, suspects.len()));
+            }
             Happened::RoundFinished(result) => {
-                assert!(!result.outcome.survivors.contains(&cheat));
-                assert!((result.aggregate.mean[0] - 0.025).abs() < 1e-3, "{}", result.aggregate.mean[0]);
-                ends.push((result.round, Ended::WithSum));
+                let (of, mean) = (result.outcome.survivors.len(), result.aggregate.mean[0]);
+                // Device i contributes (i + 1) / 100.
+                assert!((mean - (of as f32 + 1.0) / 200.0).abs() < 1e-3, "{mean} of {of}");
+                assert_eq!(result.outcome.survivors.contains(&cheat), of == 5);
+                let suspects = result.outcome.suspects();
+                assert!(suspects.iter().all(|suspect| *suspect == cheat));
+                ends.push((result.round, Some(of), suspects.len()));
             }
             _ => {}
         }
@@ -602,13 +446,21 @@ async fn deal_unreadable_shares(deployment: &Deployment, count: usize) -> Vec<(u
 async fn a_client_that_deals_unreadable_shares_in_each_round_over_grpc() {
     let mut deployment = patient();
     (deployment.config.task.rounds, deployment.config.round.suspend_rounds) = (10, 3);
-    let cheat = || Ended::BecauseOf(Some(deployment.device_keys(4).client_id));
-    // The first round ends because of it; the next ones are without it.
-    let before = deal_unreadable_shares(&deployment, 3).await;
-    assert_eq!(before, [(1, cheat()), (2, Ended::WithSum), (3, Ended::WithSum)]);
+    // The first round has a sum, because it gives its secret itself; the next ones are without it.
+    let before = deal_unreadable_shares(&deployment, false, 3).await;
+    assert_eq!(before, [(1, Some(5), 1), (2, Some(4), 0), (3, Some(4), 0)]);
     // Also after a restart, which may have met round 4 on its way; then it has another chance.
-    let after = deal_unreadable_shares(&deployment, 3).await;
-    assert_eq!(after[1..], [(5, cheat()), (6, Ended::WithSum)], "{after:?}");
+    let after = deal_unreadable_shares(&deployment, false, 3).await;
+    assert_eq!(after[1..], [(5, Some(5), 1), (6, Some(4), 0)], "{after:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_deals_unreadable_shares_and_vanishes_over_grpc() {
+    let mut deployment = patient();
+    (deployment.config.task.rounds, deployment.config.round.unmask_ms) = (10, 3_000);
+    // The first round ends because of it, with its name; the next ones are without it.
+    let ends = deal_unreadable_shares(&deployment, true, 3).await;
+    assert_eq!(ends, [(1, None, 1), (2, Some(4), 0), (3, Some(4), 0)]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -618,8 +470,6 @@ async fn a_suspended_client_without_which_there_are_too_few_comes_back() {
     (deployment.config.task.rounds, deployment.config.round.suspend_rounds) = (10, 2);
     (deployment.config.round.n_min, deployment.config.round.advertise_ms) = (5, 200);
     deployment.n_min = 5;
-    let cheat = || Ended::BecauseOf(Some(deployment.device_keys(4).client_id));
-    let none = || Ended::BecauseOf(None);
-    let ends = deal_unreadable_shares(&deployment, 4).await;
-    assert_eq!(ends, [(1, cheat()), (2, none()), (3, none()), (4, cheat())]);
+    let ends = deal_unreadable_shares(&deployment, false, 4).await;
+    assert_eq!(ends, [(1, Some(5), 1), (2, None, 0), (3, None, 0), (4, Some(5), 1)]);
 }

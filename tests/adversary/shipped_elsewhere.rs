@@ -23,7 +23,7 @@ use unisono_protocol::server::{Fault, Phase};
 
 use crate::coordinator::{Forged, members};
 use crate::derivation;
-use crate::harness::{Stage, six};
+use crate::harness::{Released, Stage, six};
 use crate::lying::{play, resign_shares};
 use crate::world::{CAST, Device, open};
 
@@ -124,9 +124,9 @@ fn lists_of_survivors_and_of_drop_outs_that_overlap() {
         stage.show(i, View::Tags(view)).unwrap();
     }
     let released = stage.outbox.released();
-    for (of, (of_self, of_mask)) in &released {
-        let expected = if *of == 4 { (0, 5) } else { (4, 0) };
-        assert_eq!((of_self.len(), of_mask.len()), expected, "client {of}");
+    for (of, Released { of_self, of_mask, own }) in &released {
+        let expected = if *of == 4 { (0, 5, false) } else { (4, 0, true) };
+        assert_eq!((of_self.len(), of_mask.len(), *own), expected, "client {of}");
     }
     assert!(!stage.outbox.opens_an_input(threshold));
     stage.completes(&[4], 5);

@@ -12,7 +12,7 @@ use unisono_protocol::proto::{
 };
 use unisono_protocol::server::Phase;
 
-use crate::harness::{Outbox, Stage, six, spent, twenty};
+use crate::harness::{Outbox, Released, Stage, six, spent, twenty};
 use crate::world::{CAST, Device, State, params};
 
 /// The survivors that are not `gone`.
@@ -95,7 +95,8 @@ fn the_isolated_victim_when_only_the_others_are_told() {
         stage.show(i, View::Tags(tags)).unwrap();
     }
     let released = stage.outbox.released();
-    assert_eq!((released[&0].0.len(), released[&0].1.len()), (0, 5));
+    let of_victim = &released[&0];
+    assert_eq!((of_victim.own, of_victim.of_self.len(), of_victim.of_mask.len()), (false, 0, 5));
     assert!(!stage.outbox.opens_an_input(4));
 }
 
@@ -141,8 +142,8 @@ fn every_way_to_show_two_survivor_sets_to_six_clients() {
         let outbox = divided(&stage, &views, split, None);
         assert!(!outbox.opens_an_input(4), "split {split:05b}: {:?}", outbox.released());
         let of_victim = outbox.released().remove(&5).unwrap_or_default();
-        with_self += u32::from(of_victim.0.len() >= 4);
-        with_mask += u32::from(of_victim.1.len() >= 4);
+        with_self += u32::from(of_victim.own || of_victim.of_self.len() >= 4);
+        with_mask += u32::from(of_victim.of_mask.len() >= 4);
     }
     assert!(with_self > 0 && with_mask > 0, "either secret alone can be had: {with_self} {with_mask}");
 }
@@ -161,11 +162,11 @@ fn every_way_to_show_two_survivor_sets_when_one_of_six_colludes() {
         for split in splits {
             let mut released = divided(&stage, &views, split, Some(COLLUDER as usize)).released();
             for honest in [0, 1, 2, 3, 5] {
-                let (of_self, of_mask) = released.entry(honest).or_default();
-                let from_honest = (of_self.len(), of_mask.len());
+                let Released { of_self, of_mask, own } = released.entry(honest).or_default();
+                let from_honest = (of_self.len(), of_mask.len(), *own);
                 of_self.insert(COLLUDER);
                 of_mask.insert(COLLUDER);
-                let had = (of_self.len() >= 4, of_mask.len() >= 4);
+                let had = (*own || of_self.len() >= 4, of_mask.len() >= 4);
                 assert_ne!(had, (true, true), "{first:?} {split:04b}: client {honest} is opened by {from_honest:?}");
                 with_self += u32::from(honest == 5 && had.0 && from_honest.0 < 4);
                 with_mask += u32::from(honest == 5 && had.1);

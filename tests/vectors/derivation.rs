@@ -31,7 +31,7 @@ pub fn pair_secret(shared: &Secret32, cohort_id: &[u8], ends: [(u32, &[u8]); 2],
 }
 
 /// Section 5: the secret of `PRG(b_u)`.
-pub fn self_mask_secret(self_secret: &SecretScalar, cohort_id: &[u8]) -> Secret32 {
+pub fn self_mask_seed(self_secret: &SecretScalar, cohort_id: &[u8]) -> Secret32 {
     derive_secret(label::SELF_MASK, self_secret.to_secret().expose(), &[cohort_id])
 }
 

@@ -203,8 +203,8 @@ impl Round {
     /// Phase 2 of one client (section 5).
     fn masked(&self, u: usize) -> Value {
         let (client, params) = (&self.clients[u], &self.params);
-        let self_secret = derive::self_mask_secret(&self.secrets[u].own, &self.cohort_id);
-        let self_mask = derive::mask(&self_secret, params.modulus, params.vector_len());
+        let seed = derive::self_mask_seed(&self.secrets[u].own, &self.cohort_id);
+        let self_mask = derive::mask(&seed, params.modulus, params.vector_len());
         let mut masked = client.input.clone();
         derive::add(&mut masked, &self_mask, true, params.modulus);
         for ((from, to), mask) in self.pairs.iter().filter(|((from, to), _)| *from == u || *to == u) {
@@ -219,7 +219,7 @@ impl Round {
         json!({
             "index": u, "update": client.update, "metrics": client.metrics, "weight": client.weight,
             "rounding_secret": hex(&client.drawn[2]), "encoded": client.input,
-            "self_mask_secret": hex(self_secret.expose()), "self_mask": self_mask,
+            "self_mask_seed": hex(seed.expose()), "self_mask": self_mask,
             "masked": masked, "packed": hex(&client.packed), "upload_hash": hex(upload_hash), "header": signed(header),
         })
     }
@@ -253,6 +253,7 @@ impl Round {
                 "one share of each, by who survived"
             );
         }
+        assert_eq!(released.self_mask_secret, self.secrets[u].own.to_secret().expose());
         json!({ "index": u, "message": signed(message) })
     }
 }

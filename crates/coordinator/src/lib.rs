@@ -118,8 +118,8 @@ pub enum Event {
         round: u64,
         /// Why.
         reason: String,
-        /// The client that is suspected of it, and suspended in malicious mode.
-        suspect: Option<ClientId>,
+        /// The clients that are suspected of it, and suspended in malicious mode.
+        suspects: Vec<ClientId>,
     },
     /// The model was released.
     Released {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use metrics::{counter, gauge, histogram};
+use unisono_protocol::ClientId;
 use unisono_protocol::server::{Authority, Outcome, Phase, Progress, Server};
 use unisono_wire::model::{Model, model_hash};
 
@@ -175,24 +176,33 @@ async fn play(shared: &Shared, account: &mut Option<Account>) -> Result<bool, Co
             }
             Err(abort) => {
                 tracing::warn!(round, reason = %abort, "round aborted");
-                let suspect = abort.suspect();
-                if let Some(client) = suspect {
-                    shared.store.suspend(&shared.config.task.name, client, round).await?;
-                }
+                let suspects = abort.suspects();
+                record_suspects(shared, round, &suspects, abort.code()).await?;
                 shared.store.abort_round(round_id, &abort.to_string()).await?;
                 counter!("unisono_rounds_total", "result" => abort.code()).increment(1);
-                if suspect.is_some() {
-                    counter!("unisono_suspects_total", "result" => abort.code()).increment(1);
-                }
                 *shared.last_end.lock().await =
                     Some(End { round_id, gave_sum: false, reason: format!("the round was aborted: {abort}") });
-                shared.emit(Event::RoundAborted { round, reason: abort.to_string(), suspect });
+                shared.emit(Event::RoundAborted { round, reason: abort.to_string(), suspects });
                 false
             }
         };
         shared.changed();
         return Ok(sum);
     }
+}
+
+/// Keeps the clients that dealt wrong shares out of the rounds to come. `result` is how the round ended, as in the metric.
+async fn record_suspects(
+    shared: &Shared,
+    round: u64,
+    suspects: &[ClientId],
+    result: &'static str,
+) -> Result<(), CoordinatorError> {
+    for &client in suspects {
+        shared.store.suspend(&shared.config.task.name, client, round).await?;
+        counter!("unisono_suspects_total", "result" => result).increment(1);
+    }
+    Ok(())
 }
 
 /// Waits until the phase may be closed: everybody has answered, its time is over, or the grace for stragglers is. Phase 0 also
@@ -258,6 +268,10 @@ async fn finish(
         counter!("unisono_reports_total", "what" => report.what.code()).increment(1);
         tracing::warn!(round, about = %report.about, by = %report.by, what = report.what.code(), "reported");
     }
+    for misdealt in &outcome.misdealt {
+        tracing::warn!(round, what = misdealt.code(), "{misdealt}; it gave the secret itself");
+    }
+    record_suspects(shared, round, &outcome.suspects(), "sum").await?;
     let survivors = outcome.survivors.len() as u32;
     let dimension = params.wire.dimension as usize;
     let aggregate = params.quantiser.decode(&outcome.sum, dimension, survivors);

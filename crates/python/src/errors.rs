@@ -100,8 +100,8 @@ pub fn refusal(error: Refusal) -> PyErr {
 }
 
 pub fn abort(error: Abort) -> PyErr {
-    let suspect = error.suspect().map(|client| client.to_vec());
-    class::AbortError::new_err((error.to_string(), error.code(), suspect))
+    let suspects: Vec<Vec<u8>> = error.suspects().iter().map(|client| client.to_vec()).collect();
+    class::AbortError::new_err((error.to_string(), error.code(), suspects))
 }
 
 pub fn release(error: ReleaseError) -> PyErr {

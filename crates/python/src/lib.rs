@@ -4,6 +4,7 @@
 //! exceptions. Heavy calls release the GIL. Classes are frozen; a round's state lies behind a lock, is used by one call at
 //! a time, and is refused in a forked process, where a copy of it could release a second share.
 
+mod accountant;
 mod arguments;
 mod arrays;
 mod client;
@@ -26,13 +27,15 @@ use pyo3::prelude::*;
 #[pymodule(gil_used = false)]
 mod _unisono {
     #[pymodule_export]
+    use crate::accountant::Accountant;
+    #[pymodule_export]
     use crate::client::{Client, TrainingRound};
     #[pymodule_export]
     use crate::client_round::ClientRound;
     #[pymodule_export]
     use crate::keys::{DeviceKeys, Roster, SigningKey, read_public_key, verify};
     #[pymodule_export]
-    use crate::params::{Accountant, Aggregate, Policy, Quantiser, RoundParams, Topology, find_degree, modulus_bits};
+    use crate::params::{Aggregate, Policy, Quantiser, RoundParams, Topology, find_degree, modulus_bits};
     #[pymodule_export]
     use crate::primitives::{
         DecapsulationKey, dequantise, encapsulate, mask, pack, quantise, random_secret, rebuild_secret, ring_dtype,

@@ -64,6 +64,13 @@ impl Outcome {
         self.outcome.reports.iter().map(report).collect()
     }
 
+    /// Clients that dealt shares from which their own secret can't be rebuilt: to be kept out of the next rounds by
+    /// `ServerRound.suspend`. This round has its sum, because they gave the secret themselves.
+    #[getter]
+    fn suspects<'py>(&self, py: Python<'py>) -> Vec<Bound<'py, PyBytes>> {
+        ids(py, &self.outcome.suspects())
+    }
+
     fn __repr__(&self) -> String {
         format!("Outcome(survivors={}, cohort={})", self.outcome.survivors.len(), self.outcome.cohort.len())
     }
@@ -161,8 +168,8 @@ impl ServerRound {
         })
     }
 
-    /// Refuses the client's adverts, with the code "suspended": a round before, number `since`, ended because of it
-    /// (`AbortError.suspect`). It may come again in rounds above `until`.
+    /// Refuses the client's adverts, with the code "suspended": in a round before, number `since`, it dealt wrong shares
+    /// (`AbortError.suspects`, `Outcome.suspects`). It may come again in rounds above `until`.
     fn suspend(
         &self,
         py: Python<'_>,

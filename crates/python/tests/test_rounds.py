@@ -43,7 +43,7 @@ def test_too_many_drop_outs_end_the_round_with_an_abort(world):
     updates, weights = inputs(world, 10)
     with pytest.raises(unisono.AbortError, match="the round needs 6") as caught:
         play(world, server, updates, [1.0] * 8, dropped={0, 1, 2})
-    assert (caught.value.code, caught.value.suspect) == ("too_few", None)
+    assert (caught.value.code, caught.value.suspects) == ("too_few", [])
     with pytest.raises(unisono.StateError, match="over"):
         server.offer()
 

@@ -7,8 +7,8 @@ use anyhow::Context;
 use unisono_sim::secaggplus::Model;
 use unisono_sim::{Report, RoundReport, Settings, SimError};
 
-use super::output::{self, Csv};
-use super::{Args, plot};
+use super::csv_file::Csv;
+use super::{Args, output, plot};
 
 /// Everything that the command gives.
 pub(super) struct Results {

@@ -119,8 +119,8 @@ pub struct Round {
     /// Once as many clients have answered as the drop-out fraction promises, the phase stays open this much longer, in
     /// milliseconds; absent: until its longest duration.
     pub straggler_grace_ms: Option<u64>,
-    /// In malicious mode: rounds for which a client is suspended after a round ended because of the shares that it dealt; 0: none,
-    /// and one client can make every round end.
+    /// In malicious mode: rounds for which a client is suspended after it dealt wrong shares of a secret of its own; 0: none, and
+    /// one client can make every round end.
     #[serde(default = "suspend_rounds")]
     pub suspend_rounds: u64,
     /// Elements in one upload chunk, a multiple of 8.

@@ -120,7 +120,7 @@ impl Store {
         Ok(())
     }
 
-    /// Records that round `number` of `task` ended because of `client`.
+    /// Records that `client` dealt wrong shares in round `number` of `task`.
     ///
     /// # Errors
     /// [`StoreError::Database`].
@@ -134,7 +134,7 @@ impl Store {
         Ok(())
     }
 
-    /// The clients because of which `rounds` of `task` ended, each with the last such round.
+    /// The clients that dealt wrong shares in `rounds` of `task`, each with the last such round.
     ///
     /// # Errors
     /// [`StoreError::Database`] or [`StoreError::Damaged`].

@@ -6,7 +6,7 @@ use unisono_crypto::kdf::{Hasher, label};
 use unisono_crypto::prg::{Seed, Sign};
 use unisono_crypto::ring::RingVector;
 use unisono_crypto::secret::Secret32;
-use unisono_crypto::shamir::Share;
+use unisono_crypto::shamir::{SecretScalar, Share};
 use unisono_crypto::{CryptoError, aead, merkle};
 
 use super::error::NeighbourFault;
@@ -38,10 +38,12 @@ pub(super) struct Peer {
     pub shares: Option<Shares>,
 }
 
-/// What stays of the round after the input was masked: the own secrets are gone.
+/// What stays of the round after the input was masked: the mask secret is gone, and with it the pairs' masks.
 #[derive(Clone)]
 pub(super) struct Member {
     pub round: Round,
+    /// The self-mask secret, which is released with the neighbours' shares.
+    pub self_secret: SecretScalar,
     pub cohort: Cohort,
     pub index: u32,
     /// The clients that shared their keys, U1.
@@ -151,7 +153,9 @@ impl Shared {
         };
         let header = signed::sign(&header, label::SIG_UPLOAD, round.signing_key());
         let message = round.message(Step::Upload(header));
-        let member = Member { round: round.clone(), cohort: cohort.clone(), index: self.index, shared, peers };
+        let self_secret = self.secrets.self_secret.clone();
+        let (round, cohort) = (round.clone(), cohort.clone());
+        let member = Member { round, self_secret, cohort, index: self.index, shared, peers };
         Ok((member, message))
     }
 

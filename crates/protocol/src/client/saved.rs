@@ -149,6 +149,7 @@ impl Saved {
     }
 
     fn with_member(mut self, member: &Member) -> Self {
+        self.self_secret = member.self_secret.to_secret().expose().to_vec();
         self.shared = bitmap::to_bytes(&member.shared);
         self.peers = member.peers.iter().map(SavedPeer::of_peer).collect();
         self.with_cohort(&member.cohort, member.index)
@@ -386,6 +387,6 @@ impl Saved {
             })
         };
         let peers = self.peers.iter().map(peer).collect::<Result<_, ClientError>>()?;
-        Ok(Member { round, cohort, index: self.index, shared, peers })
+        Ok(Member { round, self_secret: scalar(&self.self_secret)?, cohort, index: self.index, shared, peers })
     }
 }

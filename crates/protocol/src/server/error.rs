@@ -60,10 +60,12 @@ pub enum Reason {
         /// Largest cohort.
         n_max: u32,
     },
-    /// An earlier round ended because of what the client dealt (see [`super::Server::suspend`]).
-    #[error("the client is suspended up to round {until}: round {since} ended because of the shares that it dealt")]
+    /// The client dealt wrong shares in an earlier round (see [`super::Server::suspend`]).
+    #[error(
+        "the client is suspended up to round {until}: its secret could not be had from the shares it dealt in round {since}"
+    )]
     Suspended {
-        /// The round that ended.
+        /// The round in which it did.
         since: u64,
         /// The last round without the client.
         until: u64,
@@ -180,6 +182,55 @@ pub enum Abort {
         /// First place of the window.
         place: u32,
     },
+    /// Masks can't be removed, because secrets that make them can't be had; never empty.
+    #[error("{}", listed(.0))]
+    Lost(Vec<Lost>),
+    /// The vector could not be unmasked.
+    #[error(transparent)]
+    Crypto(#[from] CryptoError),
+}
+
+impl Abort {
+    /// A short name for metrics, stable over versions.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::TooFew { .. } => "too_few",
+            Self::Params(_) => "infeasible",
+            Self::ThinWindow { .. } => "thin_window",
+            Self::Lost(lost) => {
+                let first = lost.iter().find(|lost| lost.suspect().is_some()).or(lost.first());
+                first.map_or("lost", Lost::code)
+            }
+            Self::Crypto(_) => "crypto",
+        }
+    }
+
+    /// The clients whose doing the end is (see [`Lost::suspect`]), ascending: every one, so that a group of them ends one round.
+    pub fn suspects(&self) -> Vec<ClientId> {
+        let Self::Lost(lost) = self else { return Vec::new() };
+        let mut suspects: Vec<ClientId> = lost.iter().filter_map(Lost::suspect).collect();
+        suspects.sort_unstable();
+        suspects
+    }
+}
+
+/// Most clients that an error names.
+const MOST_NAMED: usize = 3;
+
+fn listed(lost: &[Lost]) -> String {
+    // Those first whose doing it is.
+    let (suspected, others): (Vec<&Lost>, Vec<&Lost>) = lost.iter().partition(|lost| lost.suspect().is_some());
+    let mut text: Vec<String> = suspected.iter().chain(&others).take(MOST_NAMED).map(ToString::to_string).collect();
+    if lost.len() > MOST_NAMED {
+        text.push(format!("and so on for {} others", lost.len() - MOST_NAMED));
+    }
+    text.join("; ")
+}
+
+/// Why what a client left to its neighbours does not give the secret, or the masks, that are needed to remove its masks.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Lost {
     /// Too few shares of a secret came back.
     #[error("{have} shares of client {client}'s secret were released, {need} are needed")]
     TooFewShares {
@@ -223,28 +274,21 @@ pub enum Abort {
         /// Who cheated.
         client: ClientId,
     },
-    /// The vector could not be unmasked.
-    #[error(transparent)]
-    Crypto(#[from] CryptoError),
 }
 
-impl Abort {
+impl Lost {
     /// A short name for metrics, stable over versions.
     pub fn code(&self) -> &'static str {
         match self {
-            Self::TooFew { .. } => "too_few",
-            Self::Params(_) => "infeasible",
-            Self::ThinWindow { .. } => "thin_window",
             Self::TooFewShares { .. } => "too_few_shares",
             Self::UnreadableShares { .. } => "unreadable_shares",
             Self::WrongShares { .. } => "wrong_shares",
             Self::WrongCiphertext { .. } => "wrong_ciphertext",
-            Self::Crypto(_) => "crypto",
         }
     }
 
-    /// The client whose doing the end is, unless more of the others lie than the round assumes. `None` also where one that lies
-    /// could have brought it about.
+    /// The client whose doing it is, unless more of the others lie than the round assumes. `None` also where one that lies could
+    /// have brought it about.
     pub fn suspect(&self) -> Option<ClientId> {
         match self {
             Self::UnreadableShares { client, at_fault: true, .. }

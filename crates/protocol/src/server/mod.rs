@@ -25,9 +25,11 @@ use std::sync::Arc;
 use prost::Message;
 use unisono_crypto::kdf::{hash, label};
 use unisono_crypto::ring::RingVector;
+use unisono_crypto::shamir::SecretScalar;
 use unisono_crypto::sign::{SigningKey, VerifyingKey};
 
 use crate::ids::ClientId;
+use crate::pairwise;
 use crate::params::RoundParams;
 use crate::proto::{self, ClientMessage, ServerMessage, Signed, client_message::Step};
 use crate::roster::Roster;
@@ -39,7 +41,7 @@ use mask::Masking;
 use share::Sharing;
 use unmask::Unmasking;
 
-pub use error::{Abort, OpenError, Reason, Refusal};
+pub use error::{Abort, Lost, OpenError, Reason, Refusal};
 
 /// The phases of a round, in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -183,11 +185,22 @@ pub struct Outcome {
     pub survivors: Vec<ClientId>,
     /// What clients noticed about each other.
     pub reports: Vec<Report>,
+    /// Self-mask secrets that could not be rebuilt from the shares dealt, and came from their owners: without them, the round
+    /// would have ended with [`Abort::Lost`].
+    pub misdealt: Vec<Lost>,
+}
+
+impl Outcome {
+    /// The clients to be kept out of the next rounds, as in [`Abort::suspects`].
+    pub fn suspects(&self) -> Vec<ClientId> {
+        self.misdealt.iter().filter_map(Lost::suspect).collect()
+    }
 }
 
 impl fmt::Debug for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Outcome({} of {} clients, {:?})", self.survivors.len(), self.cohort.len(), self.reports)
+        let (survivors, cohort) = (self.survivors.len(), self.cohort.len());
+        write!(f, "Outcome({survivors} of {cohort} clients, {:?}, {:?})", self.reports, self.misdealt)
     }
 }
 
@@ -227,7 +240,7 @@ pub struct Server {
     offer: proto::RoundOffer,
     /// Hash of each accepted step.
     ledger: BTreeMap<(ClientId, Phase), [u8; 32]>,
-    /// Clients whose adverts are refused, each with the round that ended because of it and the last one without it.
+    /// Clients whose adverts are refused, each with the round in which it was suspected and the last one without it.
     suspended: BTreeMap<ClientId, (u64, u64)>,
     state: State,
 }
@@ -261,8 +274,8 @@ impl Server {
         Ok(Self { context, offer, ledger: BTreeMap::new(), suspended: BTreeMap::new(), state })
     }
 
-    /// Refuses the adverts of `client` from now on: it was the [`Abort::suspect`] of round `since`, and could make every round end.
-    /// `until` is the last round without it.
+    /// Refuses the adverts of `client` from now on: it was among the [`Abort::suspects`] or the [`Outcome::suspects`] of round
+    /// `since`, and could make every round end. `until` is the last round without it.
     pub fn suspend(&mut self, client: ClientId, since: u64, until: u64) {
         self.suspended.insert(client, (since, until));
     }
@@ -454,6 +467,16 @@ impl Members {
         match self.cohort.graph.thin_window(set) {
             Some(place) if self.context.params.malicious() => Err(Abort::ThinWindow { phase, place }),
             _ => Ok(()),
+        }
+    }
+
+    /// Whether `secret` is the one that `of` committed to in its advert.
+    fn fits(&self, of: u32, kind: proto::SecretKind, secret: &SecretScalar) -> bool {
+        let advert = &self.members[of as usize].advert;
+        let round = self.context.params.round_id;
+        match kind {
+            proto::SecretKind::SelfMask => pairwise::commitment(secret, round, advert.client_id) == advert.commitment,
+            _ => pairwise::mask_key(secret, round).encapsulation_key() == advert.mask_ek,
         }
     }
 

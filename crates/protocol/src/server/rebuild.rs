@@ -2,29 +2,44 @@
 
 use std::collections::BTreeMap;
 
+use unisono_crypto::CryptoError;
 use unisono_crypto::shamir::{self, Decoded, Interpolator, SecretScalar, Share};
 
-use super::advertise::Member;
 use super::unmask::Unmasking;
-use super::{Abort, Fault, Report};
-use crate::pairwise;
-use crate::proto::SecretKind;
+use super::{Fault, Lost, Report};
 
 /// Most subsets of a secret's shares that are tried; a try costs 10 to 100 microseconds.
 const MOST_SUBSETS: u64 = 5_000;
 
-/// Every needed secret by its owner, and the shares that did not fit.
+/// Every needed secret that can be had, by its owner, and what was wrong with shares.
 pub(super) struct Rebuilt {
     pub secrets: Vec<(u32, SecretScalar)>,
+    /// Shares that did not fit.
     pub reports: Vec<Report>,
+    /// Secrets that shares do not give; their owners did.
+    pub misdealt: Vec<Lost>,
+    /// Secrets that nobody gives.
+    pub lost: Vec<Lost>,
 }
 
 impl Rebuilt {
-    /// The secrets of `owners`, from the shares that were released.
-    pub fn of(unmasking: &Unmasking, owners: impl Iterator<Item = u32>) -> Result<Self, Abort> {
+    /// The secrets of `owners`, from the shares that were released, or from the owners themselves.
+    pub fn of(unmasking: &Unmasking, owners: impl Iterator<Item = u32>) -> Result<Self, CryptoError> {
         let mut rebuilder = Rebuilder { unmasking, interpolators: BTreeMap::new(), reports: Vec::new() };
-        let secrets = owners.map(|v| Ok((v, rebuilder.secret(v)?))).collect::<Result<_, Abort>>()?;
-        Ok(Self { secrets, reports: rebuilder.reports })
+        let (mut secrets, mut misdealt, mut lost) = (Vec::new(), Vec::new(), Vec::new());
+        for v in owners {
+            // Shares are looked at where the owner's word would do: the next time it may not be there to give it.
+            match (rebuilder.secret(v)?, unmasking.own(v)) {
+                (Ok(secret), _) => secrets.push((v, secret)),
+                (Err(why), Some(own)) => {
+                    secrets.push((v, own.clone()));
+                    // That holders have vanished says nothing about the dealer.
+                    misdealt.extend(Some(why).filter(|why| !matches!(why, Lost::TooFewShares { .. })));
+                }
+                (Err(why), None) => lost.push(why),
+            }
+        }
+        Ok(Self { secrets, reports: rebuilder.reports, misdealt, lost })
     }
 }
 
@@ -37,7 +52,7 @@ struct Rebuilder<'a> {
 
 impl Rebuilder<'_> {
     /// The needed secret of `of`, checked against its advert. Wrong shares are corrected where their number allows.
-    fn secret(&mut self, of: u32) -> Result<SecretScalar, Abort> {
+    fn secret(&mut self, of: u32) -> Result<Result<SecretScalar, Lost>, CryptoError> {
         let members = &self.unmasking.masked.members;
         let client = members.id(of);
         let need = members.cohort.threshold();
@@ -46,12 +61,12 @@ impl Rebuilder<'_> {
         if have < need {
             let unreadable = |report: &&Report| report.about == client && report.what == Fault::UnreadableShares;
             let unreadable = self.unmasking.reports.iter().filter(unreadable).count();
-            return Err(if have + unreadable < need {
-                Abort::TooFewShares { client, have, need }
+            return Ok(Err(if have + unreadable < need {
+                Lost::TooFewShares { client, have, need }
             } else {
                 let at_fault = unreadable > self.liars();
-                Abort::UnreadableShares { client, unreadable, have, need, at_fault }
-            });
+                Lost::UnreadableShares { client, unreadable, have, need, at_fault }
+            }));
         }
         shares.sort_by_key(Share::abscissa);
         let holders: Vec<u32> = shares[..need].iter().map(Share::abscissa).collect();
@@ -60,7 +75,7 @@ impl Rebuilder<'_> {
         }
         let secret = self.interpolators[&holders].reconstruct(&shares[..need])?;
         if self.fits(of, &secret) {
-            return Ok(secret);
+            return Ok(Ok(secret));
         }
         let decoded = shamir::decode(&shares, need)?.filter(|decoded| self.fits(of, &decoded.secret));
         // What decoding can't tell alone, the advert can, because it knows the secret: where they are few, all subsets are tried.
@@ -69,10 +84,12 @@ impl Rebuilder<'_> {
             (None, Some(subsets)) => (self.search(of, &shares, subsets)?, have - need + 1),
             (decoded, _) => (decoded, (have - need) / 2 + 1),
         };
-        let decoded = decoded.ok_or(Abort::WrongShares { client, at_fault: liars > self.liars() })?;
+        let Some(decoded) = decoded else {
+            return Ok(Err(Lost::WrongShares { client, at_fault: liars > self.liars() }));
+        };
         let report = |abscissa: &u32| Report { about: client, by: members.id(abscissa - 1), what: Fault::WrongShare };
         self.reports.extend(decoded.wrong.iter().map(report));
-        Ok(decoded.secret)
+        Ok(Ok(decoded.secret))
     }
 
     /// Most clients of this cohort that are assumed to lie; at least one, because none does not explain anything.
@@ -84,7 +101,7 @@ impl Rebuilder<'_> {
 
     /// The first of `subsets` of a secret's shares that gives it, and which other shares are not on its polynomial. Holders that lie
     /// together can be in that subset, with the right secret and at the cost of honest ones in the reports: nothing is built on these.
-    fn search(&self, of: u32, shares: &[Share], subsets: Subsets) -> Result<Option<Decoded>, Abort> {
+    fn search(&self, of: u32, shares: &[Share], subsets: Subsets) -> Result<Option<Decoded>, CryptoError> {
         let rebuild = |chosen: &[&Share]| {
             let chosen: Vec<Share> = chosen.iter().map(|share| (*share).clone()).collect();
             let abscissas: Vec<u32> = chosen.iter().map(Share::abscissa).collect();
@@ -110,13 +127,7 @@ impl Rebuilder<'_> {
     }
 
     fn fits(&self, of: u32, secret: &SecretScalar) -> bool {
-        let members = &self.unmasking.masked.members;
-        let Member { advert, .. } = &members.members[of as usize];
-        let round = members.context.params.round_id;
-        match self.unmasking.kind(of) {
-            SecretKind::SelfMask => pairwise::commitment(secret, round, advert.client_id) == advert.commitment,
-            _ => pairwise::mask_key(secret, round).encapsulation_key() == advert.mask_ek,
-        }
+        self.unmasking.masked.members.fits(of, self.unmasking.kind(of), secret)
     }
 }
 

@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 
 use rayon::prelude::*;
+use unisono_crypto::CryptoError;
 use unisono_crypto::kdf::label;
 use unisono_crypto::prg::{Seed, Sign};
 use unisono_crypto::shamir::{SecretScalar, Share};
 
 use super::mask::Masked;
 use super::rebuild::Rebuilt;
-use super::{Abort, Fault, Outcome, Progress, Reason, Report};
+use super::{Abort, Fault, Lost, Outcome, Progress, Reason, Report};
 use crate::ids::ClientId;
 use crate::pairwise::{self, End};
 use crate::proto::{self, SecretKind, Signed, server_message::View};
@@ -24,13 +25,15 @@ pub(super) struct Unmasking {
     answered: Vec<bool>,
     /// By whose secret it is.
     pub(super) shares: BTreeMap<u32, Vec<Share>>,
+    /// Self-mask secrets that their owners released themselves. They fit the adverts.
+    own: BTreeMap<u32, SecretScalar>,
     pub(super) reports: Vec<Report>,
 }
 
 impl Unmasking {
     pub fn new(masked: Masked, tags: Option<BTreeMap<u32, Vec<proto::Tag>>>) -> Self {
         let answered = vec![false; masked.survivors.len()];
-        Self { masked, tags, answered, shares: BTreeMap::new(), reports: Vec::new() }
+        Self { masked, tags, answered, shares: BTreeMap::new(), own: BTreeMap::new(), reports: Vec::new() }
     }
 
     /// A survivor that, in malicious mode, took part in phase 3.
@@ -40,6 +43,11 @@ impl Unmasking {
 
     pub(super) fn kind(&self, of: u32) -> SecretKind {
         if self.masked.survivors[of as usize] { SecretKind::SelfMask } else { SecretKind::Mask }
+    }
+
+    /// The secret of `of` that is needed, if its owner released it itself.
+    pub(super) fn own(&self, of: u32) -> Option<&SecretScalar> {
+        self.own.get(&of)
     }
 
     pub fn masked(&self) -> &Masked {
@@ -78,11 +86,17 @@ impl Unmasking {
             let share = Share::from_bytes(index + 1, &value).map_err(|e| Reason::shape(WHAT, e))?;
             shares.push((released.of, share));
         }
+        let own = signed::fixed(&message.self_mask_secret, WHAT)?;
+        let own = SecretScalar::from_canonical(&own).map_err(|e| Reason::shape(WHAT, e))?;
+        if !members.fits(index, SecretKind::SelfMask, &own) {
+            return Err(Reason::shape(WHAT, "the self-mask secret is not the one that the advert commits to"));
+        }
 
         let report = |what: Fault| move |&about: &u32| Report { about: members.id(about), by: client, what };
         self.reports.extend(message.unreadable.iter().map(report(Fault::UnreadableShares)));
         self.reports.extend(message.invalid_tags.iter().map(report(Fault::InvalidTag)));
         shares.into_iter().for_each(|(of, share)| self.shares.entry(of).or_default().push(share));
+        self.own.insert(index, own);
         self.answered[index as usize] = true;
         Ok(())
     }
@@ -119,34 +133,44 @@ impl Unmasking {
         })
     }
 
-    /// Whether the shares at hand rebuild every secret that is needed.
+    /// Whether every secret that is needed is at hand, or can be rebuilt.
     pub fn sufficient(&self) -> bool {
         let need = self.masked.members.cohort.threshold();
-        let enough = |v| self.shares.get(&v).is_some_and(|shares| shares.len() >= need);
-        self.needed().all(enough) && Rebuilt::of(self, self.needed()).is_ok()
+        let shared = |v| self.shares.get(&v).is_some_and(|shares| shares.len() >= need);
+        self.needed().all(|v| self.own.contains_key(&v) || shared(v))
+            && Rebuilt::of(self, self.needed()).is_ok_and(|rebuilt| rebuilt.lost.is_empty())
     }
 
     pub fn close(self) -> Result<Outcome, Abort> {
-        let Rebuilt { secrets, reports: wrong } = Rebuilt::of(&self, self.needed())?;
+        let Rebuilt { secrets, reports: wrong, misdealt, mut lost } = Rebuilt::of(&self, self.needed())?;
         let cohort = self.masked.members.cohort.id;
         let masks_of = |(v, secret): &(u32, SecretScalar)| {
             if self.masked.survivors[*v as usize] {
-                Ok(vec![(pairwise::self_mask(secret, cohort), Sign::Subtract)])
+                Ok(Ok(vec![(pairwise::self_mask(secret, cohort), Sign::Subtract)]))
             } else {
                 self.pair_masks(*v, secret)
             }
         };
-        let masks: Vec<Result<Vec<(Seed, Sign)>, Abort>> = secrets.par_iter().map(masks_of).collect();
-        let masks = masks.into_iter().collect::<Result<Vec<_>, Abort>>()?.concat();
+        let results: Vec<Result<Result<_, Lost>, CryptoError>> = secrets.par_iter().map(masks_of).collect();
+        let mut masks = Vec::new();
+        for result in results {
+            match result? {
+                Ok(of_one) => masks.extend(of_one),
+                Err(one) => lost.push(one),
+            }
+        }
+        if !lost.is_empty() {
+            return Err(Abort::Lost(lost));
+        }
         let Self { masked: Masked { members, survivors, mut sum, .. }, mut reports, .. } = self;
         sum.apply_masks(&masks)?;
         reports.extend(wrong);
-        let everybody = vec![true; survivors.len()];
-        Ok(Outcome { sum, cohort: members.ids(&everybody), survivors: members.ids(&survivors), reports })
+        let cohort = members.ids(&vec![true; survivors.len()]);
+        Ok(Outcome { sum, cohort, survivors: members.ids(&survivors), reports, misdealt })
     }
 
     /// The masks that survivors applied for their neighbour `v`, which dropped out, with the opposite signs.
-    fn pair_masks(&self, v: u32, secret: &SecretScalar) -> Result<Vec<(Seed, Sign)>, Abort> {
+    fn pair_masks(&self, v: u32, secret: &SecretScalar) -> Result<Result<Vec<(Seed, Sign)>, Lost>, CryptoError> {
         let mut masks = Vec::new();
         let members = &self.masked.members;
         let (cohort, graph) = (members.cohort.id, &members.cohort.graph);
@@ -159,7 +183,7 @@ impl Unmasking {
                 let coins = pairwise::mask_coins(secret, cohort, u, key);
                 let (ct, shared) = key.encapsulate_with_coins(&coins);
                 if ct != ciphertext(v, u) {
-                    return Err(Abort::WrongCiphertext { client: members.id(v) });
+                    return Ok(Err(Lost::WrongCiphertext { client: members.id(v) }));
                 }
                 masks.push((pairwise::pair_mask(&shared, cohort, end(v), end(u), &ct), Sign::Add));
             } else {
@@ -168,6 +192,6 @@ impl Unmasking {
                 masks.push((pairwise::pair_mask(&shared, cohort, end(u), end(v), ct), Sign::Subtract));
             }
         }
-        Ok(masks)
+        Ok(Ok(masks))
     }
 }

@@ -3,7 +3,7 @@
 use prost::Message;
 use unisono_crypto::kdf::label;
 use unisono_protocol::proto::{self, ClientMessage, SecretKind, client_message::Step};
-use unisono_protocol::server::{Abort, Fault, Outcome, Phase, Reason};
+use unisono_protocol::server::{Abort, Fault, Lost, Outcome, Phase, Reason};
 
 use crate::lying::{self, resign, resign_shares};
 use crate::world::{Device, params};
@@ -33,11 +33,11 @@ fn a_wrong_share_is_corrected_and_reported() {
     assert!(outcome.reports.iter().any(|report| report.what == Fault::WrongShare && report.by == devices[0].id()));
 }
 
-/// A complete graph of ten with threshold 6, of whom two may lie. In the last phase the first `vanished` send nothing, and the next
-/// `liars` release wrong shares of client 9.
-fn wrong_shares_of_nine(vanished: usize, liars: usize) -> lying::Lied {
+/// A complete graph of ten with threshold 6, of whom two may lie. In the last phase the first `vanished` send nothing, the next
+/// `liars` release wrong shares of client 9, and that one is there or not.
+fn wrong_shares_of_nine(vanished: usize, liars: usize, nine_answers: bool) -> lying::Lied {
     lying::play(&params(true, 4, 10, 0.2, 0.25, 20), 10, |i, phase, mut message| {
-        if phase == Phase::Unmask && i < vanished {
+        if phase == Phase::Unmask && (i < vanished || i == 9 && !nine_answers) {
             return None;
         }
         if let (true, Phase::Unmask, Some(Step::Unmask(signed))) = (i < vanished + liars, phase, &mut message.step) {
@@ -57,11 +57,14 @@ fn wrong_shares_of_nine(vanished: usize, liars: usize) -> lying::Lied {
 #[test]
 fn wrong_shares_are_corrected_as_long_as_the_threshold_of_right_ones_is_left() {
     // Nine shares, of which three may be wrong; decoding alone would correct one.
-    for (vanished, liars) in [(0, 1), (0, 2), (0, 3), (1, 2), (2, 1)] {
-        let lied = wrong_shares_of_nine(vanished, liars);
+    for (vanished, liars, answers) in
+        [(0, 1, false), (0, 2, false), (0, 3, false), (1, 2, false), (2, 1, false), (0, 3, true), (2, 1, true)]
+    {
+        let lied = wrong_shares_of_nine(vanished, liars, answers);
         assert!(lied.exact);
-        let reports = lied.result.unwrap().reports;
-        let by: Vec<_> = reports.iter().map(|report| (report.about, report.by, report.what)).collect();
+        let outcome = lied.result.unwrap();
+        assert_eq!(outcome.misdealt, []);
+        let by: Vec<_> = outcome.reports.iter().map(|report| (report.about, report.by, report.what)).collect();
         let liars = vanished..vanished + liars;
         let expected = liars.map(|i| (lied.devices[9].id(), lied.devices[i].id(), Fault::WrongShare));
         assert_eq!(by, expected.collect::<Vec<_>>());
@@ -71,10 +74,35 @@ fn wrong_shares_are_corrected_as_long_as_the_threshold_of_right_ones_is_left() {
 #[test]
 fn a_dealer_is_suspected_only_where_more_would_have_to_lie_than_are_assumed() {
     for (vanished, liars, at_fault) in [(0, 4, true), (1, 3, true), (2, 2, false), (3, 1, false)] {
-        let lied = wrong_shares_of_nine(vanished, liars);
+        let lied = wrong_shares_of_nine(vanished, liars, false);
         let (abort, client) = (lied.result.unwrap_err(), lied.devices[9].id());
-        assert_eq!(abort, Abort::WrongShares { client, at_fault });
-        assert_eq!(abort.suspect(), at_fault.then_some(client));
+        let lost = Lost::WrongShares { client, at_fault };
+        let suspects: Vec<_> = at_fault.then_some(client).into_iter().collect();
+        assert_eq!((abort.suspects(), abort), (suspects.clone(), Abort::Lost(vec![lost.clone()])));
+        // Where it is there and gives the secret itself, there is a sum.
+        let lied = wrong_shares_of_nine(vanished, liars, true);
+        assert!(lied.exact && lied.refusals.is_empty());
+        let outcome = lied.result.unwrap();
+        assert_eq!((outcome.survivors.len(), outcome.suspects(), outcome.misdealt), (10, suspects, vec![lost]));
+    }
+}
+
+#[test]
+fn a_self_mask_secret_other_than_the_advertised_one_is_refused() {
+    for change in [
+        (|unmask| unmask.self_mask_secret[0] ^= 1) as fn(&mut proto::UnmaskShares),
+        |unmask| unmask.self_mask_secret = vec![0xff; 32],
+        |unmask| unmask.self_mask_secret.clear(),
+    ] {
+        let (outcome, devices, reasons) = play(0.25, 10, |i, phase, mut message| {
+            if let (0, Phase::Unmask, Some(Step::Unmask(signed))) = (i, phase, &mut message.step) {
+                resign::<proto::UnmaskShares>(0, signed, label::SIG_UNMASK, change);
+            }
+            Some(message)
+        });
+        // The others have its shares.
+        assert_eq!((outcome.unwrap().survivors.len(), devices.len()), (10, 10));
+        assert!(matches!(reasons[..], [Reason::Shape { .. } | Reason::Signed(_)]), "{reasons:?}");
     }
 }
 
@@ -104,7 +132,8 @@ fn a_wrong_mask_ciphertext_of_a_vanished_client_ends_the_round_with_its_name() {
         }
         Some(message)
     });
-    assert_eq!(outcome.unwrap_err(), Abort::WrongCiphertext { client: devices[liar].id() });
+    let lost = Lost::WrongCiphertext { client: devices[liar].id() };
+    assert_eq!(outcome.unwrap_err(), Abort::Lost(vec![lost]));
 }
 
 #[test]

@@ -26,6 +26,15 @@ pub fn play(
     count: usize,
     mut tamper: impl FnMut(usize, Phase, ClientMessage) -> Option<ClientMessage>,
 ) -> Lied {
+    play_seeing(params, count, |i, _, phase, message| tamper(i, phase, message))
+}
+
+/// The same; `tamper` also sees the device, which has taken its step.
+pub fn play_seeing(
+    params: &proto::RoundParams,
+    count: usize,
+    mut tamper: impl FnMut(usize, &Device, Phase, ClientMessage) -> Option<ClientMessage>,
+) -> Lied {
     let mut server: Server = open(params);
     let round = server.params().clone();
     let mut devices: Vec<Device> = (0..count).map(|i| Device::new(i, &server, 1)).collect();
@@ -38,7 +47,8 @@ pub fn play(
                 Some(view) => drop(device.receive(&view)),
                 None => continue,
             }
-            let Some(message) = device.message().cloned().and_then(|message| tamper(i, phase, message)) else {
+            let message = device.message().cloned();
+            let Some(message) = message.and_then(|message| tamper(i, device, phase, message)) else {
                 device.state = State::Idle;
                 continue;
             };

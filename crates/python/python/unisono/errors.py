@@ -86,14 +86,14 @@ class RefusalError(Error):
 class AbortError(Error):
     """The round ended without a sum; nothing was learned.
 
-    Attributes: ``code`` (short stable name), ``suspect`` (bytes: the client whose shares made it end, to be kept out of the
-    next rounds by :meth:`ServerRound.suspend`; None where nobody can be named).
+    Attributes: ``code`` (short stable name), ``suspects`` (list of bytes: the clients whose shares made it end, to be kept out
+    of the next rounds by :meth:`ServerRound.suspend`; empty where nobody can be named).
     """
 
-    def __init__(self, message: str, code: str = "aborted", suspect: bytes | None = None) -> None:
+    def __init__(self, message: str, code: str = "aborted", suspects: list[bytes] | None = None) -> None:
         super().__init__(message)
         self.code = code
-        self.suspect = suspect
+        self.suspects = suspects or []
 
 
 class ReleaseError(Error):

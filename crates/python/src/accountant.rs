@@ -1,0 +1,68 @@
+//! What rounds with noise have spent.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use pyo3::prelude::*;
+use unisono_protocol::privacy;
+
+use crate::arguments::named;
+use crate::errors;
+use crate::params::{RoundParams, check_delta};
+
+/// What rounds with noise have spent for any one device that took part in all of them: Rényi differential privacy of the
+/// Skellam mechanism, composed over the rounds.
+#[pyclass(frozen, module = "unisono")]
+pub struct Accountant(Mutex<privacy::Accountant>);
+
+impl Accountant {
+    fn lock(&self) -> MutexGuard<'_, privacy::Accountant> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[pymethods]
+impl Accountant {
+    #[new]
+    fn new() -> Self {
+        Self(Mutex::new(privacy::Accountant::new()))
+    }
+
+    /// Adds `rounds` rounds with these parameters. `survivors` and `cohort` are those of the outcome
+    /// (`len(outcome.survivors)`, `len(outcome.cohort)`), whose sums have more noise than the smallest; without them the
+    /// smallest sum and the largest cohort are counted. ParamsError when the round has no noise, or for counts that it can't
+    /// have.
+    #[pyo3(signature = (params, *, survivors=None, cohort=None, rounds=1))]
+    fn add(
+        &self,
+        params: &RoundParams,
+        #[pyo3(from_py_with = named::survivors)] survivors: Option<u32>,
+        #[pyo3(from_py_with = named::cohort)] cohort: Option<u32>,
+        #[pyo3(from_py_with = named::rounds)] rounds: u64,
+    ) -> PyResult<()> {
+        let (n_min, n_max) = (params.checked.wire.n_min, params.checked.wire.n_max);
+        let (survivors, cohort) = (survivors.unwrap_or(n_min), cohort.unwrap_or(n_max));
+        if !(n_min <= survivors && survivors <= cohort && cohort <= n_max) {
+            return Err(errors::class::ParamsError::new_err(format!(
+                "{survivors} survivors of a cohort of {cohort} can't be: n_min = {n_min} <= survivors <= cohort <= n_max = {n_max}"
+            )));
+        }
+        let guarantee = params.checked.guarantee_of(survivors, cohort).ok_or_else(|| {
+            errors::class::ParamsError::new_err(
+                "the round has no noise, and spends without a limit: pass noise_multiplier=.. to RoundParams",
+            )
+        })?;
+        self.lock().add(&guarantee, rounds);
+        Ok(())
+    }
+
+    /// Epsilon of all rounds so far at `privacy_delta` (above 0, below 1; else ParamsError); 0 before the first.
+    #[pyo3(signature = (privacy_delta=1e-5))]
+    fn epsilon(&self, #[pyo3(from_py_with = named::privacy_delta)] privacy_delta: f64) -> PyResult<f64> {
+        check_delta(privacy_delta)?;
+        Ok(self.lock().epsilon(privacy_delta))
+    }
+
+    fn __repr__(&self) -> String {
+        format!("Accountant(epsilon={:.4} at 1e-5)", self.lock().epsilon(1e-5))
+    }
+}

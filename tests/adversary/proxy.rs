@@ -1,0 +1,174 @@
+//! A proxy between one device and the coordinator, over real connections. It passes on every call of the service, changes what its
+//! [`Lie`] says, and keeps what the device sent.
+
+use std::sync::{Arc, Mutex};
+
+use prost::Message;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_stream::StreamExt;
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::transport::{Channel, Server};
+use tonic::{Request, Response, Status, Streaming};
+use unisono::protocol::proto::{
+    ClientMessage, ConsistencyTags, ForwardedTags, ServerMessage, Tag, UploadHeader, client_message::Step,
+    server_message::View,
+};
+use unisono::wire::proto::coordinator_client::CoordinatorClient;
+use unisono::wire::proto::coordinator_server::{Coordinator as Service, CoordinatorServer};
+use unisono::wire::proto::poll_response::Answer;
+use unisono::wire::proto::*;
+
+/// Changes a view, given what the device has sent so far.
+pub type ViewLie = Box<dyn Fn(&mut View, &[ClientMessage]) + Send + Sync>;
+
+/// Changes an offer.
+pub type OfferLie = Box<dyn Fn(&mut GetRoundResponse) + Send + Sync>;
+
+/// Makes up the tags that the device is shown, given those that it made.
+pub type TagsLie = fn(&ConsistencyTags) -> Vec<Tag>;
+
+/// Changes a step.
+pub type StepLie = Box<dyn Fn(&mut Step) + Send + Sync>;
+
+/// What the proxy changes: a view, with what the device has sent so far; an offer; a base model's bytes.
+pub enum Lie {
+    None,
+    View(ViewLie),
+    Offer(OfferLie),
+    /// The device alone is told that another client dropped out. Its tags go no further, and it is shown these in return.
+    Isolate(TagsLie),
+    /// What the device sends, signed again: the device lies.
+    Step(StepLie),
+    Model(fn(&mut Vec<u8>)),
+}
+
+/// What the device sent towards the coordinator.
+#[derive(Default)]
+pub struct Sent {
+    pub messages: Vec<ClientMessage>,
+    /// Chunks of masked inputs, by upload hash.
+    pub chunks: Vec<UploadChunk>,
+}
+
+pub struct Proxy {
+    stub: CoordinatorClient<Channel>,
+    lie: Arc<Lie>,
+    sent: Arc<Mutex<Sent>>,
+}
+
+impl Proxy {
+    /// Stands before the coordinator at `endpoint`; its own endpoint, and what it sees.
+    pub async fn start(endpoint: &str, lie: Lie) -> (String, Arc<Mutex<Sent>>, JoinHandle<()>) {
+        let stub = CoordinatorClient::connect(endpoint.to_owned()).await.unwrap();
+        let sent = Arc::new(Mutex::new(Sent::default()));
+        let proxy = Self { stub, lie: Arc::new(lie), sent: sent.clone() };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        let server = Server::builder().add_service(CoordinatorServer::new(proxy));
+        let serving = tokio::spawn(async move {
+            server.serve_with_incoming(TcpListenerStream::new(listener)).await.unwrap();
+        });
+        (endpoint, sent, serving)
+    }
+}
+
+#[tonic::async_trait]
+impl Service for Proxy {
+    type GetModelStream = tokio_stream::Iter<std::vec::IntoIter<Result<FileChunk, Status>>>;
+    type GetReleaseStream = Streaming<FileChunk>;
+
+    async fn get_round(&self, request: Request<GetRoundRequest>) -> Result<Response<GetRoundResponse>, Status> {
+        let mut response = self.stub.clone().get_round(request.into_inner()).await?;
+        if let Lie::Offer(lie) = &*self.lie {
+            lie(response.get_mut());
+        }
+        Ok(Response::new(response.into_inner()))
+    }
+
+    async fn submit(&self, request: Request<ClientMessage>) -> Result<Response<SubmitResponse>, Status> {
+        let mut message = request.into_inner();
+        if let (Lie::Step(lie), Some(step)) = (&*self.lie, &mut message.step) {
+            lie(step);
+        }
+        self.sent.lock().unwrap().messages.push(message.clone());
+        if let (Lie::Isolate(_), Some(Step::Tags(_))) = (&*self.lie, &message.step) {
+            return Ok(Response::new(SubmitResponse { repeat: false }));
+        }
+        Ok(Response::new(self.stub.clone().submit(message).await?.into_inner()))
+    }
+
+    async fn poll(&self, request: Request<PollRequest>) -> Result<Response<PollResponse>, Status> {
+        let request = request.into_inner();
+        if let (Lie::Isolate(tags), RoundPhase::Unmask) = (&*self.lie, request.phase()) {
+            let own = tags_in(&self.sent.lock().unwrap().messages);
+            let view = View::Tags(ForwardedTags { tags: tags(&own), cohort_id: own.cohort_id });
+            let answer = Some(Answer::View(ServerMessage { view: Some(view) }));
+            return Ok(Response::new(PollResponse { answer }));
+        }
+        let mut response = self.stub.clone().poll(request).await?.into_inner();
+        if let Some(Answer::View(message)) = &mut response.answer {
+            let (view, sent) = (message.view.as_mut().unwrap(), self.sent.lock().unwrap());
+            match &*self.lie {
+                Lie::View(lie) => lie(view, &sent.messages),
+                Lie::Isolate(_) => drop_another(view, &sent.messages),
+                _ => {}
+            }
+        }
+        Ok(Response::new(response))
+    }
+
+    async fn get_upload_status(
+        &self,
+        request: Request<UploadStatusRequest>,
+    ) -> Result<Response<UploadStatusResponse>, Status> {
+        Ok(Response::new(self.stub.clone().get_upload_status(request.into_inner()).await?.into_inner()))
+    }
+
+    async fn upload(&self, request: Request<Streaming<UploadChunk>>) -> Result<Response<UploadStatusResponse>, Status> {
+        let chunks: Vec<UploadChunk> = request.into_inner().collect::<Result<_, _>>().await?;
+        self.sent.lock().unwrap().chunks.extend(chunks.iter().cloned());
+        Ok(Response::new(self.stub.clone().upload(tokio_stream::iter(chunks)).await?.into_inner()))
+    }
+
+    async fn get_model(&self, request: Request<GetModelRequest>) -> Result<Response<Self::GetModelStream>, Status> {
+        let chunks = self.stub.clone().get_model(request.into_inner()).await?.into_inner();
+        let chunks: Vec<FileChunk> = chunks.collect::<Result<_, _>>().await?;
+        let mut file: Vec<u8> = chunks.into_iter().flat_map(|chunk| chunk.data).collect();
+        if let Lie::Model(lie) = &*self.lie {
+            lie(&mut file);
+        }
+        Ok(Response::new(tokio_stream::iter(vec![Ok(FileChunk { data: file })])))
+    }
+
+    async fn get_release(
+        &self,
+        request: Request<GetReleaseRequest>,
+    ) -> Result<Response<Self::GetReleaseStream>, Status> {
+        Ok(Response::new(self.stub.clone().get_release(request.into_inner()).await?.into_inner()))
+    }
+
+    async fn request_grant(&self, request: Request<GrantRequest>) -> Result<Response<GrantResponse>, Status> {
+        Ok(Response::new(self.stub.clone().request_grant(request.into_inner()).await?.into_inner()))
+    }
+}
+
+/// The tags that the device made.
+pub fn tags_in(messages: &[ClientMessage]) -> ConsistencyTags {
+    let tags = messages.iter().find_map(|message| match &message.step {
+        Some(Step::Tags(signed)) => Some(signed.payload.as_slice()),
+        _ => None,
+    });
+    ConsistencyTags::decode(tags.unwrap()).unwrap()
+}
+
+/// Takes a client out of the survivors, another one than the device, whichever index they have.
+pub fn drop_another(view: &mut View, messages: &[ClientMessage]) {
+    let View::Survivors(view) = view else { return };
+    let upload = messages.iter().find_map(|message| match &message.step {
+        Some(Step::Upload(signed)) => Some(signed.payload.as_slice()),
+        _ => None,
+    });
+    let own = UploadHeader::decode(upload.unwrap()).unwrap().from;
+    view.survivors[0] &= !(1 << ((own + 1) % 5));
+}

@@ -22,8 +22,6 @@ use unisono_protocol::signed;
 use super::tamper::Tamper;
 use super::world::{CAST, Device, NOW, State, open, params};
 
-/// Clients of a recorded round.
-pub const CLIENTS: usize = 5;
 const SEED: u64 = 11;
 
 /// What the coordinator of one real round showed everybody.
@@ -32,22 +30,37 @@ pub struct Recording {
     pub server: Server,
     /// By phase, then by device; the last two phases once more for a round whose last device vanished before its upload.
     pub views: [Vec<Vec<ServerMessage>>; 2],
+    /// Payloads of the cohort's adverts, in order.
+    adverts: Vec<Vec<u8>>,
     malicious: bool,
 }
 
-/// Malicious and semi-honest, and each once more as another round.
-pub static RECORDINGS: LazyLock<[Recording; 4]> =
-    LazyLock::new(|| [record(true, 20), record(false, 20), record(true, 21), record(false, 21)]);
+/// Malicious and semi-honest, and each once more as another round: five clients, all of them neighbours. Then a malicious one of
+/// twenty clients with twelve neighbours each.
+pub static RECORDINGS: LazyLock<[Recording; 5]> = LazyLock::new(|| {
+    let five = |malicious, dimension| record(&params(malicious, 3, 5, 0.0, 0.25, dimension), 5);
+    let twenty = record(&params(true, 10, 20, 0.05, 0.2, 22), 20);
+    [five(true, 20), five(false, 20), five(true, 21), five(false, 21), twenty]
+});
 
-fn record(malicious: bool, dimension: u64) -> Recording {
-    let wire = params(malicious, 3, CLIENTS as u32, 0.0, 0.25, dimension);
+/// Which of them a byte stands for.
+fn pick(byte: u8) -> &'static Recording {
+    match byte as usize % 8 {
+        which @ ..5 => &RECORDINGS[which],
+        // Signatures make a round ten times slower: half of the others have none.
+        which => &RECORDINGS[1 + which % 2 * 2],
+    }
+}
+
+fn record(wire: &proto::RoundParams, clients: usize) -> Recording {
+    let mut adverts = vec![Vec::new(); clients];
     let views = [false, true].map(|vanishes| {
-        let mut server = open(&wire);
-        let mut devices: Vec<Device> = (0..CLIENTS).map(|i| Device::new(i, &server, SEED)).collect();
+        let mut server = open(wire);
+        let mut devices: Vec<Device> = (0..clients).map(|i| Device::new(i, &server, SEED)).collect();
         let mut views = Vec::new();
         loop {
             let phase = server.phase();
-            let gone = |i: usize| vanishes && i == CLIENTS - 1 && phase >= Phase::Mask;
+            let gone = |i: usize| vanishes && i == clients - 1 && phase >= Phase::Mask;
             let mut shown = Vec::new();
             for (i, device) in devices.iter_mut().enumerate() {
                 match server.view(device.id()) {
@@ -55,7 +68,10 @@ fn record(malicious: bool, dimension: u64) -> Recording {
                         device.receive(&view).expect("an honest view");
                         shown.push(view);
                     }
-                    None if phase == Phase::Advertise => device.join(server.offer()).expect("an honest offer"),
+                    None if phase == Phase::Advertise => {
+                        device.join(server.offer()).expect("an honest offer");
+                        adverts[i] = own_advert(device);
+                    }
                     None => continue,
                 }
                 if !gone(i) {
@@ -72,12 +88,14 @@ fn record(malicious: bool, dimension: u64) -> Recording {
             }
         }
     });
-    Recording { server: open(&wire), views, malicious }
+    let server = open(wire);
+    let malicious = server.params().malicious();
+    Recording { server, views, adverts, malicious }
 }
 
 impl Recording {
     fn key(&self, client: usize) -> Option<&unisono_crypto::sign::SigningKey> {
-        self.malicious.then(|| &CAST.identities[client % CLIENTS].signing_key)
+        self.malicious.then(|| &CAST.identities[client % self.adverts.len()].signing_key)
     }
 
     /// A view whose changed parts are signed by those who should, all in league but the device itself.
@@ -95,9 +113,13 @@ impl Recording {
                 message.root = merkle::Tree::new(label::TREE_SHARES, [&delivery.message]).root().to_vec();
                 *root = signed::sign(&message, label::SIG_SHARES, self.key(message.from as usize));
             }
-            Some(View::Survivors(view)) => view.survivors = vec![which],
+            Some(View::Survivors(view)) => {
+                view.survivors[0] = which;
+                tamper.apply(&mut view.survivors);
+            }
             Some(View::Tags(view)) => {
-                if let Some(tag) = view.tags.get_mut(which as usize % CLIENTS) {
+                let count = view.tags.len().max(1);
+                if let Some(tag) = view.tags.get_mut(which as usize % count) {
                     tamper.apply(&mut tag.tag);
                 }
             }
@@ -121,13 +143,18 @@ impl Recording {
         let resign = |signed: &mut Signed, label, key| {
             *signed = signed::sign_bytes(std::mem::take(&mut signed.payload), label, key);
         };
-        if let Some(advert) = view.neighbours.get_mut(which as usize).and_then(|v| v.advert.as_mut()) {
+        if let Some(neighbour) = view.neighbours.get_mut(which as usize)
+            && let Some(advert) = neighbour.advert.as_mut()
+        {
             tamper.apply(&mut advert.payload);
-            resign(advert, label::SIG_ADVERT, self.key(which as usize + usize::from(u32::from(which) >= view.index)));
+            resign(advert, label::SIG_ADVERT, self.key(neighbour.index as usize));
         }
-        let mut payloads: Vec<&[u8]> =
-            view.neighbours.iter().map(|v| v.advert.as_ref().map_or(&[][..], |advert| &advert.payload)).collect();
-        payloads.insert((view.index as usize).min(payloads.len()), own);
+        let mut payloads: Vec<&[u8]> = self.adverts.iter().map(Vec::as_slice).collect();
+        payloads[view.index as usize] = own;
+        for neighbour in &view.neighbours {
+            let advert = neighbour.advert.as_ref();
+            payloads[neighbour.index as usize] = advert.map_or(&[][..], |advert| &advert.payload);
+        }
         let tree = merkle::Tree::new(label::TREE_ADVERTS, &payloads);
         let path =
             |index: u32| tree.path(index as usize).unwrap_or_default().iter().map(|hash| hash.to_vec()).collect();
@@ -212,11 +239,6 @@ pub fn run(data: &[u8]) {
 }
 
 fn play(u: &mut Unstructured<'_>) -> Result<()> {
-    // Signatures make a round ten times slower: one in four has them.
-    let pick = |byte: u8| match byte as usize % 8 {
-        which @ ..4 => &RECORDINGS[which],
-        which => &RECORDINGS[1 + which % 2 * 2],
-    };
     let home = pick(u.arbitrary()?);
     let mut accepted = home.server.offer().clone();
     let mut device = Device::new(0, &home.server, SEED);

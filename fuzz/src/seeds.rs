@@ -8,6 +8,7 @@ use unisono_crypto::kem::{DecapsulationKey, EncapsulationKey};
 use unisono_crypto::secret::Secret32;
 use unisono_crypto::shamir::{self, SecretScalar};
 use unisono_crypto::sign::{Level, SigningKey};
+use unisono_protocol::cohort::Cohort;
 use unisono_protocol::keyfile::{self, DeviceKeys, Role};
 use unisono_protocol::proto::{self, ServerMessage, client_message::Step, server_message::View};
 use unisono_protocol::roster::Roster;
@@ -34,6 +35,7 @@ pub fn all() -> Vec<Seed> {
     files(&mut seeds);
     service(&mut seeds);
     client_sequences(&mut seeds);
+    sparse_sequences(&mut seeds);
     server_sequences(&mut seeds);
     seeds
 }
@@ -251,12 +253,14 @@ fn service(seeds: &mut Vec<Seed>) {
     add(13, "file-chunk", &wire::FileChunk { data: chunk.data }.encode_to_vec());
 }
 
+// What the client target does next.
+const JOIN: u8 = 0;
+const VIEW: u8 = 1;
+const FORGED: u8 = 2;
+const RESTART: u8 = 3;
+const SET_BACK: u8 = 4;
+
 fn client_sequences(seeds: &mut Vec<Seed>) {
-    const JOIN: u8 = 0;
-    const VIEW: u8 = 1;
-    const FORGED: u8 = 2;
-    const RESTART: u8 = 3;
-    const SET_BACK: u8 = 4;
     let phases = |malicious: bool| if malicious { 1..5u8 } else { 1..4 };
     for (home, malicious) in [(0u8, true), (1, false)] {
         for vanishes in [0u8, 1] {
@@ -300,6 +304,48 @@ fn client_sequences(seeds: &mut Vec<Seed>) {
         let first = vec![home, 0, JOIN, home, 0, FORGED, home, 1, 0, 0, 9, 0, FORGED, home, 2, 0, 0, 1, 0];
         seeds.push(("client", format!("forged-and-accepted-{home}"), first));
     }
+}
+
+/// The round of twenty, whose graph is sparse: as it was, with forged views first, and with survivors that leave a window thin.
+fn sparse_sequences(seeds: &mut Vec<Seed>) {
+    const HOME: u8 = 4;
+    let start = [HOME, 0, JOIN, HOME, 0];
+    for vanishes in [0u8, 1] {
+        let mut plain = start.to_vec();
+        (1..5u8).for_each(|phase| plain.extend([VIEW, HOME, phase, 0, vanishes, 0]));
+        seeds.push(("client", format!("round-{HOME}-{vanishes}"), plain));
+    }
+    let mut forged = start.to_vec();
+    for phase in 1..5u8 {
+        forged.extend([FORGED, HOME, phase, 0, 0, 1, 4, 3, 0, 8]);
+        forged.extend([VIEW, HOME, phase, 0, 0, 0]);
+    }
+    seeds.push(("client", format!("forged-{HOME}"), forged));
+    let (first, second) = thin(&RECORDINGS[usize::from(HOME)]);
+    let mut thin = start.to_vec();
+    (1..3u8).for_each(|phase| thin.extend([VIEW, HOME, phase, 0, 0, 0]));
+    thin.extend([FORGED, HOME, 3, 0, 0, first, 5, 1, 0, second]);
+    (3..5u8).for_each(|phase| thin.extend([VIEW, HOME, phase, 0, 0, 0]));
+    seeds.push(("client", format!("thin-{HOME}"), thin));
+}
+
+/// The first two bytes of a set of survivors of which device 0 objects to nothing but a thin window of the ring.
+fn thin(recording: &Recording) -> (u8, u8) {
+    let Some(View::Cohort(view)) = &recording.views[0][1][0].view else { panic!("the cohort comes first") };
+    let payload = &view.cohort.as_ref().expect("a cohort").payload;
+    let params = recording.server.params();
+    let cohort = Cohort::from_payload(payload, params).expect("a real cohort");
+    let neighbours = cohort.graph.neighbours(0);
+    let objects_to_nothing_else = |bits: u16| {
+        let survivors: Vec<bool> = (0..cohort.graph.n()).map(|i| i >= 16 || bits >> i & 1 == 1).collect();
+        let have = |of: &mut dyn Iterator<Item = bool>| of.filter(|&survives| survives).count();
+        survivors[0]
+            && have(&mut survivors.iter().copied()) >= params.wire.n_min as usize
+            && have(&mut neighbours.iter().map(|&v| survivors[v as usize])) >= cohort.threshold()
+            && cohort.graph.thin_window(&survivors).is_some()
+    };
+    let bits = (0..=u16::MAX).find(|&bits| objects_to_nothing_else(bits)).expect("a set");
+    (bits as u8, (bits >> 8) as u8)
 }
 
 fn server_sequences(seeds: &mut Vec<Seed>) {

@@ -4,9 +4,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let file = "unisono/v1/protocol.proto";
     println!("cargo:rerun-if-changed={root}/{file}");
     let descriptors = protox::compile([file], [root])?;
-    // Secrets are not printed: `proto.rs` writes these two by hand.
+    // Secrets are not printed: `proto.rs` writes these by hand.
     prost_build::Config::new()
-        .skip_debug(["unisono.v1.SharePair", "unisono.v1.ReleasedShare"])
+        .skip_debug(["unisono.v1.SharePair", "unisono.v1.ReleasedShare", "unisono.v1.UnmaskShares"])
         .compile_fds(descriptors)?;
     Ok(())
 }

@@ -13,11 +13,12 @@ use unisono_crypto::kem::EncapsulationKey;
 use unisono_crypto::secret::Secret32;
 use unisono_crypto::shamir::{self, SecretScalar, Share};
 use unisono_protocol::ClientId;
-use unisono_protocol::proto::{self, UnmaskShares, client_message::Step};
+use unisono_protocol::proto::{self, UnmaskShares, client_message::Step, server_message::View};
 use unisono_protocol::server::{Abort, Fault, Lost, Phase, Reason, Report};
 
 use crate::cheating_clients::{id, ten};
 use crate::derivation;
+use crate::harness::{Stage, twenty};
 use crate::lying::{Lied, play, play_seeing, resign, resign_shares};
 use crate::world::{Device, NOW, State, open};
 
@@ -67,20 +68,15 @@ impl Dealer {
 /// When a cheat is gone, if it is: from this phase on it sends nothing.
 type Gone = Option<Phase>;
 
-/// The `dealers` change what they send the clients in `holders`. They are honest otherwise.
-fn deal(
-    dealers: &[usize],
-    holders: Range<u32>,
-    gone: Gone,
-    change: impl Fn(&Dealer, &mut proto::NeighbourShares),
-) -> Lied {
+/// The `dealers` change what they send the clients in `holders`. They are honest otherwise, as long as they are there.
+fn deal(dealers: &[(usize, Gone)], holders: Range<u32>, change: impl Fn(&Dealer, &mut proto::NeighbourShares)) -> Lied {
     let mut adverts: Vec<proto::Advert> = Vec::new();
-    play_seeing(&ten(), 10, |i, device, phase, mut message| {
+    play_seeing(&ten(), 10, false, |i, device, phase, mut message| {
         if let Some(Step::Advert(signed)) = &message.step {
             adverts.push(proto::Advert::decode(signed.payload.as_slice()).unwrap());
         }
-        let deals = dealers.contains(&i);
-        if let (true, Some(Step::ShareKeys(shares))) = (deals, &mut message.step) {
+        let Some((_, gone)) = dealers.iter().find(|(dealer, _)| *dealer == i) else { return Some(message) };
+        if let Some(Step::ShareKeys(shares)) = &mut message.step {
             let dealer = Dealer::new(i, &adverts, device, shares);
             resign_shares(i, shares, |message| {
                 if holders.contains(&message.to) {
@@ -88,7 +84,7 @@ fn deal(
                 }
             });
         }
-        (!deals || gone.is_none_or(|gone| phase < gone)).then_some(message)
+        gone.is_none_or(|gone| phase < gone).then_some(message)
     })
 }
 
@@ -104,13 +100,14 @@ fn given_by_its_owner(lied: Lied, lost: &Lost) {
 fn ended(lied: Lied, lost: &[Lost]) {
     let abort = lied.result.unwrap_err();
     assert_eq!(abort, Abort::Lost(lost.to_vec()));
-    let suspects: Vec<ClientId> = lost.iter().filter_map(Lost::suspect).collect();
+    let mut suspects: Vec<ClientId> = lost.iter().filter_map(Lost::suspect).collect();
+    suspects.sort();
     assert_eq!(abort.suspects(), suspects, "the next rounds go on without them");
 }
 
 #[test]
 fn shares_that_the_recipient_can_not_open() {
-    let deals = |victims: u32, gone: Gone| deal(&[3], 0..victims, gone, |_, message| message.sealed[0] ^= 1);
+    let deals = |victims: u32, gone: Gone| deal(&[(3, gone)], 0..victims, |_, message| message.sealed[0] ^= 1);
     let lied = deals(2, None);
     let outcome = lied.result.unwrap();
     assert!(lied.exact);
@@ -129,7 +126,7 @@ fn shares_that_the_recipient_can_not_open() {
 fn encapsulations_that_do_not_give_the_key_of_the_sealed_shares() {
     // What is sealed is right, and can't be opened; the pair has no key in common, so no tag of the two fits either.
     let deals = |victims: u32| {
-        deal(&[3], 0..victims, None, |dealer, message| {
+        deal(&[(3, None)], 0..victims, |dealer, message| {
             let key = EncapsulationKey::from_bytes(&dealer.adverts[message.to as usize].channel_ek).unwrap();
             message.channel_ct = key.encapsulate_with_coins(&[1; 64]).0;
         })
@@ -183,9 +180,9 @@ fn of_another_secret(seed: u64) -> Vec<Share> {
 
 /// The `dealers` deal the clients in `holders` shares of two other secrets than those they committed to, sealed as they should be.
 /// Those of the self mask count for who uploads, those of the mask secret for who is gone before.
-fn deal_other_secrets(dealers: &[usize], holders: Range<u32>, gone: Gone) -> Lied {
+fn deal_other_secrets(dealers: &[(usize, Gone)], holders: Range<u32>) -> Lied {
     let (of_self, of_mask) = (of_another_secret(3), of_another_secret(4));
-    deal(dealers, holders, gone, |dealer, message| {
+    deal(dealers, holders, |dealer, message| {
         let to = message.to;
         let pair = proto::SharePair {
             from: dealer.index,
@@ -211,7 +208,7 @@ fn shares_that_are_sealed_well_and_are_none() {
         &|to| [pair(to).encode_to_vec(), vec![0xff]].concat(),
     ];
     for (case, content) in contents.into_iter().enumerate() {
-        let lied = deal(&[3], 0..2, None, |dealer, message| dealer.seal(message, &content(message.to)));
+        let lied = deal(&[(3, None)], 0..2, |dealer, message| dealer.seal(message, &content(message.to)));
         assert!(lied.exact && lied.refusals.is_empty(), "{case}");
         let outcome = lied.result.unwrap();
         for by in [0, 1] {
@@ -231,7 +228,7 @@ fn shares_of_a_wrong_secret() {
         for (gone, survivors) in
             [(None, 10), (Some(Phase::Mask), 9), (Some(Phase::Confirm), 10), (Some(Phase::Unmask), 10)]
         {
-            let lied = deal_other_secrets(&[3], holders.clone(), gone);
+            let lied = deal_other_secrets(&[(3, gone)], holders.clone());
             assert!(lied.exact && lied.refusals.is_empty());
             let outcome = lied.result.unwrap();
             let wrong = |by: u32| Report { about: id(3), by: id(by as u8), what: Fault::WrongShare };
@@ -243,14 +240,31 @@ fn shares_of_a_wrong_secret() {
     // The dealer is named. As long as it is there, it gives the right secret itself, and the sum is exact.
     let wrong = |i: usize| Lost::WrongShares { client: id(i as u8), at_fault: true };
     for holders in [0..5, 0..10] {
-        given_by_its_owner(deal_other_secrets(&[3], holders.clone(), None), &wrong(3));
+        given_by_its_owner(deal_other_secrets(&[(3, None)], holders.clone()), &wrong(3));
         // Once it is gone nobody has the right one, so nobody can have the sum. It is never a wrong sum.
         for gone in [Phase::Mask, Phase::Confirm, Phase::Unmask] {
-            ended(deal_other_secrets(&[3], holders.clone(), Some(gone)), &[wrong(3)]);
+            ended(deal_other_secrets(&[(3, Some(gone))], holders.clone()), &[wrong(3)]);
         }
     }
-    // Two that do it together are named together: they end one round, not two.
-    ended(deal_other_secrets(&[3, 7], 0..10, Some(Phase::Mask)), &[wrong(3), wrong(7)]);
+    // Two that do it in one round are both named, also where one of them is still there.
+    let gone = Some(Phase::Mask);
+    ended(deal_other_secrets(&[(3, gone), (7, gone)], 0..10), &[wrong(3), wrong(7)]);
+    ended(deal_other_secrets(&[(3, None), (7, gone)], 0..10), &[wrong(7), wrong(3)]);
+}
+
+#[test]
+fn a_self_mask_secret_of_ones_own_in_a_sparse_graph() {
+    // Nobody releases it there, and nobody may.
+    let mut stage = Stage::at(Phase::Unmask, &twenty(), 20);
+    let view = stage.tags_view(0);
+    stage.show(0, View::Tags(view)).unwrap();
+    assert!(stage.outbox.released().values().all(|released| !released.own));
+    let mut message = stage.devices[0].message().unwrap().clone();
+    let Some(Step::Unmask(signed)) = &mut message.step else { panic!("another step") };
+    resign::<UnmaskShares>(0, signed, label::SIG_UNMASK, |unmask| unmask.self_mask_secret = vec![1; 32]);
+    let refusal = stage.server_mut().absorb(&message, NOW).unwrap_err();
+    assert!(matches!(refusal.reason, Reason::Shape { what: "released shares", .. }), "{refusal}");
+    stage.completes(&[], 20);
 }
 
 #[test]

@@ -56,7 +56,7 @@ impl Outbox {
                 let set = if share.kind() == SecretKind::SelfMask { of_self } else { of_mask };
                 set.insert(unmask.from);
             }
-            released.entry(unmask.from).or_default().own = true;
+            released.entry(unmask.from).or_default().own = !unmask.self_mask_secret.is_empty();
         }
         released
     }

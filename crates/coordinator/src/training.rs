@@ -191,7 +191,8 @@ async fn play(shared: &Shared, account: &mut Option<Account>) -> Result<bool, Co
     }
 }
 
-/// Keeps the clients that dealt wrong shares out of the rounds to come. `result` is how the round ended, as in the metric.
+/// Keeps the clients that dealt wrong shares out of the rounds to come, in malicious mode. `result` is how the round ended, as in
+/// the metric.
 async fn record_suspects(
     shared: &Shared,
     round: u64,
@@ -199,7 +200,10 @@ async fn record_suspects(
     result: &'static str,
 ) -> Result<(), CoordinatorError> {
     for &client in suspects {
-        shared.store.suspend(&shared.config.task.name, client, round).await?;
+        tracing::warn!(round, %client, "suspected of having dealt wrong shares");
+        if shared.config.malicious() {
+            shared.store.suspend(&shared.config.task.name, client, round).await?;
+        }
         counter!("unisono_suspects_total", "result" => result).increment(1);
     }
     Ok(())

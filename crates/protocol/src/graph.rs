@@ -33,6 +33,11 @@ impl Graph {
         self.ring.len() as u32
     }
 
+    /// Whether all clients are each other's neighbours.
+    pub fn complete(&self) -> bool {
+        self.topology.degree >= self.n() - 1
+    }
+
     /// Degree, threshold and window bound.
     pub fn topology(&self) -> Topology {
         self.topology
@@ -47,7 +52,7 @@ impl Graph {
     /// The neighbours of `u`, ascending.
     pub fn neighbours(&self, u: u32) -> Vec<u32> {
         let n = self.n();
-        let mut neighbours: Vec<u32> = if self.topology.degree >= n - 1 {
+        let mut neighbours: Vec<u32> = if self.complete() {
             (0..n).filter(|&v| v != u).collect()
         } else {
             let at = self.place[u as usize];
@@ -61,8 +66,7 @@ impl Graph {
     /// Whether `u` and `v` are neighbours.
     pub fn adjacent(&self, u: u32, v: u32) -> bool {
         let distance = self.distance(u, v);
-        u != v
-            && (self.topology.degree >= self.n() - 1 || distance.min(self.n() - distance) <= self.topology.degree / 2)
+        u != v && (self.complete() || distance.min(self.n() - distance) <= self.topology.degree / 2)
     }
 
     /// Whether `u` encapsulates to its neighbour `v`, and adds their mask: whether `v` follows `u` on the ring (opposite

@@ -14,3 +14,11 @@ impl std::fmt::Debug for ReleasedShare {
         write!(f, "ReleasedShare {{ of: {}, kind: {}, .. }}", self.of, self.kind)
     }
 }
+
+impl std::fmt::Debug for UnmaskShares {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { from, shares, unreadable, invalid_tags, .. } = self;
+        write!(f, "UnmaskShares {{ from: {from}, shares: {shares:?}, unreadable: {unreadable:?}, ")?;
+        write!(f, "invalid_tags: {invalid_tags:?}, .. }}")
+    }
+}

@@ -325,7 +325,7 @@ impl Shape<'_> {
             shares: vec![share; self.degree()],
             unreadable: Vec::new(),
             invalid_tags: Vec::new(),
-            self_mask_secret: vec![0; HASH_LEN],
+            self_mask_secret: if self.degree() >= self.index() as usize { vec![0; HASH_LEN] } else { Vec::new() },
         };
         self.step(Step::Unmask(self.signed(&unmask, Level::L44)))
     }

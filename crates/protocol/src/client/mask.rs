@@ -38,12 +38,13 @@ pub(super) struct Peer {
     pub shares: Option<Shares>,
 }
 
-/// What stays of the round after the input was masked: the mask secret is gone, and with it the pairs' masks.
+/// What stays of the round after the input was masked: the mask secret is gone, and with it the pairs' masks; in a sparse graph the
+/// self-mask secret too.
 #[derive(Clone)]
 pub(super) struct Member {
     pub round: Round,
-    /// The self-mask secret, which is released with the neighbours' shares.
-    pub self_secret: SecretScalar,
+    /// In a complete graph the self-mask secret, which is released with the neighbours' shares.
+    pub self_secret: Option<SecretScalar>,
     pub cohort: Cohort,
     pub index: u32,
     /// The clients that shared their keys, U1.
@@ -153,7 +154,7 @@ impl Shared {
         };
         let header = signed::sign(&header, label::SIG_UPLOAD, round.signing_key());
         let message = round.message(Step::Upload(header));
-        let self_secret = self.secrets.self_secret.clone();
+        let self_secret = cohort.graph.complete().then(|| self.secrets.self_secret.clone());
         let (round, cohort) = (round.clone(), cohort.clone());
         let member = Member { round, self_secret, cohort, index: self.index, shared, peers };
         Ok((member, message))

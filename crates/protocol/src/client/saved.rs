@@ -149,7 +149,7 @@ impl Saved {
     }
 
     fn with_member(mut self, member: &Member) -> Self {
-        self.self_secret = member.self_secret.to_secret().expose().to_vec();
+        self.self_secret = scalar_bytes(member.self_secret.as_ref());
         self.shared = bitmap::to_bytes(&member.shared);
         self.peers = member.peers.iter().map(SavedPeer::of_peer).collect();
         self.with_cohort(&member.cohort, member.index)
@@ -218,7 +218,7 @@ impl Confirmed {
 }
 
 impl Done {
-    /// This state as bytes, for [`Resumed::from_bytes`].
+    /// This state as bytes, for [`Resumed::from_bytes`]. They hold what was released to the coordinator, and are for nobody else.
     pub fn save(&self) -> Zeroizing<Vec<u8>> {
         Saved::of(DONE, None, self.message()).bytes()
     }
@@ -248,6 +248,11 @@ fn secret(bytes: &[u8]) -> Result<Secret32, ClientError> {
 
 fn scalar(bytes: &[u8]) -> Result<SecretScalar, ClientError> {
     Ok(SecretScalar::from_canonical(secret(bytes)?.expose())?)
+}
+
+/// 32 bytes, or none without a secret.
+pub(super) fn scalar_bytes(secret: Option<&SecretScalar>) -> Vec<u8> {
+    secret.map(|secret| secret.to_secret().expose().to_vec()).unwrap_or_default()
 }
 
 fn advert(wire: Option<&proto::Advert>, round: &Round) -> Result<Advert, ClientError> {
@@ -387,6 +392,7 @@ impl Saved {
             })
         };
         let peers = self.peers.iter().map(peer).collect::<Result<_, ClientError>>()?;
-        Ok(Member { round, self_secret: scalar(&self.self_secret)?, cohort, index: self.index, shared, peers })
+        let self_secret = if cohort.graph.complete() { Some(scalar(&self.self_secret)?) } else { None };
+        Ok(Member { round, self_secret, cohort, index: self.index, shared, peers })
     }
 }

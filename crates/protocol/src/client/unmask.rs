@@ -4,6 +4,7 @@ use unisono_crypto::kdf::{label, mac_verify};
 
 use super::commit::survivors_hash;
 use super::mask::{Masked, Member};
+use super::saved::scalar_bytes;
 use super::{ClientError, Rejected, advance};
 use crate::bitmap;
 use crate::pairwise;
@@ -157,8 +158,8 @@ impl Member {
         Ok(survivors)
     }
 
-    /// Exactly one share of each neighbour: of its self mask if it survives, of its mask secret if not. And the own self-mask
-    /// secret, because this device survives.
+    /// Exactly one share of each neighbour: of its self mask if it survives, of its mask secret if not. And in a complete graph the
+    /// own self-mask secret, because this device survives.
     fn release(&self, survivors: &[bool], invalid_tags: Vec<u32>) -> Done {
         let share = |peer: &super::mask::Peer| {
             let shares = peer.shares.as_ref()?;
@@ -175,7 +176,7 @@ impl Member {
             shares: self.peers.iter().filter_map(share).collect(),
             unreadable: self.peers.iter().filter(|peer| peer.shares.is_none()).map(|peer| peer.index).collect(),
             invalid_tags,
-            self_mask_secret: self.self_secret.to_secret().expose().to_vec(),
+            self_mask_secret: scalar_bytes(self.self_secret.as_ref()),
         };
         let signed = signed::sign(&unmask, label::SIG_UNMASK, self.round.signing_key());
         Done { message: self.round.message(Step::Unmask(signed)) }

@@ -60,9 +60,9 @@ pub enum Reason {
         /// Largest cohort.
         n_max: u32,
     },
-    /// The client dealt wrong shares in an earlier round (see [`super::Server::suspend`]).
+    /// The client dealt wrong shares, or a wrong ciphertext, in an earlier round (see [`super::Server::suspend`]).
     #[error(
-        "the client is suspended up to round {until}: its secret could not be had from the shares it dealt in round {since}"
+        "the client is suspended up to round {until}: its masks could not be had from what it dealt in round {since}"
     )]
     Suspended {
         /// The round in which it did.
@@ -182,7 +182,7 @@ pub enum Abort {
         /// First place of the window.
         place: u32,
     },
-    /// Masks can't be removed, because secrets that make them can't be had; never empty.
+    /// Masks can't be removed, because secrets that make them can't be had; never empty. And what else was found to be dealt wrong.
     #[error("{}", listed(.0))]
     Lost(Vec<Lost>),
     /// The vector could not be unmasked.
@@ -205,7 +205,7 @@ impl Abort {
         }
     }
 
-    /// The clients whose doing the end is (see [`Lost::suspect`]), ascending: every one, so that a group of them ends one round.
+    /// The clients whose doing the end is, or would have been (see [`Lost::suspect`]), ascending: all of the round.
     pub fn suspects(&self) -> Vec<ClientId> {
         let Self::Lost(lost) = self else { return Vec::new() };
         let mut suspects: Vec<ClientId> = lost.iter().filter_map(Lost::suspect).collect();

@@ -7,6 +7,7 @@ use unisono_crypto::shamir::{self, Decoded, Interpolator, SecretScalar, Share};
 
 use super::unmask::Unmasking;
 use super::{Fault, Lost, Report};
+use crate::degree::adversarial_neighbours;
 
 /// Most subsets of a secret's shares that are tried; a try costs 10 to 100 microseconds.
 const MOST_SUBSETS: u64 = 5_000;
@@ -25,7 +26,7 @@ pub(super) struct Rebuilt {
 impl Rebuilt {
     /// The secrets of `owners`, from the shares that were released, or from the owners themselves.
     pub fn of(unmasking: &Unmasking, owners: impl Iterator<Item = u32>) -> Result<Self, CryptoError> {
-        let mut rebuilder = Rebuilder { unmasking, interpolators: BTreeMap::new(), reports: Vec::new() };
+        let mut rebuilder = Rebuilder::new(unmasking);
         let (mut secrets, mut misdealt, mut lost) = (Vec::new(), Vec::new(), Vec::new());
         for v in owners {
             // Shares are looked at where the owner's word would do: the next time it may not be there to give it.
@@ -41,6 +42,12 @@ impl Rebuilt {
         }
         Ok(Self { secrets, reports: rebuilder.reports, misdealt, lost })
     }
+
+    /// Whether the shares that were released give the secrets of all `owners`.
+    pub fn possible(unmasking: &Unmasking, mut owners: impl Iterator<Item = u32>) -> bool {
+        let mut rebuilder = Rebuilder::new(unmasking);
+        owners.all(|v| matches!(rebuilder.secret(v), Ok(Ok(_))))
+    }
 }
 
 /// Rebuilds secrets; remembers the Lagrange coefficients of each set of holders.
@@ -48,9 +55,18 @@ struct Rebuilder<'a> {
     unmasking: &'a Unmasking,
     interpolators: BTreeMap<Vec<u32>, Interpolator>,
     reports: Vec<Report>,
+    /// Most holders of one secret that are assumed to lie; at least one, because none does not explain anything.
+    liars: usize,
 }
 
-impl Rebuilder<'_> {
+impl<'a> Rebuilder<'a> {
+    fn new(unmasking: &'a Unmasking) -> Self {
+        let members = &unmasking.masked.members;
+        let (graph, gamma) = (&members.cohort.graph, members.context.params.wire.gamma);
+        let liars = adversarial_neighbours(graph.n(), gamma, graph.topology().degree).max(1) as usize;
+        Self { unmasking, interpolators: BTreeMap::new(), reports: Vec::new(), liars }
+    }
+
     /// The needed secret of `of`, checked against its advert. Wrong shares are corrected where their number allows.
     fn secret(&mut self, of: u32) -> Result<Result<SecretScalar, Lost>, CryptoError> {
         let members = &self.unmasking.masked.members;
@@ -64,7 +80,7 @@ impl Rebuilder<'_> {
             return Ok(Err(if have + unreadable < need {
                 Lost::TooFewShares { client, have, need }
             } else {
-                let at_fault = unreadable > self.liars();
+                let at_fault = unreadable > self.liars;
                 Lost::UnreadableShares { client, unreadable, have, need, at_fault }
             }));
         }
@@ -77,26 +93,26 @@ impl Rebuilder<'_> {
         if self.fits(of, &secret) {
             return Ok(Ok(secret));
         }
-        let decoded = shamir::decode(&shares, need)?.filter(|decoded| self.fits(of, &decoded.secret));
-        // What decoding can't tell alone, the advert can, because it knows the secret: where they are few, all subsets are tried.
-        // So many would have to lie, had the dealer not, where neither helps.
-        let (decoded, liars) = match (decoded, Subsets::new(have, need)) {
-            (None, Some(subsets)) => (self.search(of, &shares, subsets)?, have - need + 1),
-            (decoded, _) => (decoded, (have - need) / 2 + 1),
+        let decoded = shamir::decode(&shares, need)?;
+        let (fitting, other) = match decoded {
+            Some(decoded) if self.fits(of, &decoded.secret) => (Some(decoded), None),
+            other => (None, other),
         };
-        let Some(decoded) = decoded else {
-            return Ok(Err(Lost::WrongShares { client, at_fault: liars > self.liars() }));
+        // What decoding can't tell alone, the advert can, because it knows the secret: where they are few, all subsets are tried.
+        // Where neither helps: so many would have to lie, had the dealer not. Fewer than the threshold are on both polynomials, if
+        // there is another one.
+        let (fitting, liars) = match (fitting, Subsets::new(have, need), other) {
+            (Some(decoded), ..) => (Some(decoded), 0),
+            (None, Some(subsets), _) => (self.search(of, &shares, subsets)?, have - need + 1),
+            (None, None, Some(other)) => (None, have - need + 1 - other.wrong.len()),
+            (None, None, None) => (None, (have - need) / 2 + 1),
+        };
+        let Some(decoded) = fitting else {
+            return Ok(Err(Lost::WrongShares { client, at_fault: liars > self.liars }));
         };
         let report = |abscissa: &u32| Report { about: client, by: members.id(abscissa - 1), what: Fault::WrongShare };
         self.reports.extend(decoded.wrong.iter().map(report));
         Ok(Ok(decoded.secret))
-    }
-
-    /// Most clients of this cohort that are assumed to lie; at least one, because none does not explain anything.
-    fn liars(&self) -> usize {
-        let members = &self.unmasking.masked.members;
-        let gamma = members.context.params.wire.gamma;
-        ((gamma * f64::from(members.cohort.graph.n()) + 1e-9) as usize).max(1)
     }
 
     /// The first of `subsets` of a secret's shares that gives it, and which other shares are not on its polynomial. Holders that lie

@@ -86,19 +86,29 @@ impl Unmasking {
             let share = Share::from_bytes(index + 1, &value).map_err(|e| Reason::shape(WHAT, e))?;
             shares.push((released.of, share));
         }
-        let own = signed::fixed(&message.self_mask_secret, WHAT)?;
-        let own = SecretScalar::from_canonical(&own).map_err(|e| Reason::shape(WHAT, e))?;
-        if !members.fits(index, SecretKind::SelfMask, &own) {
-            return Err(Reason::shape(WHAT, "the self-mask secret is not the one that the advert commits to"));
-        }
+        let own = self.own_secret(index, &message.self_mask_secret)?;
 
         let report = |what: Fault| move |&about: &u32| Report { about: members.id(about), by: client, what };
         self.reports.extend(message.unreadable.iter().map(report(Fault::UnreadableShares)));
         self.reports.extend(message.invalid_tags.iter().map(report(Fault::InvalidTag)));
         shares.into_iter().for_each(|(of, share)| self.shares.entry(of).or_default().push(share));
-        self.own.insert(index, own);
+        self.own.extend(own.map(|own| (index, own)));
         self.answered[index as usize] = true;
         Ok(())
+    }
+
+    /// The self-mask secret that `index` released itself, in a complete graph.
+    fn own_secret(&self, index: u32, bytes: &[u8]) -> Result<Option<SecretScalar>, Reason> {
+        let members = &self.masked.members;
+        if !members.cohort.graph.complete() {
+            let no = "a self-mask secret is released in a complete graph only";
+            return if bytes.is_empty() { Ok(None) } else { Err(Reason::shape(WHAT, no)) };
+        }
+        let own = SecretScalar::from_canonical(&signed::fixed(bytes, WHAT)?).map_err(|e| Reason::shape(WHAT, e))?;
+        if !members.fits(index, SecretKind::SelfMask, &own) {
+            return Err(Reason::shape(WHAT, "the self-mask secret is not the one that the advert commits to"));
+        }
+        Ok(Some(own))
     }
 
     pub fn view(&self, client: ClientId) -> Option<View> {
@@ -133,12 +143,12 @@ impl Unmasking {
         })
     }
 
-    /// Whether every secret that is needed is at hand, or can be rebuilt.
+    /// Whether the shares at hand rebuild every secret that is needed. Owners' own words don't count: a phase that is closed with
+    /// few shares would blame dealers whom more of them clear, and clear others.
     pub fn sufficient(&self) -> bool {
         let need = self.masked.members.cohort.threshold();
-        let shared = |v| self.shares.get(&v).is_some_and(|shares| shares.len() >= need);
-        self.needed().all(|v| self.own.contains_key(&v) || shared(v))
-            && Rebuilt::of(self, self.needed()).is_ok_and(|rebuilt| rebuilt.lost.is_empty())
+        let enough = |v| self.shares.get(&v).is_some_and(|shares| shares.len() >= need);
+        self.needed().all(enough) && Rebuilt::possible(self, self.needed())
     }
 
     pub fn close(self) -> Result<Outcome, Abort> {
@@ -160,6 +170,7 @@ impl Unmasking {
             }
         }
         if !lost.is_empty() {
+            lost.extend(misdealt);
             return Err(Abort::Lost(lost));
         }
         let Self { masked: Masked { members, survivors, mut sum, .. }, mut reports, .. } = self;

@@ -88,20 +88,52 @@ fn a_dealer_is_suspected_only_where_more_would_have_to_lie_than_are_assumed() {
 }
 
 #[test]
+fn liars_that_answer_early_have_nobody_suspected_whom_later_answers_clear() {
+    // Two of ten lie about everybody, one more than is assumed. With the six that follow them there would be a sum, from what those
+    // give themselves; but of their shares five are right, and six are with the last two.
+    let lied = lying::play_seeing(&params(true, 4, 10, 0.1, 0.25, 20), 10, true, |i, _, phase, mut message| {
+        if let (0 | 1, Phase::Unmask, Some(Step::Unmask(signed))) = (i, phase, &mut message.step) {
+            resign::<proto::UnmaskShares>(i, signed, label::SIG_UNMASK, |unmask| {
+                unmask.shares.iter_mut().for_each(|share| share.value[..31].fill(7 + i as u8));
+            });
+        }
+        Some(message)
+    });
+    assert!(lied.exact);
+    let outcome = lied.result.unwrap();
+    assert_eq!((outcome.suspects(), outcome.misdealt), (vec![], vec![]));
+    let liars = [0, 1].map(|i| lied.devices[i].id());
+    assert!(outcome.reports.iter().all(|report| report.what == Fault::WrongShare && liars.contains(&report.by)));
+}
+
+#[test]
+fn a_dealer_of_unreadable_shares_that_answers_first_is_suspected() {
+    let lied = lying::play_seeing(&params(true, 3, 5, 0.0, 0.25, 20), 5, true, |i, _, _, mut message| {
+        if let (0, Some(Step::ShareKeys(shares))) = (i, &mut message.step) {
+            resign_shares(0, shares, |message| message.sealed[0] ^= 1);
+        }
+        Some(message)
+    });
+    assert!(lied.exact);
+    assert_eq!(lied.result.unwrap().suspects(), [lied.devices[0].id()]);
+}
+
+#[test]
 fn a_self_mask_secret_other_than_the_advertised_one_is_refused() {
     for change in [
         (|unmask| unmask.self_mask_secret[0] ^= 1) as fn(&mut proto::UnmaskShares),
         |unmask| unmask.self_mask_secret = vec![0xff; 32],
         |unmask| unmask.self_mask_secret.clear(),
     ] {
-        let (outcome, devices, reasons) = play(0.25, 10, |i, phase, mut message| {
+        let lied = lying::play(&params(true, 4, 10, 0.2, 0.25, 20), 10, |i, phase, mut message| {
             if let (0, Phase::Unmask, Some(Step::Unmask(signed))) = (i, phase, &mut message.step) {
                 resign::<proto::UnmaskShares>(0, signed, label::SIG_UNMASK, change);
             }
             Some(message)
         });
         // The others have its shares.
-        assert_eq!((outcome.unwrap().survivors.len(), devices.len()), (10, 10));
+        assert!(lied.exact && lied.result.unwrap().survivors.len() == 10);
+        let reasons: Vec<Reason> = lied.refusals.into_iter().map(|refusal| refusal.reason).collect();
         assert!(matches!(reasons[..], [Reason::Shape { .. } | Reason::Signed(_)]), "{reasons:?}");
     }
 }

@@ -26,13 +26,15 @@ pub fn play(
     count: usize,
     mut tamper: impl FnMut(usize, Phase, ClientMessage) -> Option<ClientMessage>,
 ) -> Lied {
-    play_seeing(params, count, |i, _, phase, message| tamper(i, phase, message))
+    play_seeing(params, count, false, |i, _, phase, message| tamper(i, phase, message))
 }
 
-/// The same; `tamper` also sees the device, which has taken its step.
+/// The same; `tamper` also sees the device, which has taken its step. With `eager`, the last phase is closed as soon as the server
+/// is ready, so that the last devices are not heard.
 pub fn play_seeing(
     params: &proto::RoundParams,
     count: usize,
+    eager: bool,
     mut tamper: impl FnMut(usize, &Device, Phase, ClientMessage) -> Option<ClientMessage>,
 ) -> Lied {
     let mut server: Server = open(params);
@@ -42,6 +44,9 @@ pub fn play_seeing(
     let result = loop {
         let phase = server.phase();
         for (i, device) in devices.iter_mut().enumerate() {
+            if eager && phase == Phase::Unmask && server.ready() {
+                break;
+            }
             match server.view(device.id()) {
                 None if phase == Phase::Advertise => device.join(server.offer()).unwrap(),
                 Some(view) => drop(device.receive(&view)),

@@ -297,6 +297,11 @@ fn shares_for_a_graph_of_its_own() {
         |shares| shares.messages[2].push(0),
         |shares| shares.messages[3].resize(3_000_000, 0),
         |shares| shares.root = None,
+        |shares| {
+            let mut message = proto::NeighbourShares::decode(shares.messages[0].as_slice()).unwrap();
+            message.mask_commitment.pop();
+            shares.messages[0] = message.encode_to_vec();
+        },
     ] {
         let lied = play(&six(), 6, |i, _, mut message| {
             if let (2, Some(Step::ShareKeys(shares))) = (i, &mut message.step) {

@@ -178,20 +178,37 @@ fn of_another_secret(seed: u64) -> Vec<Share> {
     shamir::split(&secret, 6, &(1..=10).collect::<Vec<_>>(), &mut rng).unwrap()
 }
 
-/// The `dealers` deal the clients in `holders` shares of two other secrets than those they committed to, sealed as they should be.
-/// Those of the self mask count for who uploads, those of the mask secret for who is gone before.
-fn deal_other_secrets(dealers: &[(usize, Gone)], holders: Range<u32>) -> Lied {
+/// The `dealers` deal the clients in `holders` shares of two other secrets than those in their adverts, sealed as they should be.
+/// Those of the self mask count for who uploads, those of the mask secret for who is gone before. If they `commit` to them, no holder
+/// finds anything wrong.
+fn deal_other_secrets(dealers: &[(usize, Gone)], holders: Range<u32>, commit: bool) -> Lied {
     let (of_self, of_mask) = (of_another_secret(3), of_another_secret(4));
     deal(dealers, holders, |dealer, message| {
-        let to = message.to;
-        let pair = proto::SharePair {
-            from: dealer.index,
-            to,
-            self_mask_share: of_self[to as usize].value_bytes().to_vec(),
-            mask_share: of_mask[to as usize].value_bytes().to_vec(),
-        };
-        dealer.seal(message, &pair.encode_to_vec());
+        let (from, to) = (dealer.index, message.to);
+        let self_mask_share = of_self[to as usize].value_bytes().to_vec();
+        let mask_share = of_mask[to as usize].value_bytes().to_vec();
+        if commit {
+            let commitment =
+                |share: &[u8], kind| derivation::share_commitment(share, &dealer.cohort_id, from, to, kind);
+            message.self_mask_commitment = commitment(&self_mask_share, 1);
+            message.mask_commitment = commitment(&mask_share, 2);
+        }
+        dealer.seal(message, &proto::SharePair { from, to, self_mask_share, mask_share }.encode_to_vec());
     })
+}
+
+#[test]
+fn shares_that_were_not_committed_to() {
+    // Who gets them takes none of them; nobody else has to believe it.
+    for gone in [None, Some(Phase::Mask)] {
+        let lied = deal_other_secrets(&[(3, gone)], 0..3, false);
+        assert!(lied.exact && lied.refusals.is_empty());
+        let outcome = lied.result.unwrap();
+        let report = |by| Report { about: id(3), by: id(by), what: Fault::UnreadableShares };
+        assert_eq!((outcome.reports, outcome.misdealt), (vec![report(0), report(1), report(2)], vec![]));
+    }
+    let lost = Lost::UnreadableShares { client: id(3), unreadable: 9, have: 0, need: 6, at_fault: true };
+    ended(deal_other_secrets(&[(3, Some(Phase::Mask))], 0..10, false), &[lost]);
 }
 
 #[test]
@@ -221,35 +238,36 @@ fn shares_that_are_sealed_well_and_are_none() {
 
 #[test]
 fn shares_of_a_wrong_secret() {
+    let wrong = |i: usize| Lost::WrongShares { client: id(i as u8) };
     // Up to three of nine holders have wrong ones: they open, so that no holder finds anything wrong itself. Their shares do not
     // lie on the polynomial of the others', which comes out, and the sum is exact: whether the dealer stays, is gone before it
-    // uploads (its mask secret is needed then), or after (its self-mask secret).
+    // uploads (its mask secret is needed then), or after (its self-mask secret). It committed to them, so it is the cheat.
     for holders in [0..1, 0..3] {
         for (gone, survivors) in
             [(None, 10), (Some(Phase::Mask), 9), (Some(Phase::Confirm), 10), (Some(Phase::Unmask), 10)]
         {
-            let lied = deal_other_secrets(&[(3, gone)], holders.clone());
+            let lied = deal_other_secrets(&[(3, gone)], holders.clone(), true);
             assert!(lied.exact && lied.refusals.is_empty());
             let outcome = lied.result.unwrap();
-            let wrong = |by: u32| Report { about: id(3), by: id(by as u8), what: Fault::WrongShare };
-            assert_eq!((outcome.survivors.len(), outcome.reports), (survivors, holders.clone().map(wrong).collect()));
-            assert_eq!(outcome.misdealt, []);
+            let misdealt = |by: u32| Report { about: id(3), by: id(by as u8), what: Fault::MisdealtShare };
+            assert_eq!(outcome.suspects(), [id(3)], "the next rounds go on without it");
+            assert_eq!((outcome.survivors.len(), outcome.misdealt), (survivors, vec![wrong(3)]));
+            assert_eq!(outcome.reports, holders.clone().map(misdealt).collect::<Vec<_>>());
         }
     }
-    // Four have, and five right ones do not make the secret; then all have, and together they make one that nobody committed to.
-    // The dealer is named. As long as it is there, it gives the right secret itself, and the sum is exact.
-    let wrong = |i: usize| Lost::WrongShares { client: id(i as u8), at_fault: true };
+    // Four have, and five right ones do not make the secret; then all have, and together they make one that nobody advertised.
+    // As long as the dealer is there, it gives the right secret itself, and the sum is exact.
     for holders in [0..5, 0..10] {
-        given_by_its_owner(deal_other_secrets(&[(3, None)], holders.clone()), &wrong(3));
+        given_by_its_owner(deal_other_secrets(&[(3, None)], holders.clone(), true), &wrong(3));
         // Once it is gone nobody has the right one, so nobody can have the sum. It is never a wrong sum.
         for gone in [Phase::Mask, Phase::Confirm, Phase::Unmask] {
-            ended(deal_other_secrets(&[(3, Some(gone))], holders.clone()), &[wrong(3)]);
+            ended(deal_other_secrets(&[(3, Some(gone))], holders.clone(), true), &[wrong(3)]);
         }
     }
     // Two that do it in one round are both named, also where one of them is still there.
     let gone = Some(Phase::Mask);
-    ended(deal_other_secrets(&[(3, gone), (7, gone)], 0..10), &[wrong(3), wrong(7)]);
-    ended(deal_other_secrets(&[(3, None), (7, gone)], 0..10), &[wrong(7), wrong(3)]);
+    ended(deal_other_secrets(&[(3, gone), (7, gone)], 0..10, true), &[wrong(3), wrong(7)]);
+    ended(deal_other_secrets(&[(3, None), (7, gone)], 0..10, true), &[wrong(7), wrong(3)]);
 }
 
 #[test]
@@ -286,12 +304,14 @@ fn holders_that_release_shares_of_a_wrong_secret() {
     let outcome = lied.result.unwrap();
     assert!(lied.exact);
     let wrong = |by| Report { about: id(9), by: id(by), what: Fault::WrongShare };
-    assert_eq!(outcome.reports, [0, 1, 2].map(wrong));
-    // All of them: it gives its secret itself. Of ten clients two are assumed to lie, so it looks as if it had dealt wrong ones.
-    let suspected = Lost::WrongShares { client: id(9), at_fault: true };
-    given_by_its_owner(told_by(9, None), &suspected);
+    assert_eq!((outcome.reports, outcome.misdealt), (Vec::from([0, 1, 2].map(wrong)), vec![]));
+    // All of them: it gives its secret itself, and is not suspected, because it committed to other shares.
+    let lied = told_by(9, None);
+    assert!(lied.exact);
+    let outcome = lied.result.unwrap();
+    assert_eq!((outcome.reports.len(), outcome.suspects(), outcome.misdealt), (9, vec![], vec![]));
     // Gone, there is no sum, and never a wrong one.
-    ended(told_by(9, Some(Phase::Unmask)), &[suspected]);
+    ended(told_by(9, Some(Phase::Unmask)), &[Lost::TooFewShares { client: id(9), have: 0, need: 6 }]);
 }
 
 #[test]

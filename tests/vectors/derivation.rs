@@ -45,6 +45,12 @@ pub fn share_key(secret: &Secret32, cohort_id: &[u8], from: End, to: End) -> Sec
     derive_secret(label::SHARE_KEY, secret.expose(), &[cohort_id, &from_index, &to_index, from.1, to.1, from.2, to.2])
 }
 
+/// Section 4: the commitment to the share of a secret that `from` dealt `to`; `kind` is 1 for `b`, 2 for `m`.
+pub fn share_commitment(share: &[u8], cohort_id: &[u8], from: u32, to: u32, kind: u8) -> Vec<u8> {
+    let parts = [share, cohort_id, &from.to_le_bytes(), &to.to_le_bytes(), &[kind]];
+    hash(label::SHARE_COMMITMENT, &parts)[..16].to_vec()
+}
+
 /// Section 4: the key between two neighbours; the secret that the lower index encapsulated comes first.
 pub fn channel_key(cohort_id: &[u8], from_lower: &Secret32, from_higher: &Secret32) -> Secret32 {
     let both = [from_lower.expose().as_slice(), from_higher.expose()].concat();

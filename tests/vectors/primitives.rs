@@ -38,6 +38,7 @@ fn labelled_functions_are_those_in_the_vectors() {
         label::PAIR_MASK,
         label::SELF_MASK,
         label::SELF_MASK_COMMITMENT,
+        label::SHARE_COMMITMENT,
         label::PRG,
         label::ROTATION,
         label::SHARE_KEY,

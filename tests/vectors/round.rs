@@ -161,6 +161,8 @@ impl Round {
         let key = derive::share_key(&channel_secret, &self.cohort_id, self.end(u), self.end(v));
         let (from, to) = (u as u32, v as u32);
         let (self_mask_share, mask_share) = (own.value_bytes().to_vec(), mask.value_bytes().to_vec());
+        let commitment = |share: &[u8], kind| derive::share_commitment(share, &self.cohort_id, from, to, kind);
+        let (self_mask_commitment, mask_commitment) = (commitment(&self_mask_share, 1), commitment(&mask_share, 2));
         let pair = proto::SharePair { from, to, self_mask_share, mask_share }.encode_to_vec();
         let sealed = aead::seal(&key, &self.cohort_id, &pair).unwrap();
         let (mut mask_json, mut mask_ct) = (Value::Null, Vec::new());
@@ -174,8 +176,17 @@ impl Round {
             "to": v, "channel_coins": hex(coins), "channel_ct": hex(&channel_ct),
             "channel_secret": hex(channel_secret.expose()), "share_key": hex(key.expose()),
             "share_pair": hex(&pair), "sealed": hex(&sealed), "mask": mask_json,
+            "self_mask_commitment": hex(&self_mask_commitment), "mask_commitment": hex(&mask_commitment),
         });
-        let message = proto::NeighbourShares { from, to, channel_ct, sealed, mask_ct: mask_ct.clone() };
+        let message = proto::NeighbourShares {
+            from,
+            to,
+            channel_ct,
+            sealed,
+            mask_ct: mask_ct.clone(),
+            self_mask_commitment,
+            mask_commitment,
+        };
         (json, Sent { message: message.encode_to_vec(), channel_secret, mask_ct })
     }
 

@@ -58,6 +58,8 @@ pub mod label {
         ROTATION = "rotation";
         /// AEAD key of a message with shares.
         SHARE_KEY = "share-key";
+        /// Commitment of a dealer to one share.
+        SHARE_COMMITMENT = "share-commitment";
         /// Key between two neighbours.
         CHANNEL_KEY = "channel-key";
         /// Tag over the set of survivors.

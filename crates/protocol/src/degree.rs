@@ -154,11 +154,11 @@ pub(crate) fn part(fraction: f64, n: u32) -> u32 {
     ((fraction + FRACTION_TOLERANCE) * f64::from(n)).floor() as u32
 }
 
-/// Most of the `degree` neighbours of a client that are adversarial, except with probability 2^-20 anywhere in a cohort of `n`.
+/// Most of the `degree` neighbours of a client that are adversarial, except with probability 2^-10.
 pub(crate) fn adversarial_neighbours(n: u32, gamma: f64, degree: u32) -> u32 {
     let (adversaries, rules) = (part(gamma, n), Rules::of(SecurityMode::Malicious));
     let search = Search { n, adversaries, drop_outs: 0, rules: &rules, factorials: LogFactorials::new(n) };
-    search.upper_quantile(adversaries, degree, search.robust())
+    search.upper_quantile(adversaries, degree, (-10f64).exp2())
 }
 
 struct Search<'a> {
@@ -170,17 +170,12 @@ struct Search<'a> {
 }
 
 impl Search<'_> {
-    /// What may go wrong at one client with regard to availability.
-    fn robust(&self) -> f64 {
-        (-f64::from(ROBUSTNESS)).exp2() / f64::from(self.n)
-    }
-
     /// The topology of degree `k`, if all conditions hold.
     fn sparse(&self, k: u32) -> Option<Topology> {
         let n = self.n;
         let survivors = n - self.drop_outs;
         let secure = (-f64::from(self.rules.sigma + 1)).exp2();
-        let robust = self.robust();
+        let robust = (-f64::from(ROBUSTNESS)).exp2() / f64::from(n);
 
         let bad = self.adversaries + self.drop_outs;
         if k <= bad {
@@ -338,7 +333,7 @@ mod tests {
     fn fewer_neighbours_of_one_client_lie_than_of_the_cohort() {
         let all: Vec<u32> = (0..4).map(|degree| adversarial_neighbours(10, 0.2, 9 - degree)).collect();
         assert_eq!(all, [2; 4], "two of ten can all be neighbours of one client");
-        for (n, degree, expected) in [(100, 22, 5), (1000, 78, 18)] {
+        for (n, degree, expected) in [(100, 22, 4), (1000, 78, 11)] {
             assert_eq!(adversarial_neighbours(n, 0.05, degree), expected, "n = {n}");
         }
         assert_eq!(adversarial_neighbours(100, 0.0, 22), 0);

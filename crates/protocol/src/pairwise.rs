@@ -6,11 +6,12 @@ use unisono_crypto::kdf::{Label, derive_bytes, derive_secret, hash, label, mac};
 use unisono_crypto::kem::{COINS_LEN, DecapsulationKey, EncapsulationKey};
 use unisono_crypto::prg::Seed;
 use unisono_crypto::secret::Secret32;
-use unisono_crypto::shamir::SecretScalar;
+use unisono_crypto::shamir::{SecretScalar, Share};
 use zeroize::Zeroizing;
 
 use crate::cohort::Advert;
 use crate::ids::{ClientId, CohortId, RoundId};
+use crate::proto::SecretKind;
 
 /// The mask key pair of a mask secret.
 pub(crate) fn mask_key(mask_secret: &SecretScalar, round: RoundId) -> DecapsulationKey {
@@ -70,6 +71,24 @@ pub(crate) fn share_key(secret: &Secret32, cohort: CohortId, from: End, to: End)
         to.advert.channel_ek.as_bytes(),
     ];
     derive_secret(label::SHARE_KEY, secret.expose(), &context)
+}
+
+/// Length of a commitment to a share. Only its dealer could look for collisions, and has nothing from one.
+pub(crate) const SHARE_COMMITMENT_LEN: usize = 16;
+
+/// Commitment of `from` to a share of its secret of the given kind. It hides because a share is uniform.
+pub(crate) fn share_commitment(
+    share: &Share,
+    kind: SecretKind,
+    cohort: CohortId,
+    from: u32,
+) -> [u8; SHARE_COMMITMENT_LEN] {
+    let (from, to) = (from.to_le_bytes(), (share.abscissa() - 1).to_le_bytes());
+    let value = share.value_bytes();
+    let parts: [&[u8]; 5] = [value.as_slice(), &cohort.0, &from, &to, &[kind as u8]];
+    let mut commitment = [0; SHARE_COMMITMENT_LEN];
+    commitment.copy_from_slice(&hash(label::SHARE_COMMITMENT, &parts)[..SHARE_COMMITMENT_LEN]);
+    commitment
 }
 
 /// Key between two neighbours: `sent` is the secret that client `own` encapsulated, `received` the one it got from `other`.

@@ -12,6 +12,7 @@ use unisono_crypto::sign::Level;
 
 use crate::degree::{Assumptions, DegreeError, SecurityMode, Topology, find};
 use crate::ids::{ClientId, RoundId};
+use crate::pairwise::SHARE_COMMITMENT_LEN;
 use crate::proto::{self, ClientMessage, ServerMessage, Signed, client_message::Step, server_message::View};
 use crate::server::Phase;
 
@@ -243,6 +244,8 @@ impl Shape<'_> {
             channel_ct: vec![0; CT_LEN],
             sealed: vec![0; pair.encoded_len() + aead::TAG_LEN],
             mask_ct: vec![0; if encapsulates { CT_LEN } else { 0 }],
+            self_mask_commitment: vec![0; SHARE_COMMITMENT_LEN],
+            mask_commitment: vec![0; SHARE_COMMITMENT_LEN],
         };
         message.encode_to_vec()
     }

@@ -125,17 +125,51 @@ fn cohort(cases: &mut Cases, signed: &Made<Signed>, proof: &Made<RosterProof>) -
 fn shares(cases: &mut Cases, signed: &Made<Signed>) -> (Made<ShareKeys>, Made<MaskingView>) {
     let encapsulated = cases.add(
         "NeighbourShares",
-        NeighbourShares { from: 2, to: 300, channel_ct: vec![0x64; 5], sealed: vec![0x65; 6], mask_ct: vec![0x66; 7] },
-        &[Varint(1, 2), Varint(2, 300), Bytes(3, vec![0x64; 5]), Bytes(4, vec![0x65; 6]), Bytes(5, vec![0x66; 7])],
+        NeighbourShares {
+            from: 2,
+            to: 300,
+            channel_ct: vec![0x64; 5],
+            sealed: vec![0x65; 6],
+            mask_ct: vec![0x66; 7],
+            self_mask_commitment: vec![0x6e; 16],
+            mask_commitment: vec![0x6f; 16],
+        },
+        &[
+            Varint(1, 2),
+            Varint(2, 300),
+            Bytes(3, vec![0x64; 5]),
+            Bytes(4, vec![0x65; 6]),
+            Bytes(5, vec![0x66; 7]),
+            Bytes(6, vec![0x6e; 16]),
+            Bytes(7, vec![0x6f; 16]),
+        ],
         json!({
             "from": 2, "to": 300, "channel_ct": hex([0x64; 5]), "sealed": hex([0x65; 6]), "mask_ct": hex([0x66; 7]),
+            "self_mask_commitment": hex([0x6e; 16]), "mask_commitment": hex([0x6f; 16]),
         }),
     );
     let message = cases.add(
         "NeighbourShares",
-        NeighbourShares { from: 2, to: 0, channel_ct: vec![0x64; 5], sealed: vec![0x65; 6], mask_ct: Vec::new() },
-        &[Varint(1, 2), Bytes(3, vec![0x64; 5]), Bytes(4, vec![0x65; 6])],
-        json!({ "from": 2, "to": 0, "channel_ct": hex([0x64; 5]), "sealed": hex([0x65; 6]), "mask_ct": "" }),
+        NeighbourShares {
+            from: 2,
+            to: 0,
+            channel_ct: vec![0x64; 5],
+            sealed: vec![0x65; 6],
+            mask_ct: Vec::new(),
+            self_mask_commitment: vec![0x6e; 16],
+            mask_commitment: vec![0x6f; 16],
+        },
+        &[
+            Varint(1, 2),
+            Bytes(3, vec![0x64; 5]),
+            Bytes(4, vec![0x65; 6]),
+            Bytes(6, vec![0x6e; 16]),
+            Bytes(7, vec![0x6f; 16]),
+        ],
+        json!({
+            "from": 2, "to": 0, "channel_ct": hex([0x64; 5]), "sealed": hex([0x65; 6]), "mask_ct": "",
+            "self_mask_commitment": hex([0x6e; 16]), "mask_commitment": hex([0x6f; 16]),
+        }),
     );
     cases.add(
         "SharePair",

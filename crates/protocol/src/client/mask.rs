@@ -16,7 +16,7 @@ use crate::bitmap;
 use crate::cohort::Cohort;
 use crate::pairwise::{self, End};
 use crate::policy::ParticipationRecord;
-use crate::proto::{self, ClientMessage, client_message::Step};
+use crate::proto::{self, ClientMessage, SecretKind, client_message::Step};
 use crate::signed::{self, SignedError};
 
 /// What is received, in errors.
@@ -189,7 +189,7 @@ impl Shared {
         let received = self.secrets.channel.decapsulate(&message.channel_ct)?;
         let channel = pairwise::channel_key(cohort.id, own.index, other.index, &neighbour.sent, &received);
         let key = pairwise::share_key(&received, cohort.id, other, own);
-        let shares = open_shares(&key, cohort, other.index, own.index, &message.sealed);
+        let shares = open_shares(&key, cohort, &message);
         let mask = match &neighbour.mask {
             Some(mask) => (mask.clone(), Sign::Add),
             None => {
@@ -201,12 +201,18 @@ impl Shared {
     }
 }
 
-/// The shares inside a sealed message; `None` when they can't be had, which the sender will be reported for.
-fn open_shares(key: &Secret32, cohort: &Cohort, from: u32, to: u32, sealed: &[u8]) -> Option<Shares> {
-    let plaintext = aead::open(key, &cohort.id.0, sealed).ok()?;
+/// The shares inside a sealed message; `None` when they can't be had or are not those that the sender committed to, which it will
+/// be reported for.
+fn open_shares(key: &Secret32, cohort: &Cohort, message: &proto::NeighbourShares) -> Option<Shares> {
+    let (from, to) = (message.from, message.to);
+    let plaintext = aead::open(key, &cohort.id.0, &message.sealed).ok()?;
     let pair = proto::SharePair::decode(plaintext.as_slice()).ok()?;
-    let share = |bytes: &[u8]| Share::from_bytes(to + 1, bytes.try_into().ok()?).ok();
-    let shares = share(&pair.self_mask_share).zip(share(&pair.mask_share));
+    let share = |bytes: &[u8], kind, commitment: &[u8]| {
+        let share = Share::from_bytes(to + 1, bytes.try_into().ok()?).ok()?;
+        (pairwise::share_commitment(&share, kind, cohort.id, from) == commitment).then_some(share)
+    };
+    let self_mask = share(&pair.self_mask_share, SecretKind::SelfMask, &message.self_mask_commitment);
+    let shares = self_mask.zip(share(&pair.mask_share, SecretKind::Mask, &message.mask_commitment));
     let addressed = pair.from == from && pair.to == to;
     let proto::SharePair { mut self_mask_share, mut mask_share, .. } = pair;
     zeroize::Zeroize::zeroize(&mut self_mask_share);

@@ -17,7 +17,7 @@ use super::{Advertised, ClientError, Rejected, Round, Secrets, advance, commit};
 use crate::cohort::{Advert, Cohort, Members};
 use crate::pairwise::{self, End};
 use crate::policy::ParticipationRecord;
-use crate::proto::{self, ClientMessage, client_message::Step};
+use crate::proto::{self, ClientMessage, SecretKind, client_message::Step};
 use crate::roster::Leaf;
 use crate::signed;
 
@@ -181,7 +181,17 @@ impl Advertised {
                 mask = Some(pairwise::pair_mask(&secret, cohort.id, from, to, &ct));
                 mask_ct = ct;
             }
-            messages.push(proto::NeighbourShares { from: own, to: index, channel_ct, sealed, mask_ct }.encode_to_vec());
+            let commitment = |share, kind| pairwise::share_commitment(share, kind, cohort.id, own).to_vec();
+            let message = proto::NeighbourShares {
+                from: own,
+                to: index,
+                channel_ct,
+                sealed,
+                mask_ct,
+                self_mask_commitment: commitment(self_share, SecretKind::SelfMask),
+                mask_commitment: commitment(mask_share, SecretKind::Mask),
+            };
+            messages.push(message.encode_to_vec());
             let (advert, identity) = (Arc::new(advert), identity.map(Arc::new));
             neighbours.push(Neighbour { index, advert, identity, sent, mask });
         }

@@ -255,18 +255,14 @@ pub enum Lost {
         have: usize,
         /// The threshold.
         need: usize,
-        /// Whether more would have to lie, were it not so, than the round assumes (and more than one).
+        /// Whether more would have to lie, were it not so, than the round assumes around one client (and more than one).
         at_fault: bool,
     },
-    /// A secret can't be rebuilt: too many of its shares are wrong.
-    #[error(
-        "the shares of client {client}'s secret do not fit its advert: it dealt wrong ones, or too many holders lie"
-    )]
+    /// Shares of a secret that a client dealt and committed to do not give the one in its advert.
+    #[error("client {client} dealt shares that do not give the secret in its advert")]
     WrongShares {
-        /// Whose secret.
+        /// Who cheated.
         client: ClientId,
-        /// Whether more holders would have to lie, had it dealt right ones, than the round assumes (and more than one).
-        at_fault: bool,
     },
     /// A client that dropped out had sent a mask ciphertext that its secret does not give.
     #[error("client {client} sent a mask ciphertext that does not come from its mask secret, then dropped out")]
@@ -287,12 +283,12 @@ impl Lost {
         }
     }
 
-    /// The client whose doing it is, unless more of the others lie than the round assumes. `None` also where one that lies could
-    /// have brought it about.
+    /// The client whose doing it is: proved by what it signed (in malicious mode), or, where its neighbours say that they can't open
+    /// its shares, because more of them would have to lie than the round assumes around one client, and more than one.
     pub fn suspect(&self) -> Option<ClientId> {
         match self {
             Self::UnreadableShares { client, at_fault: true, .. }
-            | Self::WrongShares { client, at_fault: true }
+            | Self::WrongShares { client }
             | Self::WrongCiphertext { client } => Some(*client),
             _ => None,
         }

@@ -8,7 +8,7 @@ use unisono_crypto::kdf::{Hasher, label};
 use unisono_crypto::ring::RingVector;
 
 use super::confirm::Confirming;
-use super::share::{self, Sent};
+use super::share::{self, Commitment, Sent};
 use super::{Abort, Accepted, Members, Phase, Progress, Reason};
 use crate::ids::ClientId;
 use crate::proto::{self, Signed, server_message::View};
@@ -99,6 +99,7 @@ impl Masking {
         self.members.check_set(&self.complete, Phase::Mask)?;
         let masked = Masked {
             mask_cts: self.mask_ciphertexts(),
+            commitments: self.commitments(),
             members: self.members,
             shared: self.shared,
             survivors: self.complete,
@@ -123,6 +124,19 @@ impl Masking {
         }
         mask_cts
     }
+
+    /// The commitments to the shares that survivors will release.
+    fn commitments(&self) -> BTreeMap<(u32, u32), Commitment> {
+        let mut commitments = BTreeMap::new();
+        for (from, sent) in self.sent.iter().enumerate().filter_map(|(u, sent)| Some((u as u32, sent.as_ref()?))) {
+            let holders = self.members.cohort.graph.neighbours(from).into_iter().zip(&sent.commitments);
+            for (to, [self_mask, mask]) in holders.filter(|(to, _)| self.complete[*to as usize]) {
+                let needed = if self.complete[from as usize] { self_mask } else { mask };
+                commitments.insert((from, to), *needed);
+            }
+        }
+        commitments
+    }
 }
 
 /// The masked sum, and what it takes to unmask it.
@@ -133,6 +147,8 @@ pub(super) struct Masked {
     /// U2.
     pub survivors: Vec<bool>,
     pub sum: RingVector,
+    /// By dealer and holder: to the share that the holder will be asked for.
+    pub commitments: BTreeMap<(u32, u32), Commitment>,
     /// By encapsulator and other end.
     pub mask_cts: BTreeMap<(u32, u32), Vec<u8>>,
 }

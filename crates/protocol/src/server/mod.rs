@@ -141,7 +141,7 @@ pub struct Progress {
     pub expected: usize,
 }
 
-/// Something that a client noticed about another, for the operator. Neither side is proved right by it.
+/// Something that was noticed between two clients, for the operator. Of what only the two know, neither side is proved right.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Report {
     /// About whom.
@@ -159,8 +159,10 @@ pub enum Fault {
     UnreadableShares,
     /// `about` sent `by` a wrong consistency tag.
     InvalidTag,
-    /// The share that `by` released of `about`'s secret does not lie on its polynomial: one of the two is wrong.
+    /// `by` released another share of `about`'s secret than that one dealt it and committed to: `by` lies.
     WrongShare,
+    /// The share of its secret that `about` dealt `by` does not lie on the polynomial of the others: `about` lies.
+    MisdealtShare,
 }
 
 impl Fault {
@@ -170,6 +172,7 @@ impl Fault {
             Self::UnreadableShares => "unreadable_shares",
             Self::InvalidTag => "invalid_tag",
             Self::WrongShare => "wrong_share",
+            Self::MisdealtShare => "misdealt_share",
         }
     }
 }
@@ -185,8 +188,8 @@ pub struct Outcome {
     pub survivors: Vec<ClientId>,
     /// What clients noticed about each other.
     pub reports: Vec<Report>,
-    /// Self-mask secrets that could not be rebuilt from the shares dealt, and came from their owners: without them, the round
-    /// would have ended with [`Abort::Lost`].
+    /// What clients dealt wrong, in this round without harm: enough of their shares are right, or they gave the secret themselves.
+    /// It might have ended the round with [`Abort::Lost`].
     pub misdealt: Vec<Lost>,
 }
 

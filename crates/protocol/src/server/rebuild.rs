@@ -15,9 +15,9 @@ const MOST_SUBSETS: u64 = 5_000;
 /// Every needed secret that can be had, by its owner, and what was wrong with shares.
 pub(super) struct Rebuilt {
     pub secrets: Vec<(u32, SecretScalar)>,
-    /// Shares that did not fit.
+    /// Dealt shares that do not fit the others.
     pub reports: Vec<Report>,
-    /// Secrets that shares do not give; their owners did.
+    /// What was dealt wrong although the secret is there.
     pub misdealt: Vec<Lost>,
     /// Secrets that nobody gives.
     pub lost: Vec<Lost>,
@@ -31,7 +31,10 @@ impl Rebuilt {
         for v in owners {
             // Shares are looked at where the owner's word would do: the next time it may not be there to give it.
             match (rebuilder.secret(v)?, unmasking.own(v)) {
-                (Ok(secret), _) => secrets.push((v, secret)),
+                (Ok((secret, fault)), _) => {
+                    secrets.push((v, secret));
+                    misdealt.extend(fault);
+                }
                 (Err(why), Some(own)) => {
                     secrets.push((v, own.clone()));
                     // That holders have vanished says nothing about the dealer.
@@ -55,7 +58,8 @@ struct Rebuilder<'a> {
     unmasking: &'a Unmasking,
     interpolators: BTreeMap<Vec<u32>, Interpolator>,
     reports: Vec<Report>,
-    /// Most holders of one secret that are assumed to lie; at least one, because none does not explain anything.
+    /// Most holders of one secret that are assumed to lie when they say that they can't open a share; at least one, because none
+    /// does not explain anything.
     liars: usize,
 }
 
@@ -67,8 +71,9 @@ impl<'a> Rebuilder<'a> {
         Self { unmasking, interpolators: BTreeMap::new(), reports: Vec::new(), liars }
     }
 
-    /// The needed secret of `of`, checked against its advert. Wrong shares are corrected where their number allows.
-    fn secret(&mut self, of: u32) -> Result<Result<SecretScalar, Lost>, CryptoError> {
+    /// The needed secret of `of`, checked against its advert; and what is wrong with its shares. They are those that `of` dealt, so if
+    /// some do not fit, it is the cheat. As many as their number allows are corrected.
+    fn secret(&mut self, of: u32) -> Result<Result<(SecretScalar, Option<Lost>), Lost>, CryptoError> {
         let members = &self.unmasking.masked.members;
         let client = members.id(of);
         let need = members.cohort.threshold();
@@ -91,32 +96,24 @@ impl<'a> Rebuilder<'a> {
         }
         let secret = self.interpolators[&holders].reconstruct(&shares[..need])?;
         if self.fits(of, &secret) {
-            return Ok(Ok(secret));
+            return Ok(Ok((secret, None)));
         }
-        let decoded = shamir::decode(&shares, need)?;
-        let (fitting, other) = match decoded {
-            Some(decoded) if self.fits(of, &decoded.secret) => (Some(decoded), None),
-            other => (None, other),
-        };
         // What decoding can't tell alone, the advert can, because it knows the secret: where they are few, all subsets are tried.
-        // Where neither helps: so many would have to lie, had the dealer not. Fewer than the threshold are on both polynomials, if
-        // there is another one.
-        let (fitting, liars) = match (fitting, Subsets::new(have, need), other) {
-            (Some(decoded), ..) => (Some(decoded), 0),
-            (None, Some(subsets), _) => (self.search(of, &shares, subsets)?, have - need + 1),
-            (None, None, Some(other)) => (None, have - need + 1 - other.wrong.len()),
-            (None, None, None) => (None, (have - need) / 2 + 1),
+        let decoded = match shamir::decode(&shares, need)?.filter(|decoded| self.fits(of, &decoded.secret)) {
+            Some(decoded) => Some(decoded),
+            None => match Subsets::new(have, need) {
+                Some(subsets) => self.search(of, &shares, subsets)?,
+                None => None,
+            },
         };
-        let Some(decoded) = fitting else {
-            return Ok(Err(Lost::WrongShares { client, at_fault: liars > self.liars }));
-        };
-        let report = |abscissa: &u32| Report { about: client, by: members.id(abscissa - 1), what: Fault::WrongShare };
+        let Some(decoded) = decoded else { return Ok(Err(Lost::WrongShares { client })) };
+        let report =
+            |abscissa: &u32| Report { about: client, by: members.id(abscissa - 1), what: Fault::MisdealtShare };
         self.reports.extend(decoded.wrong.iter().map(report));
-        Ok(Ok(decoded.secret))
+        Ok(Ok((decoded.secret, Some(Lost::WrongShares { client }))))
     }
 
-    /// The first of `subsets` of a secret's shares that gives it, and which other shares are not on its polynomial. Holders that lie
-    /// together can be in that subset, with the right secret and at the cost of honest ones in the reports: nothing is built on these.
+    /// The first of `subsets` of a secret's shares that gives it, and which other shares are not on its polynomial.
     fn search(&self, of: u32, shares: &[Share], subsets: Subsets) -> Result<Option<Decoded>, CryptoError> {
         let rebuild = |chosen: &[&Share]| {
             let chosen: Vec<Share> = chosen.iter().map(|share| (*share).clone()).collect();

@@ -13,6 +13,7 @@ use super::{Abort, Members, Phase, Progress, Reason};
 use crate::bitmap;
 use crate::cohort;
 use crate::ids::ClientId;
+use crate::pairwise::SHARE_COMMITMENT_LEN;
 use crate::proto::{self, Signed, server_message::View};
 use crate::signed;
 
@@ -20,11 +21,16 @@ const WHAT: &str = "shares";
 /// Bytes of an encoded `SharePair`, at most.
 const MAX_PAIR_LEN: usize = 128;
 
+/// A dealer's commitment to a share.
+pub(super) type Commitment = [u8; SHARE_COMMITMENT_LEN];
+
 /// What one member sent its neighbours.
 pub(super) struct Sent {
     pub root: Signed,
     /// Encoded `NeighbourShares`, one for each neighbour, ascending.
     pub messages: Vec<Vec<u8>>,
+    /// Commitments to the shares in each: of the self-mask secret, of the mask secret.
+    pub commitments: Vec<[Commitment; 2]>,
     pub tree: merkle::Tree,
 }
 
@@ -59,15 +65,16 @@ impl Sharing {
         if root.root != tree.root() {
             return Err(Reason::shape(WHAT, "the messages do not give the signed root"));
         }
-        for (&to, message) in neighbours.iter().zip(&shares.messages) {
-            self.check_message(index, to, message).map_err(|why| Reason::shape(WHAT, why))?;
-        }
-        self.sent[index as usize] = Some(Sent { root: signed_root.clone(), messages: shares.messages.clone(), tree });
+        let check = |(&to, message): (&u32, &Vec<u8>)| self.check_message(index, to, message);
+        let commitments = neighbours.iter().zip(&shares.messages).map(check).collect::<Result<_, String>>();
+        let commitments = commitments.map_err(|why| Reason::shape(WHAT, why))?;
+        let (root, messages) = (signed_root.clone(), shares.messages.clone());
+        self.sent[index as usize] = Some(Sent { root, messages, commitments, tree });
         Ok(())
     }
 
-    /// Checks what a coordinator can see of a message; what is sealed in it is for the recipient to see.
-    fn check_message(&self, from: u32, to: u32, message: &[u8]) -> Result<(), String> {
+    /// Checks what a coordinator can see of a message; what is sealed in it is for the recipient to see. Gives the commitments.
+    fn check_message(&self, from: u32, to: u32, message: &[u8]) -> Result<[Commitment; 2], String> {
         let message = proto::NeighbourShares::decode(message).map_err(|e| e.to_string())?;
         if message.from != from || message.to != to {
             return Err(format!("a message to neighbour {} stands where the one to {to} belongs", message.to));
@@ -80,7 +87,12 @@ impl Sharing {
         if message.sealed.len() > MAX_PAIR_LEN + aead::TAG_LEN {
             return Err(format!("the sealed part to neighbour {to} is longer than two shares"));
         }
-        Ok(())
+        let commitment = |bytes: &[u8]| {
+            bytes
+                .try_into()
+                .map_err(|_| format!("a commitment to neighbour {to} is not {SHARE_COMMITMENT_LEN} bytes long"))
+        };
+        Ok([commitment(&message.self_mask_commitment)?, commitment(&message.mask_commitment)?])
     }
 
     pub fn view(&self, client: ClientId) -> Option<View> {

@@ -23,7 +23,7 @@ pub(super) struct Unmasking {
     /// Phase 3's tags by sender; `None` in semi-honest mode.
     tags: Option<BTreeMap<u32, Vec<proto::Tag>>>,
     answered: Vec<bool>,
-    /// By whose secret it is.
+    /// By whose secret it is; those that their dealer committed to.
     pub(super) shares: BTreeMap<u32, Vec<Share>>,
     /// Self-mask secrets that their owners released themselves. They fit the adverts.
     own: BTreeMap<u32, SecretScalar>,
@@ -78,19 +78,26 @@ impl Unmasking {
             return Err(Reason::shape(WHAT, "invalid tags are reported of clients that sent this one none"));
         }
         let mut shares = Vec::with_capacity(shared.len());
+        let mut wrong = Vec::new();
         for released in &message.shares {
             if released.kind() != self.kind(released.of) {
                 return Err(Reason::shape(WHAT, format!("the share of client {} is of the other secret", released.of)));
             }
             let value = signed::fixed(&released.value, WHAT)?;
             let share = Share::from_bytes(index + 1, &value).map_err(|e| Reason::shape(WHAT, e))?;
-            shares.push((released.of, share));
+            let dealt = pairwise::share_commitment(&share, released.kind(), members.cohort.id, released.of);
+            if self.masked.commitments.get(&(released.of, index)) == Some(&dealt) {
+                shares.push((released.of, share));
+            } else {
+                wrong.push(released.of);
+            }
         }
         let own = self.own_secret(index, &message.self_mask_secret)?;
 
         let report = |what: Fault| move |&about: &u32| Report { about: members.id(about), by: client, what };
         self.reports.extend(message.unreadable.iter().map(report(Fault::UnreadableShares)));
         self.reports.extend(message.invalid_tags.iter().map(report(Fault::InvalidTag)));
+        self.reports.extend(wrong.iter().map(report(Fault::WrongShare)));
         shares.into_iter().for_each(|(of, share)| self.shares.entry(of).or_default().push(share));
         self.own.extend(own.map(|own| (index, own)));
         self.answered[index as usize] = true;

@@ -72,18 +72,20 @@ fn wrong_shares_are_corrected_as_long_as_the_threshold_of_right_ones_is_left() {
 }
 
 #[test]
-fn a_dealer_is_suspected_only_where_more_would_have_to_lie_than_are_assumed() {
-    for (vanished, liars, at_fault) in [(0, 4, true), (1, 3, true), (2, 2, false), (3, 1, false)] {
+fn holders_that_lie_are_named_and_get_no_dealer_suspected() {
+    for (vanished, liars) in [(0, 4), (1, 3), (2, 2), (3, 1), (0, 9)] {
         let lied = wrong_shares_of_nine(vanished, liars, false);
-        let (abort, client) = (lied.result.unwrap_err(), lied.devices[9].id());
-        let lost = Lost::WrongShares { client, at_fault };
-        let suspects: Vec<_> = at_fault.then_some(client).into_iter().collect();
-        assert_eq!((abort.suspects(), abort), (suspects.clone(), Abort::Lost(vec![lost.clone()])));
+        let client = lied.devices[9].id();
+        let lost = Lost::TooFewShares { client, have: 9 - vanished - liars, need: 6 };
+        let abort = lied.result.unwrap_err();
+        assert_eq!((abort.suspects(), abort), (vec![], Abort::Lost(vec![lost])));
         // Where it is there and gives the secret itself, there is a sum.
         let lied = wrong_shares_of_nine(vanished, liars, true);
         assert!(lied.exact && lied.refusals.is_empty());
         let outcome = lied.result.unwrap();
-        assert_eq!((outcome.survivors.len(), outcome.suspects(), outcome.misdealt), (10, suspects, vec![lost]));
+        assert_eq!((outcome.survivors.len(), outcome.suspects(), outcome.misdealt), (10, vec![], vec![]));
+        let by = outcome.reports.iter().filter(|report| report.what == Fault::WrongShare && report.about == client);
+        assert_eq!(by.count(), liars);
     }
 }
 

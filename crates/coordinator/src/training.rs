@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use metrics::{counter, gauge, histogram};
 use unisono_protocol::ClientId;
-use unisono_protocol::server::{Authority, Outcome, Phase, Progress, Server};
+use unisono_protocol::server::{Authority, Outcome, Phase, Progress, Report, Server};
 use unisono_wire::model::{Model, model_hash};
 
 use crate::active::{Active, RecoverError};
@@ -176,6 +176,7 @@ async fn play(shared: &Shared, account: &mut Option<Account>) -> Result<bool, Co
             }
             Err(abort) => {
                 tracing::warn!(round, reason = %abort, "round aborted");
+                log_reports(round, abort.reports());
                 let suspects = abort.suspects();
                 record_suspects(shared, round, &suspects, abort.code()).await?;
                 shared.store.abort_round(round_id, &abort.to_string()).await?;
@@ -188,6 +189,13 @@ async fn play(shared: &Shared, account: &mut Option<Account>) -> Result<bool, Co
         };
         shared.changed();
         return Ok(sum);
+    }
+}
+
+fn log_reports(round: u64, reports: &[Report]) {
+    for report in reports {
+        counter!("unisono_reports_total", "what" => report.what.code()).increment(1);
+        tracing::warn!(round, about = %report.about, by = %report.by, what = report.what.code(), "reported");
     }
 }
 
@@ -268,12 +276,9 @@ async fn finish(
     seconds: Vec<(Phase, f64)>,
 ) -> Result<(), CoordinatorError> {
     let task = &shared.config.task.name;
-    for report in &outcome.reports {
-        counter!("unisono_reports_total", "what" => report.what.code()).increment(1);
-        tracing::warn!(round, about = %report.about, by = %report.by, what = report.what.code(), "reported");
-    }
+    log_reports(round, &outcome.reports);
     for misdealt in &outcome.misdealt {
-        tracing::warn!(round, what = misdealt.code(), "{misdealt}; it gave the secret itself");
+        tracing::warn!(round, what = misdealt.code(), "{misdealt}; there is a sum all the same");
     }
     record_suspects(shared, round, &outcome.suspects(), "sum").await?;
     let survivors = outcome.survivors.len() as u32;

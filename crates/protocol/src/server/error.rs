@@ -2,7 +2,7 @@
 
 use unisono_crypto::CryptoError;
 
-use super::Phase;
+use super::{Phase, Report};
 use crate::ids::ClientId;
 use crate::params::ParamsError;
 use crate::roster::RosterError;
@@ -62,7 +62,7 @@ pub enum Reason {
     },
     /// The client dealt wrong shares, or a wrong ciphertext, in an earlier round (see [`super::Server::suspend`]).
     #[error(
-        "the client is suspended up to round {until}: its masks could not be had from what it dealt in round {since}"
+        "the client is suspended up to round {until}: in round {since} it dealt wrong shares, or a wrong ciphertext"
     )]
     Suspended {
         /// The round in which it did.
@@ -182,9 +182,14 @@ pub enum Abort {
         /// First place of the window.
         place: u32,
     },
-    /// Masks can't be removed, because secrets that make them can't be had; never empty. And what else was found to be dealt wrong.
-    #[error("{}", listed(.0))]
-    Lost(Vec<Lost>),
+    /// Masks can't be removed, because secrets that make them can't be had.
+    #[error("{}", listed(.lost))]
+    Lost {
+        /// Why, never empty; then what else was found to be dealt wrong.
+        lost: Vec<Lost>,
+        /// What was noticed between clients, as in [`super::Outcome`]: wrong shares among them, which were not counted.
+        reports: Vec<Report>,
+    },
     /// The vector could not be unmasked.
     #[error(transparent)]
     Crypto(#[from] CryptoError),
@@ -197,7 +202,7 @@ impl Abort {
             Self::TooFew { .. } => "too_few",
             Self::Params(_) => "infeasible",
             Self::ThinWindow { .. } => "thin_window",
-            Self::Lost(lost) => {
+            Self::Lost { lost, .. } => {
                 let first = lost.iter().find(|lost| lost.suspect().is_some()).or(lost.first());
                 first.map_or("lost", Lost::code)
             }
@@ -207,11 +212,22 @@ impl Abort {
 
     /// The clients whose doing the end is, or would have been (see [`Lost::suspect`]), ascending: all of the round.
     pub fn suspects(&self) -> Vec<ClientId> {
-        let Self::Lost(lost) = self else { return Vec::new() };
-        let mut suspects: Vec<ClientId> = lost.iter().filter_map(Lost::suspect).collect();
-        suspects.sort_unstable();
-        suspects
+        let Self::Lost { lost, .. } = self else { return Vec::new() };
+        suspects(lost)
     }
+
+    /// What was noticed between clients.
+    pub fn reports(&self) -> &[Report] {
+        if let Self::Lost { reports, .. } = self { reports } else { &[] }
+    }
+}
+
+/// Those among them whose doing it is, ascending.
+pub(super) fn suspects(lost: &[Lost]) -> Vec<ClientId> {
+    let mut suspects: Vec<ClientId> = lost.iter().filter_map(Lost::suspect).collect();
+    suspects.sort_unstable();
+    suspects.dedup();
+    suspects
 }
 
 /// Most clients that an error names.
@@ -232,11 +248,11 @@ fn listed(lost: &[Lost]) -> String {
 #[non_exhaustive]
 pub enum Lost {
     /// Too few shares of a secret came back.
-    #[error("{have} shares of client {client}'s secret were released, {need} are needed")]
+    #[error("{have} right shares of client {client}'s secret were released, {need} are needed")]
     TooFewShares {
         /// Whose secret.
         client: ClientId,
-        /// Shares at hand.
+        /// Shares at hand, which are those that it dealt.
         have: usize,
         /// The threshold.
         need: usize,

@@ -196,7 +196,7 @@ pub struct Outcome {
 impl Outcome {
     /// The clients to be kept out of the next rounds, as in [`Abort::suspects`].
     pub fn suspects(&self) -> Vec<ClientId> {
-        self.misdealt.iter().filter_map(Lost::suspect).collect()
+        error::suspects(&self.misdealt)
     }
 }
 

@@ -176,13 +176,13 @@ impl Unmasking {
                 Err(one) => lost.push(one),
             }
         }
+        let Self { masked: Masked { members, survivors, mut sum, .. }, mut reports, .. } = self;
+        reports.extend(wrong);
         if !lost.is_empty() {
             lost.extend(misdealt);
-            return Err(Abort::Lost(lost));
+            return Err(Abort::Lost { lost, reports });
         }
-        let Self { masked: Masked { members, survivors, mut sum, .. }, mut reports, .. } = self;
         sum.apply_masks(&masks)?;
-        reports.extend(wrong);
         let cohort = members.ids(&vec![true; survivors.len()]);
         Ok(Outcome { sum, cohort, survivors: members.ids(&survivors), reports, misdealt })
     }

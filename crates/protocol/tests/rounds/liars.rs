@@ -3,10 +3,10 @@
 use prost::Message;
 use unisono_crypto::kdf::label;
 use unisono_protocol::proto::{self, ClientMessage, SecretKind, client_message::Step};
-use unisono_protocol::server::{Abort, Fault, Lost, Outcome, Phase, Reason};
+use unisono_protocol::server::{Abort, Fault, Lost, Outcome, Phase, Reason, Report};
 
 use crate::lying::{self, resign, resign_shares};
-use crate::world::{Device, params};
+use crate::world::{Device, State, params};
 
 /// The outcome, with the exact sum where there is one, and why steps were refused.
 fn play(
@@ -20,7 +20,7 @@ fn play(
 }
 
 #[test]
-fn a_wrong_share_is_corrected_and_reported() {
+fn a_wrong_share_is_left_out_and_reported() {
     let (outcome, devices, _) = play(0.25, 10, |i, phase, mut message| {
         if let (0, Phase::Unmask, Some(Step::Unmask(signed))) = (i, phase, &mut message.step) {
             resign::<proto::UnmaskShares>(0, signed, label::SIG_UNMASK, |unmask| {
@@ -55,8 +55,8 @@ fn wrong_shares_of_nine(vanished: usize, liars: usize, nine_answers: bool) -> ly
 }
 
 #[test]
-fn wrong_shares_are_corrected_as_long_as_the_threshold_of_right_ones_is_left() {
-    // Nine shares, of which three may be wrong; decoding alone would correct one.
+fn wrong_shares_are_left_out_as_long_as_the_threshold_of_right_ones_is_left() {
+    // Nine shares, of which three may be wrong.
     for (vanished, liars, answers) in
         [(0, 1, false), (0, 2, false), (0, 3, false), (1, 2, false), (2, 1, false), (0, 3, true), (2, 1, true)]
     {
@@ -78,21 +78,22 @@ fn holders_that_lie_are_named_and_get_no_dealer_suspected() {
         let client = lied.devices[9].id();
         let lost = Lost::TooFewShares { client, have: 9 - vanished - liars, need: 6 };
         let abort = lied.result.unwrap_err();
-        assert_eq!((abort.suspects(), abort), (vec![], Abort::Lost(vec![lost])));
+        let liar = |i: usize| Report { about: client, by: lied.devices[i].id(), what: Fault::WrongShare };
+        let reports: Vec<Report> = (vanished..vanished + liars).map(liar).collect();
+        assert_eq!((abort.suspects(), &abort), (vec![], &Abort::Lost { lost: vec![lost], reports: reports.clone() }));
         // Where it is there and gives the secret itself, there is a sum.
         let lied = wrong_shares_of_nine(vanished, liars, true);
         assert!(lied.exact && lied.refusals.is_empty());
         let outcome = lied.result.unwrap();
         assert_eq!((outcome.survivors.len(), outcome.suspects(), outcome.misdealt), (10, vec![], vec![]));
-        let by = outcome.reports.iter().filter(|report| report.what == Fault::WrongShare && report.about == client);
-        assert_eq!(by.count(), liars);
+        assert_eq!(outcome.reports, reports);
     }
 }
 
 #[test]
 fn liars_that_answer_early_have_nobody_suspected_whom_later_answers_clear() {
     // Two of ten lie about everybody, one more than is assumed. With the six that follow them there would be a sum, from what those
-    // give themselves; but of their shares five are right, and six are with the last two.
+    // give themselves; but of their shares five are right, and six are with one more.
     let lied = lying::play_seeing(&params(true, 4, 10, 0.1, 0.25, 20), 10, true, |i, _, phase, mut message| {
         if let (0 | 1, Phase::Unmask, Some(Step::Unmask(signed))) = (i, phase, &mut message.step) {
             resign::<proto::UnmaskShares>(i, signed, label::SIG_UNMASK, |unmask| {
@@ -104,6 +105,8 @@ fn liars_that_answer_early_have_nobody_suspected_whom_later_answers_clear() {
     assert!(lied.exact);
     let outcome = lied.result.unwrap();
     assert_eq!((outcome.suspects(), outcome.misdealt), (vec![], vec![]));
+    let answered = lied.devices.iter().filter(|device| matches!(device.state, State::Done(_))).count();
+    assert_eq!(answered, 9);
     let liars = [0, 1].map(|i| lied.devices[i].id());
     assert!(outcome.reports.iter().all(|report| report.what == Fault::WrongShare && liars.contains(&report.by)));
 }
@@ -167,7 +170,7 @@ fn a_wrong_mask_ciphertext_of_a_vanished_client_ends_the_round_with_its_name() {
         Some(message)
     });
     let lost = Lost::WrongCiphertext { client: devices[liar].id() };
-    assert_eq!(outcome.unwrap_err(), Abort::Lost(vec![lost]));
+    assert_eq!(outcome.unwrap_err(), Abort::Lost { lost: vec![lost], reports: vec![] });
 }
 
 #[test]

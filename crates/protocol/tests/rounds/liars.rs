@@ -124,6 +124,19 @@ fn a_dealer_of_unreadable_shares_that_answers_first_is_suspected() {
 }
 
 #[test]
+fn in_a_sparse_graph_a_dealer_of_unreadable_shares_ends_the_round_also_where_it_stays() {
+    let (outcome, devices, reasons) = play(0.25, 10, |i, _, mut message| {
+        if let (2, Some(Step::ShareKeys(shares))) = (i, &mut message.step) {
+            resign_shares(2, shares, |message| message.sealed[0] ^= 1);
+        }
+        Some(message)
+    });
+    assert!(reasons.is_empty());
+    let abort = outcome.unwrap_err();
+    assert_eq!((abort.suspects(), abort.code()), (vec![devices[2].id()], "unreadable_shares"));
+}
+
+#[test]
 fn a_self_mask_secret_other_than_the_advertised_one_is_refused() {
     for change in [
         (|unmask| unmask.self_mask_secret[0] ^= 1) as fn(&mut proto::UnmaskShares),

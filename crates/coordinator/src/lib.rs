@@ -182,6 +182,12 @@ struct End {
     reason: String,
 }
 
+impl End {
+    fn with_sum(round_id: RoundId) -> Self {
+        Self { round_id, gave_sum: true, reason: "the round is finished".into() }
+    }
+}
+
 /// What service and training share.
 struct Shared {
     config: Config,

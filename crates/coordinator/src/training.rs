@@ -44,6 +44,10 @@ async fn train(shared: &Shared) -> Result<(), CoordinatorError> {
     let mut account = Account::open(shared).await?;
     loop {
         let finished = shared.store.finished_rounds(&task.name).await?;
+        if let Some(last) = finished.last() {
+            // After a restart: devices may not know yet that it is.
+            shared.last_end.lock().await.get_or_insert_with(|| End::with_sum(last.round_id));
+        }
         if let Some(early) = over(shared, &finished) {
             releases::release(shared, finished.last()).await?;
             shared.emit(Event::TrainingFinished { rounds: finished.len() as u64, early });
@@ -169,8 +173,7 @@ async fn play(shared: &Shared, account: &mut Option<Account>) -> Result<bool, Co
         drop(stage);
         let sum = match result {
             Ok(outcome) => {
-                *shared.last_end.lock().await =
-                    Some(End { round_id, gave_sum: true, reason: "the round is finished".into() });
+                *shared.last_end.lock().await = Some(End::with_sum(round_id));
                 finish(shared, account, round, params, outcome, seconds).await?;
                 true
             }

@@ -68,7 +68,7 @@ impl Cohort {
         adverts_root: [u8; 32],
         members: Option<&Members>,
     ) -> Result<proto::Cohort, ParamsError> {
-        let topology = params.topology(n)?;
+        let topology = params.topology(n).map_err(|error| error.advised(&params.assumptions))?;
         Ok(proto::Cohort {
             round_id: params.round_id.to_vec(),
             n,

@@ -1,12 +1,22 @@
-//! Degree of the graph, threshold of the sharing and bound of the windows (section 9; Bell et al., CCS 2020, section 3).
+//! Sizes of a cohort (section 9; Bell et al., CCS 2020, section 3): degree of the graph, threshold of the sharing, bound of the
+//! windows, and the committee that signs the certificate. Devices and the coordinator compute them alike, on any platform.
+
+mod tail;
+#[cfg(test)]
+mod tests;
+
+use self::tail::{Bound, all_marked_below, lower_quantile, upper_quantile};
 
 /// Statistical security in semi-honest mode, bits.
-pub const SIGMA_SEMI_HONEST: u32 = 40;
-/// Statistical security in malicious mode, bits: a coordinator may try 2^40 cohorts and still has 2^-40.
-pub const SIGMA_MALICIOUS: u32 = 80;
+pub const SIGMA_SEMI_HONEST: u8 = 40;
+/// Statistical security in malicious mode, bits. A coordinator can try cohort after cohort offline: 2^60 tries leave 2^-40.
+pub const SIGMA_MALICIOUS: u8 = 100;
 /// Bits of the probability with which too few survive: failing is a lost round, not a leak.
 const ROBUSTNESS: u32 = 20;
-/// Largest degree that is searched: beyond it a client would upload more than 2.5 MB of shares.
+/// Largest cohort whose graph is always complete.
+pub const MAX_SMALL: u32 = 32;
+/// Largest degree, and one less than the largest committee, that is searched: beyond it a client would upload more than 2.5 MB of
+/// shares.
 pub const MAX_DEGREE: u32 = 1024;
 /// Slack on the fractions, so that 0.07 of 100 is 7.
 const FRACTION_TOLERANCE: f64 = 1e-14;
@@ -27,43 +37,49 @@ pub struct Assumptions {
     pub gamma: f64,
     /// Fraction that may drop out, 0 to below 1.
     pub delta: f64,
+    /// Fewest adversaries that are counted with, whatever `gamma` says; 0 is taken as 1.
+    pub min_colluders: u32,
     /// Security mode.
     pub mode: SecurityMode,
 }
 
-/// Which conditions of section 9 the search applies; condition 1 and the survival bound always hold.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Rules {
-    /// Statistical security, bits.
-    pub sigma: u32,
-    /// Raise the threshold so that both secrets of one client can never be had.
-    pub malicious_threshold: bool,
-    /// Condition 3: bound the windows of the ring.
-    pub windows: bool,
+/// Adversaries that a cohort of `n` is made for: `n_adv = max(ceil(gamma n), min_colluders, 1)`, at most `n` (section 9).
+pub fn adversaries(n: u32, assumptions: &Assumptions) -> u32 {
+    let fraction = ((assumptions.gamma - FRACTION_TOLERANCE) * f64::from(n)).ceil() as u32;
+    fraction.max(assumptions.min_colluders).max(1).min(n)
 }
 
-impl Rules {
-    /// The rules of a security mode.
-    pub fn of(mode: SecurityMode) -> Self {
-        match mode {
-            SecurityMode::Malicious => Self { sigma: SIGMA_MALICIOUS, malicious_threshold: true, windows: true },
-            SecurityMode::SemiHonest => Self { sigma: SIGMA_SEMI_HONEST, malicious_threshold: false, windows: false },
-        }
-    }
+/// Drop-outs that a cohort of `n` is made for: `n_drop = max(floor(delta n), 1)`, at most `n`; `floor(delta n)` for fewer than five
+/// clients, of whom none can be spared (section 9).
+pub fn drop_outs(n: u32, assumptions: &Assumptions) -> u32 {
+    let fraction = ((assumptions.delta + FRACTION_TOLERANCE) * f64::from(n)).floor() as u32;
+    fraction.max(u32::from(n >= 5)).min(n)
+}
+
+/// The members of a cohort that sign its certificate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Committee {
+    /// Members, `s`: 3 to the cohort's size.
+    pub size: u32,
+    /// Signatures that make a certificate, `tau`: more than half of `size`, at most `size`.
+    pub quorum: u32,
 }
 
 /// What the search finds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Topology {
-    /// Neighbours of each client, k.
+    /// Neighbours of each client, `k`: even, or one less than the cohort.
     pub degree: u32,
-    /// Shares that rebuild a secret, t.
+    /// Shares that rebuild a secret, `t`: 2 to `degree`.
     pub threshold: u32,
-    /// Each window of `k / 2` places must hold more than this many survivors, `a_w`; `None` where no window is checked.
+    /// Each window of `k / 2` places must hold more than this many survivors, `a_w`; `None` where no window is checked: in a
+    /// complete graph, and in semi-honest mode.
     pub window_bound: Option<u32>,
+    /// Who signs the certificate; `None` in semi-honest mode.
+    pub committee: Option<Committee>,
 }
 
-/// Why there is no graph.
+/// Why there are no sizes.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum DegreeError {
     /// A fraction is no number from 0 to below 1.
@@ -78,10 +94,7 @@ pub enum DegreeError {
     #[error("a cohort of {0} is too small: with fewer than 3 clients a sum says too much about each")]
     TooFew(u32),
     /// No degree fits, nor does the complete graph.
-    #[error(
-        "{adversaries} adversaries and {drop_outs} drop-outs among {n} clients leave no threshold: a secret must need at least \
-         {needed} shares, and only {available} are sure to be there{advice}"
-    )]
+    #[error("{}{}", shortage(*.n, *.adversaries, *.drop_outs, *.tolerated), hint(.advice))]
     Infeasible {
         /// Size of the cohort.
         n: u32,
@@ -89,53 +102,64 @@ pub enum DegreeError {
         adversaries: u32,
         /// Assumed drop-outs.
         drop_outs: u32,
-        /// Smallest secure threshold of the complete graph.
-        needed: u32,
-        /// Shares that survive in the complete graph, or the largest degree that is searched.
-        available: u32,
-        /// What would make it feasible.
+        /// Most drop-outs that are tolerated with as many adversaries. `None` when no number is: there are too many adversaries,
+        /// or no degree up to [`MAX_DEGREE`] fits a cohort that is too large for the complete graph.
+        tolerated: Option<u32>,
+        /// What would make it feasible: empty, or what [`advise`] says.
         advice: String,
     },
 }
 
-/// Degree, threshold and window bound for `n` clients under the rules of the assumptions' mode.
-///
-/// # Errors
-/// [`DegreeError`]; an infeasible request comes with the nearest feasible cohort and drop-out fraction.
-pub fn find(n: u32, assumptions: &Assumptions) -> Result<Topology, DegreeError> {
-    let rules = Rules::of(assumptions.mode);
-    find_with(n, assumptions.gamma, assumptions.delta, &rules).map_err(|error| match error {
-        DegreeError::Infeasible { n, adversaries, drop_outs, needed, available, .. } => {
-            let advice = advice(n, assumptions, &rules);
-            DegreeError::Infeasible { n, adversaries, drop_outs, needed, available, advice }
+fn shortage(n: u32, adversaries: u32, drop_outs: u32, tolerated: Option<u32>) -> String {
+    tolerated.map_or_else(
+        || {
+            format!(
+                "{n} clients with {adversaries} adversaries and {drop_outs} drop-outs have no secure graph of degree up to {MAX_DEGREE}"
+            )
+        },
+        |tolerated| {
+            format!(
+                "{n} clients with {adversaries} adversaries tolerate {tolerated} drop-outs, fewer than the {drop_outs} that are assumed"
+            )
+        },
+    )
+}
+
+fn hint(advice: &str) -> String {
+    if advice.is_empty() { String::new() } else { format!("; feasible would be {advice}") }
+}
+
+impl DegreeError {
+    /// The error with the advice that [`advise`] has for an infeasible cohort. For who chooses the parameters: it takes up to a
+    /// second, which nobody should be able to cost a device.
+    #[must_use]
+    pub fn advised(mut self, assumptions: &Assumptions) -> Self {
+        if let Self::Infeasible { n, advice, .. } = &mut self {
+            *advice = advise(*n, assumptions);
         }
-        other => other,
-    })
+        self
+    }
 }
 
-fn advice(n: u32, assumptions: &Assumptions, rules: &Rules) -> String {
-    let Assumptions { gamma, delta, .. } = *assumptions;
-    let mut hints = Vec::new();
-    let larger = (1..=64).map(|step| n.saturating_add(step * (n / 16).max(1)));
-    if let Some(n) = larger.into_iter().find(|&n| find_with(n, gamma, delta, rules).is_ok()) {
-        hints.push(format!("a cohort of {n}"));
-    }
-    let steps = (0..(delta * 100.0).ceil() as u32).rev().map(|percent| f64::from(percent) / 100.0);
-    if let Some(delta) = steps.into_iter().find(|&delta| find_with(n, gamma, delta, rules).is_ok()) {
-        hints.push(format!("delta = {delta}"));
-    }
-    if let Some(gamma) = [gamma / 2.0, gamma / 4.0, 0.0].into_iter().find(|&g| find_with(n, g, delta, rules).is_ok()) {
-        hints.push(format!("gamma = {gamma}"));
-    }
-    if hints.is_empty() { String::new() } else { format!("; feasible would be {}", hints.join(", or ")) }
-}
-
-/// The search of section 9 with explicit rules.
+/// Sizes for `n` clients at the security of the assumptions' mode: [`SIGMA_MALICIOUS`] or [`SIGMA_SEMI_HONEST`]. Takes less than a
+/// millisecond for sensible fractions, and some at most (docs/protocol.md, section 9).
 ///
 /// # Errors
-/// As [`find`], without advice.
-pub fn find_with(n: u32, gamma: f64, delta: f64, rules: &Rules) -> Result<Topology, DegreeError> {
-    for (name, value) in [("gamma", gamma), ("delta", delta)] {
+/// [`DegreeError`], without advice: see [`DegreeError::advised`].
+pub fn find(n: u32, assumptions: &Assumptions) -> Result<Topology, DegreeError> {
+    let sigma = match assumptions.mode {
+        SecurityMode::Malicious => SIGMA_MALICIOUS,
+        SecurityMode::SemiHonest => SIGMA_SEMI_HONEST,
+    };
+    find_with(n, assumptions, sigma)
+}
+
+/// [`find`] at a statistical security of `sigma` bits.
+///
+/// # Errors
+/// As [`find`].
+pub fn find_with(n: u32, assumptions: &Assumptions, sigma: u8) -> Result<Topology, DegreeError> {
+    for (name, value) in [("gamma", assumptions.gamma), ("delta", assumptions.delta)] {
         if !(0.0..1.0).contains(&value) {
             return Err(DegreeError::Fraction { name, value });
         }
@@ -143,249 +167,116 @@ pub fn find_with(n: u32, gamma: f64, delta: f64, rules: &Rules) -> Result<Topolo
     if n < 3 {
         return Err(DegreeError::TooFew(n));
     }
-    let (adversaries, drop_outs) = (part(gamma, n), part(delta, n));
-    let search = Search { n, adversaries, drop_outs, rules, factorials: LogFactorials::new(n) };
+    let search = Search::new(n, assumptions, sigma);
+    if n <= MAX_SMALL {
+        return search.complete();
+    }
     let sparse = (2..(n - 1).min(MAX_DEGREE + 1)).step_by(2).find_map(|k| search.sparse(k));
     sparse.map_or_else(|| search.complete(), Ok)
 }
 
-/// A fraction of `n` clients, as section 9 rounds it.
-pub(crate) fn part(fraction: f64, n: u32) -> u32 {
-    ((fraction + FRACTION_TOLERANCE) * f64::from(n)).floor() as u32
+/// What would make `n` clients feasible, each alone: a larger cohort, a smaller `delta`, a smaller `gamma`. Empty when none of those
+/// that are tried would. Takes up to a second; for the coordinator only.
+pub fn advise(n: u32, assumptions: &Assumptions) -> String {
+    let feasible = |n: u32, gamma: f64, delta: f64| find(n, &Assumptions { gamma, delta, ..*assumptions }).is_ok();
+    let Assumptions { gamma, delta, .. } = *assumptions;
+    let mut hints = Vec::new();
+    let mut larger = (1..=64).map(|step| n.saturating_add(step * (n / 16).max(1)));
+    if let Some(n) = larger.find(|&n| feasible(n, gamma, delta)) {
+        hints.push(format!("a cohort of {n}"));
+    }
+    let mut steps = (0..(delta * 100.0).ceil() as u32).rev().map(|percent| f64::from(percent) / 100.0);
+    if let Some(delta) = steps.find(|&delta| feasible(n, gamma, delta)) {
+        hints.push(format!("delta = {delta}"));
+    }
+    if let Some(gamma) = [gamma / 2.0, gamma / 4.0, 0.0].into_iter().find(|&gamma| feasible(n, gamma, delta)) {
+        hints.push(format!("gamma = {gamma}"));
+    }
+    hints.join(", or ")
 }
 
 /// Most of the `degree` neighbours of a client that are adversarial, except with probability 2^-10.
-pub(crate) fn adversarial_neighbours(n: u32, gamma: f64, degree: u32) -> u32 {
-    let (adversaries, rules) = (part(gamma, n), Rules::of(SecurityMode::Malicious));
-    let search = Search { n, adversaries, drop_outs: 0, rules: &rules, factorials: LogFactorials::new(n) };
-    search.upper_quantile(adversaries, degree, (-10f64).exp2())
+pub(crate) fn adversarial_neighbours(n: u32, assumptions: &Assumptions, degree: u32) -> u32 {
+    let marked = adversaries(n, assumptions).min(n - 1);
+    upper_quantile(n - 1, marked, degree, Bound { bits: 10, clients: 1 })
 }
 
-struct Search<'a> {
+struct Search {
     n: u32,
     adversaries: u32,
     drop_outs: u32,
-    rules: &'a Rules,
-    factorials: LogFactorials,
+    malicious: bool,
+    /// Bits of the probability of each event that would break privacy: they share `2^-sigma`.
+    secure: u32,
 }
 
-impl Search<'_> {
-    /// The topology of degree `k`, if all conditions hold.
-    fn sparse(&self, k: u32) -> Option<Topology> {
-        let n = self.n;
-        let survivors = n - self.drop_outs;
-        let secure = (-f64::from(self.rules.sigma + 1)).exp2();
-        let robust = (-f64::from(ROBUSTNESS)).exp2() / f64::from(n);
-
-        let bad = self.adversaries + self.drop_outs;
-        if k <= bad {
-            if bad >= n {
-                return None;
-            }
-            let log = f64::from(n).ln() + f64::from(n - k - 1).ln() - 2f64.ln()
-                + self.factorials.choose(n - k, bad - k)
-                - self.factorials.choose(n, bad);
-            if log >= secure.ln() {
-                return None;
-            }
-        }
-
-        let mut t1 = self.upper_quantile(self.adversaries, k, secure / f64::from(n));
-        if self.rules.malicious_threshold {
-            t1 = ((f64::from(t1) + f64::from(k) - 1.25) / 2.0).ceil() as u32;
-        }
-        let threshold = (t1 + 1).max(2);
-        if self.lower_quantile(survivors, k, robust) < threshold {
-            return None;
-        }
-
-        let window_bound = if self.rules.windows {
-            let a_w = self.upper_quantile(self.adversaries, k / 2, secure / f64::from(n));
-            let too_few: f64 = (0..=a_w).map(|s| self.probability(survivors, k / 2, s)).sum();
-            if too_few > robust {
-                return None;
-            }
-            Some(a_w)
-        } else {
-            None
-        };
-        Some(Topology { degree: k, threshold, window_bound })
+impl Search {
+    fn new(n: u32, assumptions: &Assumptions, sigma: u8) -> Self {
+        let malicious = assumptions.mode == SecurityMode::Malicious;
+        // Three events in malicious mode, two in semi-honest mode.
+        let secure = u32::from(sigma) + if malicious { 2 } else { 1 };
+        let (adversaries, drop_outs) = (adversaries(n, assumptions), drop_outs(n, assumptions));
+        Self { n, adversaries, drop_outs, malicious, secure }
     }
 
-    /// The complete graph with the smallest threshold that fits.
-    fn complete(&self) -> Result<Topology, DegreeError> {
-        let degree = self.n - 1;
-        let mut needed = (self.adversaries + 1).max(2);
-        if self.rules.malicious_threshold {
-            needed = needed.max((degree + self.adversaries) / 2 + 1);
+    /// The topology of degree `k`, if all conditions hold. Of a client's neighbours, drawn from the `n - 1` others, at most
+    /// `colluders` collude, for all clients at once; and the threshold survives.
+    fn sparse(&self, k: u32) -> Option<Topology> {
+        let others = self.n - 1;
+        let secure = Bound { bits: self.secure, clients: self.n };
+        let colluders = upper_quantile(others, self.adversaries.min(others), k, secure);
+        // 2 t > k + A: else two sets of t holders could have no honest one in common.
+        let threshold = if self.malicious { (k + colluders) / 2 + 1 } else { colluders + 1 }.max(2);
+        let robust = Bound { bits: ROBUSTNESS, clients: self.n };
+        if lower_quantile(others, others - self.drop_outs.min(others), k, robust) < threshold {
+            return None;
         }
-        let available = if degree <= MAX_DEGREE { degree.saturating_sub(self.drop_outs) } else { 0 };
-        if needed <= available {
-            return Ok(Topology { degree, threshold: needed, window_bound: None });
+        let (mut window_bound, mut committee) = (None, None);
+        if self.malicious {
+            // Windows keep the survivors in one piece whatever set drops out, at random or not.
+            let bound = upper_quantile(self.n, self.adversaries, k / 2, secure);
+            if lower_quantile(self.n, self.n - self.drop_outs, k / 2, robust) <= bound {
+                return None;
+            }
+            (window_bound, committee) = (Some(bound), Some(self.committee()?));
+        } else if !self.connected(k) {
+            return None;
         }
-        Err(DegreeError::Infeasible {
-            n: self.n,
-            adversaries: self.adversaries,
-            drop_outs: self.drop_outs,
-            needed,
-            available,
-            advice: String::new(),
+        Some(Topology { degree: k, threshold, window_bound, committee })
+    }
+
+    /// Whether drop-outs at random leave the honest clients connected: a Harary graph falls apart only when two disjoint runs of
+    /// `k / 2` places are all bad.
+    fn connected(&self, k: u32) -> bool {
+        let (n, bad) = (self.n, self.adversaries + self.drop_outs);
+        let cuts = f64::from(n) * f64::from(n - k - 1) / 2.0;
+        k > bad || (bad < n && all_marked_below(cuts, n, bad, k, self.secure))
+    }
+
+    /// The smallest committee of which enough survive to sign, although no two quorums may have only colluders in common.
+    fn committee(&self) -> Option<Committee> {
+        let secure = Bound { bits: self.secure, clients: 1 };
+        let robust = Bound { bits: ROBUSTNESS, clients: 1 };
+        (1..=self.n.min(MAX_DEGREE + 1)).find_map(|size| {
+            let colluders = upper_quantile(self.n, self.adversaries, size, secure);
+            let quorum = (size + colluders) / 2 + 1;
+            let alive = lower_quantile(self.n, self.n - self.drop_outs, size, robust);
+            (quorum <= alive).then_some(Committee { size, quorum })
         })
     }
 
-    /// Smallest `x` with `P[X > x] <= bound`, where X counts the marked among `draws` of n.
-    fn upper_quantile(&self, marked: u32, draws: u32, bound: f64) -> u32 {
-        let mut x = marked.min(draws);
-        let mut tail = 0.0;
-        while x > 0 {
-            tail += self.probability(marked, draws, x);
-            if tail > bound {
-                break;
-            }
-            x -= 1;
+    /// The complete graph with the smallest threshold, and all clients as the committee.
+    fn complete(&self) -> Result<Topology, DegreeError> {
+        let Self { n, adversaries, drop_outs, malicious, .. } = *self;
+        let degree = n - 1;
+        let threshold = if malicious { (degree + adversaries) / 2 + 1 } else { adversaries + 1 }.max(2);
+        let committee = malicious.then_some(Committee { size: n, quorum: (n + adversaries) / 2 + 1 });
+        let spare = committee.map_or(Some(n), |committee| n.checked_sub(committee.quorum));
+        let tolerated = degree.checked_sub(threshold).filter(|_| degree <= MAX_DEGREE);
+        let tolerated = tolerated.zip(spare).map(|(shares, signers)| shares.min(signers));
+        if tolerated.is_some_and(|tolerated| drop_outs <= tolerated) {
+            return Ok(Topology { degree, threshold, window_bound: None, committee });
         }
-        x
-    }
-
-    /// Largest `x` with `P[X < x] <= bound`.
-    fn lower_quantile(&self, marked: u32, draws: u32, bound: f64) -> u32 {
-        let mut x = 0;
-        let mut tail = 0.0;
-        while x < marked.min(draws) {
-            tail += self.probability(marked, draws, x);
-            if tail > bound {
-                break;
-            }
-            x += 1;
-        }
-        x
-    }
-
-    /// Hypergeometric `P[X = x]`, from logarithms.
-    fn probability(&self, marked: u32, draws: u32, x: u32) -> f64 {
-        let rest = self.n - marked;
-        if x > marked || x > draws || draws - x > rest {
-            return 0.0;
-        }
-        let choose = |n, k| self.factorials.choose(n, k);
-        (choose(marked, x) + choose(rest, draws - x) - choose(self.n, draws)).exp()
-    }
-}
-
-/// Natural logarithms of `0!` to `n!`.
-struct LogFactorials(Vec<f64>);
-
-impl LogFactorials {
-    fn new(n: u32) -> Self {
-        let mut sum = 0.0;
-        Self(
-            (0..=n)
-                .map(|i| {
-                    sum += f64::from(i.max(1)).ln();
-                    sum
-                })
-                .collect(),
-        )
-    }
-
-    /// Logarithm of the binomial coefficient, `k <= n`.
-    fn choose(&self, n: u32, k: u32) -> f64 {
-        self.0[n as usize] - self.0[k as usize] - self.0[(n - k) as usize]
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn searched(n: u32, gamma: f64, delta: f64, rules: &Rules) -> (u32, u32, Option<u32>) {
-        let found = find_with(n, gamma, delta, rules).unwrap();
-        (found.degree, found.threshold, found.window_bound)
-    }
-
-    #[test]
-    fn the_worked_values_of_section_9() {
-        let plain = Rules { sigma: 40, malicious_threshold: false, windows: false };
-        let raised = Rules { malicious_threshold: true, ..plain };
-        let full = Rules::of(SecurityMode::Malicious);
-        for (n, semi, malicious, all) in [
-            (100, (12, 6), (16, 11), (22, 14, 5)),
-            (1000, (30, 17), (52, 37), (78, 56, 25)),
-            (10_000, (34, 20), (62, 44), (94, 68, 30)),
-        ] {
-            if cfg!(miri) && n > 100 {
-                continue;
-            }
-            assert_eq!(searched(n, 0.05, 0.05, &plain), (semi.0, semi.1, None), "n = {n}");
-            assert_eq!(searched(n, 0.05, 0.05, &raised), (malicious.0, malicious.1, None), "n = {n}");
-            assert_eq!(searched(n, 0.05, 0.05, &full), (all.0, all.1, Some(all.2)), "n = {n}");
-        }
-        assert_eq!(searched(100, 0.05, 0.1, &full), (30, 18, Some(5)));
-        if !cfg!(miri) {
-            assert_eq!(searched(1000, 0.05, 0.1, &full), (98, 67, Some(28)));
-            assert_eq!(searched(10_000, 0.05, 0.1, &full), (120, 83, Some(33)));
-        }
-        assert_eq!(searched(20, 0.05, 0.2, &full), (12, 7, Some(1)));
-        assert_eq!(searched(50, 0.05, 0.2, &full), (24, 14, Some(2)));
-    }
-
-    #[test]
-    fn fewer_neighbours_of_one_client_lie_than_of_the_cohort() {
-        let all: Vec<u32> = (0..4).map(|degree| adversarial_neighbours(10, 0.2, 9 - degree)).collect();
-        assert_eq!(all, [2; 4], "two of ten can all be neighbours of one client");
-        for (n, degree, expected) in [(100, 22, 4), (1000, 78, 11)] {
-            assert_eq!(adversarial_neighbours(n, 0.05, degree), expected, "n = {n}");
-        }
-        assert_eq!(adversarial_neighbours(100, 0.0, 22), 0);
-    }
-
-    #[test]
-    fn a_small_cohort_gets_the_complete_graph() {
-        let assumptions = Assumptions { gamma: 0.2, delta: 0.2, mode: SecurityMode::Malicious };
-        let found = find(5, &assumptions).unwrap();
-        // One adversary, one drop-out: 2 t > 4 + 1 and t <= 3.
-        assert_eq!(found, Topology { degree: 4, threshold: 3, window_bound: None });
-    }
-
-    #[test]
-    fn without_adversaries_a_threshold_of_two_still_survives_the_assumed_drop_outs() {
-        // One of six may drop out: with two neighbours, its neighbours would be left with one share.
-        let found = find(6, &Assumptions { gamma: 0.0, delta: 0.2, mode: SecurityMode::SemiHonest }).unwrap();
-        assert!(found.threshold == 2 && found.degree >= 3, "{found:?}");
-    }
-
-    #[test]
-    fn an_infeasible_request_says_what_would_do() {
-        let error = find(10, &Assumptions { gamma: 0.3, delta: 0.4, mode: SecurityMode::Malicious }).unwrap_err();
-        assert!(matches!(
-            error,
-            DegreeError::Infeasible { n: 10, adversaries: 3, drop_outs: 4, needed: 7, available: 5, .. }
-        ));
-        let text = error.to_string();
-        assert!(text.contains("delta = ") && text.contains("gamma = "), "{text}");
-        for (gamma, delta) in [(f64::NAN, 0.1), (0.1, 1.0), (-0.1, 0.1), (f64::INFINITY, 0.0)] {
-            assert!(matches!(
-                find(10, &Assumptions { gamma, delta, mode: SecurityMode::SemiHonest }),
-                Err(DegreeError::Fraction { .. })
-            ));
-        }
-        assert_eq!(
-            find(2, &Assumptions { gamma: 0.0, delta: 0.0, mode: SecurityMode::SemiHonest }),
-            Err(DegreeError::TooFew(2))
-        );
-    }
-
-    #[test]
-    fn every_small_cohort_and_fraction_gives_a_topology_or_an_error() {
-        for mode in [SecurityMode::Malicious, SecurityMode::SemiHonest] {
-            for n in 3..if cfg!(miri) { 6 } else { 80 } {
-                for (gamma, delta) in [(0.0, 0.0), (0.1, 0.1), (0.33, 0.33), (0.0, 0.99), (0.99, 0.0), (0.6, 0.6)] {
-                    if let Ok(found) = find(n, &Assumptions { gamma, delta, mode }) {
-                        assert!(found.threshold >= 2 && found.threshold <= found.degree && found.degree < n);
-                        assert!(found.degree == n - 1 || found.degree.is_multiple_of(2));
-                    }
-                }
-            }
-        }
+        Err(DegreeError::Infeasible { n, adversaries, drop_outs, tolerated, advice: String::new() })
     }
 }

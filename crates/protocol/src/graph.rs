@@ -38,7 +38,7 @@ impl Graph {
         self.topology.degree >= self.n() - 1
     }
 
-    /// Degree, threshold and window bound.
+    /// Degree, threshold, window bound and committee.
     pub fn topology(&self) -> Topology {
         self.topology
     }
@@ -100,7 +100,7 @@ mod tests {
     use super::*;
 
     fn graph(n: u32, degree: u32, window_bound: Option<u32>, id: u8) -> Graph {
-        Graph::new(CohortId([id; 32]), n, Topology { degree, threshold: 2, window_bound })
+        Graph::new(CohortId([id; 32]), n, Topology { degree, threshold: 2, window_bound, committee: None })
     }
 
     #[test]

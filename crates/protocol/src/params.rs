@@ -4,7 +4,7 @@ use prost::Message;
 use unisono_crypto::kdf::{hash, label};
 use unisono_crypto::ring::Modulus;
 
-use crate::degree::{self, Assumptions, DegreeError, SecurityMode, Topology};
+use crate::degree::{Assumptions, DegreeError, SecurityMode, Topology, adversaries, find};
 use crate::encoding::{EncodingError, Quantiser, Rounding};
 use crate::ids::RoundId;
 use crate::privacy::{Guarantee, Privacy, Sensitivity};
@@ -54,14 +54,25 @@ pub enum ParamsError {
     /// The quantiser's settings are inconsistent, or sums could overflow.
     #[error(transparent)]
     Encoding(#[from] EncodingError),
-    /// No graph satisfies section 9.
+    /// No sizes satisfy section 9.
     #[error("no secure graph for {n} clients: {source}")]
     Infeasible {
         /// Size of the cohort.
         n: u32,
-        /// Which condition fails and what would make it feasible.
+        /// How many drop-outs would be tolerated, and what would make it feasible where the coordinator asked.
         source: DegreeError,
     },
+}
+
+impl ParamsError {
+    /// The error with advice for an infeasible cohort: see [`DegreeError::advised`]. For the coordinator only.
+    #[must_use]
+    pub fn advised(self, assumptions: &Assumptions) -> Self {
+        match self {
+            Self::Infeasible { n, source } => Self::Infeasible { n, source: source.advised(assumptions) },
+            other => other,
+        }
+    }
 }
 
 fn field(field: &'static str, got: impl ToString, allowed: impl ToString) -> ParamsError {
@@ -73,8 +84,25 @@ impl RoundParams {
     ///
     /// # Errors
     /// [`ParamsError`] names the field, its value and the range; a modulus too small for `n_max` sums, and a smallest or
-    /// largest cohort for which section 9 finds no graph, are errors too.
+    /// largest cohort for which section 9 finds no sizes, are errors too.
     pub fn from_payload(payload: &[u8]) -> Result<Self, ParamsError> {
+        let params = Self::parse(payload)?;
+        params.feasible()?;
+        Ok(params)
+    }
+
+    /// As [`RoundParams::from_payload`], for who chooses the parameters: an infeasible cohort comes with what would make it feasible,
+    /// which takes up to a second to find.
+    ///
+    /// # Errors
+    /// As [`RoundParams::from_payload`].
+    pub fn proposed(payload: &[u8]) -> Result<Self, ParamsError> {
+        let params = Self::parse(payload)?;
+        params.feasible().map_err(|error| error.advised(&params.assumptions))?;
+        Ok(params)
+    }
+
+    fn parse(payload: &[u8]) -> Result<Self, ParamsError> {
         let wire = proto::RoundParams::decode(payload).map_err(|e| ParamsError::Malformed(e.to_string()))?;
         let task_ok = (1..=MAX_TASK_LEN).contains(&wire.task.len());
         if !task_ok || wire.task.chars().any(char::is_control) {
@@ -128,24 +156,28 @@ impl RoundParams {
         }
         let modulus =
             Modulus::new(wire.modulus_bits).map_err(|_| field("modulus_bits", wire.modulus_bits, "1 to 64"))?;
-        let assumptions = Assumptions { gamma: wire.gamma, delta: wire.delta, mode };
-        let params = Self { round_id, modulus, quantiser, assumptions, wire };
-        params.topology(params.wire.n_min)?;
-        params.topology(params.wire.n_max)?;
-        if params.guarantee().is_some_and(|guarantee| guarantee.contributions == 0) {
-            let colluders = degree::part(params.wire.gamma, params.wire.n_max);
-            let allowed = format!("above {colluders}, the colluders assumed among n_max, for any noise to count");
-            return Err(field("n_min", params.wire.n_min, allowed));
-        }
-        Ok(params)
+        let assumptions = Assumptions { gamma: wire.gamma, delta: wire.delta, min_colluders: 1, mode };
+        Ok(Self { round_id, modulus, quantiser, assumptions, wire })
     }
 
-    /// Degree, threshold and window bound for a cohort of `n` (section 9).
+    /// Whether the smallest and the largest cohort have sizes, and noise counts where there is any.
+    fn feasible(&self) -> Result<(), ParamsError> {
+        self.topology(self.wire.n_min)?;
+        self.topology(self.wire.n_max)?;
+        if self.guarantee().is_some_and(|guarantee| guarantee.contributions == 0) {
+            let colluders = adversaries(self.wire.n_max, &self.assumptions);
+            let allowed = format!("above {colluders}, the colluders assumed among n_max, for any noise to count");
+            return Err(field("n_min", self.wire.n_min, allowed));
+        }
+        Ok(())
+    }
+
+    /// Degree, threshold, window bound and committee for a cohort of `n` (section 9).
     ///
     /// # Errors
-    /// [`ParamsError::Infeasible`] says which condition fails and what would help.
+    /// [`ParamsError::Infeasible`] says how many drop-outs would be tolerated; what would help, [`ParamsError::advised`] adds.
     pub fn topology(&self, n: u32) -> Result<Topology, ParamsError> {
-        degree::find(n, &self.assumptions).map_err(|source| ParamsError::Infeasible { n, source })
+        find(n, &self.assumptions).map_err(|source| ParamsError::Infeasible { n, source })
     }
 
     /// Whether signatures, roster and consistency check are in force.
@@ -160,10 +192,10 @@ impl RoundParams {
     }
 
     /// What the noise of a sum over `survivors` of a cohort of `cohort` clients guarantees any one of them: the noise of
-    /// `floor(gamma cohort)` colluders does not count. `None` without privacy.
+    /// `n_adv` colluders (section 9) does not count. `None` without privacy.
     pub fn guarantee_of(&self, survivors: u32, cohort: u32) -> Option<Guarantee> {
         let variance = self.quantiser.privacy?.noise_variance;
-        let contributions = honest(survivors, cohort, self.wire.gamma);
+        let contributions = honest(survivors, cohort, &self.assumptions);
         let sensitivity = Sensitivity::of(&self.quantiser, self.wire.dimension)?;
         Some(Guarantee { sensitivity, contributions, variance: f64::from(contributions) * variance })
     }
@@ -190,8 +222,8 @@ impl RoundParams {
 }
 
 /// Contributions to a sum over `survivors` of a cohort of `cohort` clients whose noise no colluder knows.
-pub fn honest(survivors: u32, cohort: u32, gamma: f64) -> u32 {
-    survivors.saturating_sub(degree::part(gamma, cohort))
+pub fn honest(survivors: u32, cohort: u32, assumptions: &Assumptions) -> u32 {
+    survivors.saturating_sub(adversaries(cohort, assumptions))
 }
 
 /// Reads the encoder's settings from the wire; their ranges are for [`Quantiser::validate`]. A rotation is [`Rotation::default`]:

@@ -339,7 +339,7 @@ mod tests {
     use super::*;
 
     fn scenario(clients: u32, mode: SecurityMode) -> Scenario {
-        let assumptions = Assumptions { gamma: 0.05, delta: 0.1, mode };
+        let assumptions = Assumptions { gamma: 0.05, delta: 0.1, min_colluders: 1, mode };
         Scenario { clients, elements: 100_001, modulus_bits: 26, assumptions }
     }
 
@@ -362,7 +362,7 @@ mod tests {
 
     #[test]
     fn an_infeasible_scenario_is_an_error() {
-        let assumptions = Assumptions { gamma: 0.3, delta: 0.4, mode: SecurityMode::Malicious };
+        let assumptions = Assumptions { gamma: 0.3, delta: 0.4, min_colluders: 1, mode: SecurityMode::Malicious };
         assert!(per_client(&Scenario { clients: 10, elements: 1, modulus_bits: 16, assumptions }).is_err());
     }
 }

@@ -256,7 +256,7 @@ impl Server {
     /// [`OpenError`]: parameters that no round can run with, or a key or roster that does not fit them.
     pub fn open(params: &proto::RoundParams, authority: Option<Authority>) -> Result<Self, OpenError> {
         let payload = params.encode_to_vec();
-        let params = RoundParams::from_payload(&payload)?;
+        let params = RoundParams::proposed(&payload)?;
         if params.malicious() != authority.is_some() {
             return Err(OpenError::Authority);
         }

@@ -66,8 +66,8 @@ struct Rebuilder<'a> {
 impl<'a> Rebuilder<'a> {
     fn new(unmasking: &'a Unmasking) -> Self {
         let members = &unmasking.masked.members;
-        let (graph, gamma) = (&members.cohort.graph, members.context.params.wire.gamma);
-        let liars = adversarial_neighbours(graph.n(), gamma, graph.topology().degree).max(1) as usize;
+        let (graph, assumptions) = (&members.cohort.graph, &members.context.params.assumptions);
+        let liars = adversarial_neighbours(graph.n(), assumptions, graph.topology().degree).max(1) as usize;
         Self { unmasking, interpolators: BTreeMap::new(), reports: Vec::new(), liars }
     }
 

@@ -14,7 +14,7 @@ fn play(
     count: usize,
     tamper: impl FnMut(usize, Phase, ClientMessage) -> Option<ClientMessage>,
 ) -> (Result<Outcome, Abort>, Vec<Device>, Vec<Reason>) {
-    let lied = lying::play(&params(true, 4, count as u32, 0.0, delta, 20), count, tamper);
+    let lied = lying::play(&params(true, 5, count as u32, 0.0, delta, 20), count, tamper);
     assert_eq!(lied.exact, lied.result.is_ok());
     (lied.result, lied.devices, lied.refusals.into_iter().map(|refusal| refusal.reason).collect())
 }
@@ -36,7 +36,7 @@ fn a_wrong_share_is_left_out_and_reported() {
 /// A complete graph of ten with threshold 6, of whom two may lie. In the last phase the first `vanished` send nothing, the next
 /// `liars` release wrong shares of client 9, and that one is there or not.
 fn wrong_shares_of_nine(vanished: usize, liars: usize, nine_answers: bool) -> lying::Lied {
-    lying::play(&params(true, 4, 10, 0.2, 0.25, 20), 10, |i, phase, mut message| {
+    lying::play(&params(true, 5, 10, 0.2, 0.25, 20), 10, |i, phase, mut message| {
         if phase == Phase::Unmask && (i < vanished || i == 9 && !nine_answers) {
             return None;
         }
@@ -94,7 +94,7 @@ fn holders_that_lie_are_named_and_get_no_dealer_suspected() {
 fn liars_that_answer_early_have_nobody_suspected_whom_later_answers_clear() {
     // Two of ten lie about everybody, one more than is assumed. With the six that follow them there would be a sum, from what those
     // give themselves; but of their shares five are right, and six are with one more.
-    let lied = lying::play_seeing(&params(true, 4, 10, 0.1, 0.25, 20), 10, true, |i, _, phase, mut message| {
+    let lied = lying::play_seeing(&params(true, 5, 10, 0.1, 0.25, 20), 10, true, |i, _, phase, mut message| {
         if let (0 | 1, Phase::Unmask, Some(Step::Unmask(signed))) = (i, phase, &mut message.step) {
             resign::<proto::UnmaskShares>(i, signed, label::SIG_UNMASK, |unmask| {
                 unmask.shares.iter_mut().for_each(|share| share.value[..31].fill(7 + i as u8));
@@ -125,7 +125,7 @@ fn a_dealer_of_unreadable_shares_that_answers_first_is_suspected() {
 
 #[test]
 fn in_a_sparse_graph_a_dealer_of_unreadable_shares_ends_the_round_also_where_it_stays() {
-    let (outcome, devices, reasons) = play(0.25, 10, |i, _, mut message| {
+    let (outcome, devices, reasons) = play(0.2, 36, |i, _, mut message| {
         if let (2, Some(Step::ShareKeys(shares))) = (i, &mut message.step) {
             resign_shares(2, shares, |message| message.sealed[0] ^= 1);
         }
@@ -143,7 +143,7 @@ fn a_self_mask_secret_other_than_the_advertised_one_is_refused() {
         |unmask| unmask.self_mask_secret = vec![0xff; 32],
         |unmask| unmask.self_mask_secret.clear(),
     ] {
-        let lied = lying::play(&params(true, 4, 10, 0.2, 0.25, 20), 10, |i, phase, mut message| {
+        let lied = lying::play(&params(true, 5, 10, 0.2, 0.25, 20), 10, |i, phase, mut message| {
             if let (0, Phase::Unmask, Some(Step::Unmask(signed))) = (i, phase, &mut message.step) {
                 resign::<proto::UnmaskShares>(0, signed, label::SIG_UNMASK, change);
             }

@@ -15,7 +15,7 @@ use unisono_protocol::server::{Authority, Server};
 
 pub const NOW: u64 = 1_800_000_000;
 /// Identities at hand: more than any round uses.
-pub const DEVICES: usize = if cfg!(miri) { 4 } else { 24 };
+pub const DEVICES: usize = if cfg!(miri) { 5 } else { 40 };
 
 /// Keys that take long to make, made once.
 pub struct Cast {
@@ -61,7 +61,7 @@ pub fn params(malicious: bool, n_min: u32, n_max: u32, gamma: f64, delta: f64, d
         roster_epoch: if malicious { head.epoch } else { 0 },
         roster_root: if malicious { head.root.to_vec() } else { Vec::new() },
         dimension,
-        modulus_bits: 8 + 5,
+        modulus_bits: 8 + 6,
         quantiser: Some(proto::Quantiser {
             bits: 8,
             clip: 1.0,

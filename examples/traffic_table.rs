@@ -18,7 +18,8 @@ fn main() -> anyhow::Result<()> {
     for n in clients {
         let simulation = Simulation::builder().clients(n).dimension(DIMENSION).delta(0.05).build()?;
         let settings = simulation.settings();
-        let assumptions = Assumptions { gamma: settings.gamma, delta: settings.delta, mode: SecurityMode::Malicious };
+        let (gamma, delta) = (settings.gamma, settings.delta);
+        let assumptions = Assumptions { gamma, delta, min_colluders: 1, mode: SecurityMode::Malicious };
         let modulus_bits = settings.modulus_bits;
         // The weight is one more element.
         let computed = per_client(&Scenario { clients: n, elements: DIMENSION + 1, modulus_bits, assumptions })?;

@@ -69,7 +69,7 @@ pub struct Deployment {
 
 /// The smallest cohort from 60 % of the clients up for which there is a secure graph.
 fn n_min(plan: &Plan) -> u32 {
-    let assumptions = Assumptions { gamma: GAMMA, delta: plan.delta, mode: SecurityMode::Malicious };
+    let assumptions = Assumptions { gamma: GAMMA, delta: plan.delta, min_colluders: 1, mode: SecurityMode::Malicious };
     let least = (plan.clients * 3).div_ceil(5).max(3);
     (least..=plan.clients).find(|&n| find(n, &assumptions).is_ok()).unwrap_or(plan.clients)
 }

@@ -107,7 +107,7 @@ fn degree_threshold_and_window_are_those_in_the_vectors() {
     for (mode, name) in [(SecurityMode::Malicious, "malicious"), (SecurityMode::SemiHonest, "semi-honest")] {
         for n in [3u32, 4, 5, 6, 10, 20, 33, 50, 100, 333, 1000, 10_000] {
             for (gamma, delta) in [(0.0, 0.0), (0.05, 0.05), (0.05, 0.1), (0.05, 0.2), (0.1, 0.3), (0.3, 0.4)] {
-                let found = find(n, &Assumptions { gamma, delta, mode }).ok();
+                let found = find(n, &Assumptions { gamma, delta, min_colluders: 1, mode }).ok();
                 let found = found.map(|found| {
                     json!({ "degree": found.degree, "threshold": found.threshold, "window_bound": found.window_bound })
                 });
@@ -125,7 +125,7 @@ fn rings_neighbours_and_windows_are_those_in_the_vectors() {
         [(1u8, 5u32, 4u32, None), (2, 6, 5, None), (3, 20, 12, Some(1)), (4, 21, 4, None)]
     {
         let cohort = CohortId([byte; 32]);
-        let graph = Graph::new(cohort, n, Topology { degree, threshold: 2, window_bound });
+        let graph = Graph::new(cohort, n, Topology { degree, threshold: 2, window_bound, committee: None });
         let mut ring: Vec<u32> = (0..n).collect();
         ring.sort_by_key(|i| hash(label::GRAPH_SEED, &[&cohort.0, &i.to_le_bytes()]));
         let encapsulated =

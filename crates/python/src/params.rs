@@ -103,8 +103,9 @@ pub fn find_degree(
     #[pyo3(from_py_with = named::delta)] delta: f64,
     mode: &str,
 ) -> PyResult<Topology> {
-    let assumptions = Assumptions { gamma, delta, mode: mode_of(mode)? };
-    let found = threads::detach(py, || degree::find(clients, &assumptions))?;
+    let assumptions = Assumptions { gamma, delta, min_colluders: 1, mode: mode_of(mode)? };
+    let find = || degree::find(clients, &assumptions).map_err(|error| error.advised(&assumptions));
+    let found = threads::detach(py, find)?;
     found.map(Topology::from).map_err(|error| errors::class::ParamsError::new_err(error.to_string()))
 }
 
@@ -295,7 +296,9 @@ impl RoundParams {
         }
         let mut quantiser = quantiser.inner.clone();
         if let Some(multiplier) = noise_multiplier {
-            quantiser.privacy = Some(noise(multiplier, &quantiser, dimension, honest(n_min, n_max, gamma))?);
+            let assumptions = Assumptions { gamma, delta, min_colluders: 1, mode };
+            let contributions = honest(n_min, n_max, &assumptions);
+            quantiser.privacy = Some(noise(multiplier, &quantiser, dimension, contributions)?);
         }
         let needed = quantiser.modulus_bits(n_max.max(1)).map_err(errors::encoding)?;
         let head = roster.map(|roster| roster.inner.head());
@@ -321,7 +324,7 @@ impl RoundParams {
             opened_at: unix_time(now),
         };
         let payload = wire.encode_to_vec();
-        let checked = threads::detach(py, || params::RoundParams::from_payload(&payload))?.map_err(errors::params)?;
+        let checked = threads::detach(py, || params::RoundParams::proposed(&payload))?.map_err(errors::params)?;
         Ok(Self { checked })
     }
 
@@ -372,7 +375,8 @@ impl RoundParams {
 
     /// Degree, threshold and window bound for a cohort of `n`; ParamsError where there is no secure graph.
     fn topology(&self, py: Python<'_>, #[pyo3(from_py_with = named::n)] n: u32) -> PyResult<Topology> {
-        threads::detach(py, || self.checked.topology(n))?.map(Topology::from).map_err(errors::params)
+        let find = || self.checked.topology(n).map_err(|error| error.advised(&self.checked.assumptions));
+        threads::detach(py, find)?.map(Topology::from).map_err(errors::params)
     }
 
     fn __repr__(&self) -> String {

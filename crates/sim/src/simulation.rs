@@ -181,14 +181,14 @@ impl Builder {
         self.quantiser.validate()?;
         let expected = self.dropout.expected(clients as usize, &self.network);
         let delta = self.delta.unwrap_or_else(|| expected.max(0.05));
-        let assumptions = Assumptions { gamma, delta, mode };
-        let infeasible = |n| move |source| SimError::Params(ParamsError::Infeasible { n, source });
-        let topology = find(clients, &assumptions).map_err(infeasible(clients))?;
+        let assumptions = Assumptions { gamma, delta, min_colluders: 1, mode };
+        let infeasible = |source| ParamsError::Infeasible { n: clients, source }.advised(&assumptions);
+        let topology = find(clients, &assumptions).map_err(infeasible)?;
         let lowest = ((f64::from(clients) * (1.0 - delta) * 0.9) as u32).clamp(3, clients);
         let feasible = |n: &u32| find(*n, &assumptions).is_ok();
         let n_min = self.n_min.unwrap_or_else(|| (lowest..=clients).find(feasible).unwrap_or(clients));
         let privacy = match self.privacy {
-            Some((multiplier, delta)) => Some(self.make_private(multiplier, delta, n_min)?),
+            Some((multiplier, delta)) => Some(self.make_private(multiplier, delta, n_min, &assumptions)?),
             None => None,
         };
         let settings = Settings {
@@ -219,7 +219,7 @@ impl Builder {
         });
         let simulation = Simulation { builder: self, settings, update };
         // What the protocol itself has against the parameters is said now, not in the first round.
-        let params = RoundParams::from_payload(&prost::Message::encode_to_vec(&simulation.params(
+        let params = RoundParams::proposed(&prost::Message::encode_to_vec(&simulation.params(
             1,
             simulation.builder.mode == SecurityMode::Malicious,
             None,
@@ -233,14 +233,20 @@ impl Builder {
     }
 
     /// Puts the noise into the quantiser, for sums of `n_min` contributions.
-    fn make_private(&mut self, multiplier: f64, delta: f64, n_min: u32) -> Result<PrivacySettings, SimError> {
+    fn make_private(
+        &mut self,
+        multiplier: f64,
+        delta: f64,
+        n_min: u32,
+        assumptions: &Assumptions,
+    ) -> Result<PrivacySettings, SimError> {
         if !(multiplier > 0.0 && multiplier.is_finite()) {
             return Err(setting("noise multiplier", multiplier, "a finite number above 0"));
         }
         if !(delta > 0.0 && delta < 1.0) {
             return Err(setting("privacy's delta", delta, "above 0 and below 1"));
         }
-        let contributions = honest(n_min, self.clients, self.gamma);
+        let contributions = honest(n_min, self.clients, assumptions);
         if contributions == 0 {
             return Err(setting(
                 "n_min",

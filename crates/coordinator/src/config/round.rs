@@ -1,5 +1,6 @@
 //! What a round is made with: the settings are checked, and become `RoundParams`.
 
+use unisono_protocol::degree::{Assumptions, SecurityMode};
 use unisono_protocol::params::{ParamsError, RoundParams, honest, quantiser_from_wire};
 use unisono_protocol::privacy::{Privacy as Noise, Sensitivity};
 use unisono_protocol::proto;
@@ -53,8 +54,7 @@ impl Config {
             return setting("release.valid_days", &release.valid_days, "1 to 36500");
         }
         let roster = (0, if self.malicious() { vec![0; 32] } else { Vec::new() });
-        let params =
-            RoundParams::from_payload(&prost::Message::encode_to_vec(&self.params(1, 0, [0; 32], 1, roster)?))?;
+        let params = RoundParams::proposed(&prost::Message::encode_to_vec(&self.params(1, 0, [0; 32], 1, roster)?))?;
         let (chunk, limit) = (params.chunk_len(), MAX_MESSAGE_LEN - 1024);
         if chunk > limit {
             return setting("round.chunk_elements", &format!("{chunk} bytes"), &format!("at most {limit} bytes"));
@@ -138,7 +138,9 @@ impl Config {
         quantiser.validate().map_err(ParamsError::from)?;
         let missing = ConfigError::Missing { setting: "quantiser.l2_clip", why: "noise for privacy is made for it" };
         let sensitivity = Sensitivity::of(&quantiser, dimension).ok_or(missing)?;
-        let contributions = honest(self.round.n_min, self.round.n_max, self.round.gamma);
+        let mode = if self.malicious() { SecurityMode::Malicious } else { SecurityMode::SemiHonest };
+        let assumptions = Assumptions { gamma: self.round.gamma, delta: self.round.delta, min_colluders: 1, mode };
+        let contributions = honest(self.round.n_min, self.round.n_max, &assumptions);
         let noise = match (privacy.noise_multiplier, privacy.epsilon) {
             (Some(multiplier), _) => Some(Noise::of_multiplier(multiplier, sensitivity, contributions)),
             (None, epsilon) => {

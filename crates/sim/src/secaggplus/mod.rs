@@ -9,7 +9,7 @@ mod costs;
 mod counts;
 
 use serde::Serialize;
-use unisono_protocol::degree::{Rules, SecurityMode, find_with};
+use unisono_protocol::degree::{Assumptions, SecurityMode, find};
 use unisono_protocol::params::ParamsError;
 use unisono_protocol::server::Phase;
 
@@ -82,9 +82,9 @@ impl Model {
     /// [`SimError::Params`] when the semi-honest conditions leave no graph for these settings.
     pub fn of(settings: &Settings) -> Result<Self, SimError> {
         let Settings { clients, dimension, gamma, delta, quantiser_bits, .. } = *settings;
-        let rules = Rules::of(SecurityMode::SemiHonest);
-        let topology = find_with(clients, gamma, delta, &rules)
-            .map_err(|source| ParamsError::Infeasible { n: clients, source })?;
+        let assumptions = Assumptions { gamma, delta, min_colluders: 1, mode: SecurityMode::SemiHonest };
+        let infeasible = |source| ParamsError::Infeasible { n: clients, source }.advised(&assumptions);
+        let topology = find(clients, &assumptions).map_err(infeasible)?;
         let shape = Shape {
             clients,
             survivors: clients,

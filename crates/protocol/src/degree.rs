@@ -1,4 +1,4 @@
-//! Sizes of a cohort (section 9; Bell et al., CCS 2020, section 3): degree of the graph, threshold of the sharing, bound of the
+//! Sizes of a cohort (docs/protocol.md, section 9; Bell et al., CCS 2020, section 3): degree of the graph, threshold of the sharing, bound of the
 //! windows, and the committee that signs the certificate. Devices and the coordinator compute them alike, on any platform.
 
 mod tail;
@@ -59,7 +59,7 @@ pub fn drop_outs(n: u32, assumptions: &Assumptions) -> u32 {
 /// The members of a cohort that sign its certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Committee {
-    /// Members, `s`: 3 to the cohort's size.
+    /// Members, `s`: at most the cohort, and all of it where the graph is complete.
     pub size: u32,
     /// Signatures that make a certificate, `tau`: more than half of `size`, at most `size`.
     pub quorum: u32,
@@ -142,7 +142,7 @@ impl DegreeError {
 }
 
 /// Sizes for `n` clients at the security of the assumptions' mode: [`SIGMA_MALICIOUS`] or [`SIGMA_SEMI_HONEST`]. Takes less than a
-/// millisecond for sensible fractions, and some at most (docs/protocol.md, section 9).
+/// millisecond for usual fractions, and a few at most.
 ///
 /// # Errors
 /// [`DegreeError`], without advice: see [`DegreeError::advised`].

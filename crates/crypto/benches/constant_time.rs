@@ -11,7 +11,6 @@ use std::time::Instant;
 
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
-use unisono_crypto::kdf::{label, mac, mac_verify};
 use unisono_crypto::kem::DecapsulationKey;
 use unisono_crypto::secret::Secret32;
 use unisono_crypto::shamir::{self, Interpolator, SecretScalar, Share};
@@ -126,12 +125,6 @@ fn main() -> ExitCode {
         |input| {
             black_box(input.ct_eq(&known));
         },
-    ));
-    results.push(compare(
-        "mac_verify, right against random tag",
-        (200_000, 4),
-        |class, rng| if class { random_bytes::<16>(rng) } else { tag },
-        |input| drop(black_box(mac_verify(&key, label::CONSISTENCY_TAG, &[b"message"], input))),
     ));
 
     let abscissas: Vec<u32> = (1..=14).collect();

@@ -41,9 +41,6 @@ pub enum CryptoError {
     /// A Merkle path does not lead from the leaf to the root.
     #[error("the Merkle path does not lead to the root")]
     MerklePath,
-    /// A MAC tag differs.
-    #[error("the tag does not verify")]
-    Mac,
     /// One PRG seed would serve more than 2^32 blocks.
     #[error("the key stream of one seed ends after 2^32 blocks (256 GiB); bytes up to {0} were asked for")]
     StreamExhausted(u128),

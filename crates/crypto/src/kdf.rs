@@ -1,12 +1,10 @@
-//! Labelled key derivation, hashing and MAC on BLAKE3 (`docs/protocol.md` section 2).
+//! Labelled key derivation and hashing on BLAKE3 (`docs/protocol.md` section 2).
 //!
 //! Every use has its own [`Label`] `unisono/v1/<purpose>`; there is no way to make one outside this file. Inputs of more
 //! than one part are length-prefixed (64 bits, little-endian), so that different parts never give the same bytes.
 
-use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
-use crate::CryptoError;
 use crate::secret::Secret32;
 
 /// What a derivation, hash, tag or signature is for.
@@ -60,12 +58,12 @@ pub mod label {
         SHARE_KEY = "share-key";
         /// Commitment of a dealer to one share.
         SHARE_COMMITMENT = "share-commitment";
-        /// Key between two neighbours.
-        CHANNEL_KEY = "channel-key";
-        /// Tag over the set of survivors.
-        CONSISTENCY_TAG = "consistency-tag";
-        /// Hash of the set of survivors.
+        /// Hash of the set of clients that shared keys, U1.
+        SHARERS = "sharers";
+        /// Hash of the set of survivors, U2.
         SURVIVORS = "survivors";
+        /// Seed of the permutation whose first places are the committee.
+        COMMITTEE_SEED = "committee-seed";
         /// Hash of an accepted step, for the coordinator to tell a retry from a conflict.
         LEDGER = "ledger";
         /// Name of a signature that simulated devices need not verify again; never sent.
@@ -94,6 +92,8 @@ pub mod label {
         SIGN_ED25519 = "sign-ed25519";
         /// ML-DSA half of a hybrid signing key's seed.
         SIGN_ML_DSA = "sign-ml-dsa";
+        /// Prefix of Ed25519's nonce in a hedged signature.
+        SIGN_HEDGE = "sign-hedge";
         /// Signature on a roster head.
         SIG_ROSTER = "sig-roster";
         /// Signature on round parameters.
@@ -106,9 +106,9 @@ pub mod label {
         SIG_SHARES = "sig-shares";
         /// Signature on an upload's header.
         SIG_UPLOAD = "sig-upload";
-        /// Signature on consistency tags.
-        SIG_CONFIRM = "sig-confirm";
-        /// Signature on released shares.
+        /// Signature of a committee member on the pair (U1, U2).
+        SIG_ENDORSEMENT = "sig-endorsement";
+        /// Signature on revealed shares.
         SIG_UNMASK = "sig-unmask";
         /// Signature on a release.
         SIG_RELEASE = "sig-release";
@@ -175,25 +175,6 @@ impl Hasher {
     }
 }
 
-/// MAC of 16 bytes over label and parts (BLAKE3 keyed mode).
-pub fn mac(key: &Secret32, label: Label, parts: &[&[u8]]) -> [u8; 16] {
-    let mut hasher = blake3::Hasher::new_keyed(key.expose());
-    absorb(&mut hasher, label.as_str().as_bytes());
-    parts.iter().for_each(|part| absorb(&mut hasher, part));
-    let mut tag = [0; 16];
-    hasher.finalize_xof().fill(&mut tag);
-    tag
-}
-
-/// Compares `tag` with the [`mac`] in constant time.
-///
-/// # Errors
-/// [`CryptoError::Mac`] when it differs or is not 16 bytes long.
-pub fn mac_verify(key: &Secret32, label: Label, parts: &[&[u8]], tag: &[u8]) -> Result<(), CryptoError> {
-    let equal: bool = mac(key, label, parts).as_slice().ct_eq(tag).into();
-    if equal { Ok(()) } else { Err(CryptoError::Mac) }
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
@@ -219,16 +200,5 @@ mod tests {
     fn a_streamed_hash_does_not_depend_on_the_cuts() {
         let whole = Hasher::new(label::UPLOAD).update(b"abcdef").finalize();
         assert_eq!(whole, Hasher::new(label::UPLOAD).update(b"ab").update(b"cdef").finalize());
-    }
-
-    #[test]
-    fn a_tag_verifies_only_for_its_key_label_parts_and_length() {
-        let key = Secret32::from_bytes([1; 32]);
-        let tag = mac(&key, label::CONSISTENCY_TAG, &[b"x"]);
-        assert_eq!(mac_verify(&key, label::CONSISTENCY_TAG, &[b"x"], &tag), Ok(()));
-        assert!(mac_verify(&key, label::CONSISTENCY_TAG, &[b"y"], &tag).is_err());
-        assert!(mac_verify(&key, label::SURVIVORS, &[b"x"], &tag).is_err());
-        assert!(mac_verify(&key, label::CONSISTENCY_TAG, &[b"x"], &tag[..15]).is_err());
-        assert!(mac_verify(&Secret32::from_bytes([2; 32]), label::CONSISTENCY_TAG, &[b"x"], &tag).is_err());
     }
 }

@@ -1,15 +1,18 @@
 //! Hybrid signatures: Ed25519 (RFC 8032) and ML-DSA (FIPS 204), both of which must verify (`docs/protocol.md` section 1).
 //!
-//! Both sign `label | 0 | message`; ML-DSA has the label as its context too. Signing is deterministic, so a repeated
-//! request is answered with the same bytes.
+//! Both sign `label | 0 | message`; ML-DSA has the label as its context too. Devices sign hedged ([`SigningKey::sign_hedged`]):
+//! a fault or a side channel in one computation can't be repeated. Servers sign deterministically ([`SigningKey::sign`]), so that
+//! a replay after a restart gives the same bytes.
 
 use std::fmt;
 
 use ed25519_dalek::Signer;
+use ed25519_dalek::hazmat::{ExpandedSecretKey, raw_sign};
 use libcrux_ml_dsa::ml_dsa_44::{self, MLDSA44Signature, MLDSA44SigningKey, MLDSA44VerificationKey};
 use libcrux_ml_dsa::ml_dsa_65::{self, MLDSA65Signature, MLDSA65SigningKey, MLDSA65VerificationKey};
 use rand_core::CryptoRng;
 use rayon::prelude::*;
+use sha2::Sha512;
 use zeroize::Zeroize;
 
 use crate::CryptoError;
@@ -113,19 +116,35 @@ impl SigningKey {
         self.verifying.clone()
     }
 
-    /// Signs `message` for one purpose: [`Level::signature_len`] bytes, the same for the same message.
+    /// Signs `message` for one purpose: [`Level::signature_len`] bytes, the same for the same message (FIPS 204, section 3.4,
+    /// deterministic variant; RFC 8032).
     pub fn sign(&self, label: Label, message: &[u8]) -> Vec<u8> {
         let bytes = message_bytes(label, message);
-        let mut signature = self.ed.sign(&bytes).to_bytes().to_vec();
+        self.both(label, &bytes, self.ed.sign(&bytes), [0; 32])
+    }
+
+    /// Signs `message` for one purpose, with fresh randomness in both nonces: [`Level::signature_len`] bytes, others each time
+    /// (FIPS 204, section 3.4, hedged variant; for Ed25519 the prefix from which RFC 8032 derives the nonce is mixed with
+    /// randomness). Without good randomness it is as strong as [`Self::sign`].
+    pub fn sign_hedged<R: CryptoRng + ?Sized>(&self, label: Label, message: &[u8], rng: &mut R) -> Vec<u8> {
+        let bytes = message_bytes(label, message);
+        let fresh = Secret32::random(rng);
+        let mut expanded = ExpandedSecretKey::from(&self.ed.to_bytes());
+        expanded.hash_prefix = *derive_secret(label::SIGN_HEDGE, &expanded.hash_prefix, &[fresh.expose()]).expose();
+        let ed = raw_sign::<Sha512>(&expanded, &bytes, &self.ed.verifying_key());
+        self.both(label, &bytes, ed, *Secret32::random(rng).expose())
+    }
+
+    fn both(&self, label: Label, bytes: &[u8], ed: ed25519_dalek::Signature, randomness: [u8; 32]) -> Vec<u8> {
+        let mut signature = ed.to_bytes().to_vec();
         let context = label.as_str().as_bytes();
-        // FIPS 204's deterministic variant: 32 zero bytes in place of randomness (section 3.4).
         match &self.ml {
             MlDsaKey::L44(key) => {
-                let ml = ml_dsa_44::sign(key, &bytes, context, [0; 32]);
+                let ml = ml_dsa_44::sign(key, bytes, context, randomness);
                 signature.extend_from_slice(ml.unwrap_or_else(|_| unreachable!("{SIGNS}")).as_slice());
             }
             MlDsaKey::L65(key) => {
-                let ml = ml_dsa_65::sign(key, &bytes, context, [0; 32]);
+                let ml = ml_dsa_65::sign(key, bytes, context, randomness);
                 signature.extend_from_slice(ml.unwrap_or_else(|_| unreachable!("{SIGNS}")).as_slice());
             }
         }
@@ -302,6 +321,40 @@ mod tests {
     fn another_implementation_gives_the_same_keys_and_signatures() {
         other_implementation::<ml_dsa::MlDsa44>(Level::L44);
         other_implementation::<ml_dsa::MlDsa65>(Level::L65);
+    }
+
+    #[test]
+    fn hedged_signatures_differ_and_verify_and_without_randomness_no_nonce_repeats_over_messages() {
+        struct Constant;
+        impl rand_core::TryRng for Constant {
+            type Error = std::convert::Infallible;
+            fn try_next_u32(&mut self) -> Result<u32, Self::Error> {
+                Ok(7)
+            }
+            fn try_next_u64(&mut self) -> Result<u64, Self::Error> {
+                Ok(7)
+            }
+            fn try_fill_bytes(&mut self, bytes: &mut [u8]) -> Result<(), Self::Error> {
+                bytes.fill(7);
+                Ok(())
+            }
+        }
+        impl rand_core::TryCryptoRng for Constant {}
+        let key = SigningKey::from_seed(Level::L44, &Secret32::from_bytes([3; 32]));
+        let public = key.verifying_key();
+        let mut rng = rand_core::UnwrapErr(getrandom::SysRng);
+        let signatures: Vec<_> = (0..3).map(|_| key.sign_hedged(label::SIG_ADVERT, b"m", &mut rng)).collect();
+        for (i, signature) in signatures.iter().enumerate() {
+            assert_eq!(public.verify(label::SIG_ADVERT, b"m", signature), Ok(()));
+            assert!(public.verify(label::SIG_ADVERT, b"n", signature).is_err());
+            for other in &signatures[..i] {
+                assert_ne!(signature[..32], other[..32], "Ed25519's nonce point");
+                assert_ne!(signature[ED_SIG_LEN..][..32], other[ED_SIG_LEN..][..32], "ML-DSA's challenge");
+            }
+        }
+        let [m, n] = [b"m", b"n"].map(|message| key.sign_hedged(label::SIG_ADVERT, message, &mut Constant));
+        assert_ne!(m[..32], n[..32], "one nonce for two messages gives the key away");
+        assert_ne!(m[..32], key.sign(label::SIG_ADVERT, b"m")[..32]);
     }
 
     #[test]

@@ -6,7 +6,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let descriptors = protox::compile([file], [root])?;
     // Secrets are not printed: `proto.rs` writes these by hand.
     prost_build::Config::new()
-        .skip_debug(["unisono.v1.SharePair", "unisono.v1.ReleasedShare", "unisono.v1.UnmaskShares"])
+        .skip_debug(["unisono.v1.SharePair", "unisono.v1.RevealedShare", "unisono.v1.UnmaskShares"])
         .compile_fds(descriptors)?;
     Ok(())
 }

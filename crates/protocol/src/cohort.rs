@@ -12,7 +12,7 @@ use crate::graph::Graph;
 use crate::ids::{ClientId, CohortId, RoundId};
 use crate::params::{ParamsError, RoundParams};
 use crate::proto;
-use crate::signed::{SignedError, fixed};
+use crate::signed::{self, SignedError, fixed};
 
 /// Why a cohort was not accepted.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -36,8 +36,8 @@ pub enum CohortError {
     /// There is no graph for it.
     #[error(transparent)]
     Params(#[from] ParamsError),
-    /// Degree, threshold or window bound are not those of section 9.
-    #[error("the cohort's degree, threshold and window bound are {got}; section 9 gives {expected}")]
+    /// Degree, threshold, window bound, committee or quorum are not those of section 9.
+    #[error("the cohort's degree, threshold, window bound, committee and quorum are {got}; section 9 gives {expected}")]
     Topology {
         /// As proposed.
         got: String,
@@ -77,6 +77,8 @@ impl Cohort {
             window_bound: topology.window_bound,
             adverts_root: adverts_root.to_vec(),
             members_hash: members.map(|members| members.hash().to_vec()).unwrap_or_default(),
+            committee: topology.committee.map_or(0, |committee| committee.size),
+            quorum: topology.committee.map_or(0, |committee| committee.quorum),
         })
     }
 
@@ -85,7 +87,7 @@ impl Cohort {
     /// # Errors
     /// Any [`CohortError`].
     pub fn from_payload(payload: &[u8], params: &RoundParams) -> Result<Self, CohortError> {
-        let wire = proto::Cohort::decode(payload).map_err(|e| SignedError::malformed("cohort", e))?;
+        let wire: proto::Cohort = signed::canonical(payload, "cohort")?;
         if wire.round_id != params.round_id.0 {
             return Err(CohortError::OtherRound);
         }
@@ -94,10 +96,12 @@ impl Cohort {
             return Err(CohortError::Size { n, min, max });
         }
         let topology = params.topology(n)?;
-        let text = |degree, threshold, window: Option<u32>| format!("{degree}/{threshold}/{window:?}");
-        let got = text(wire.degree, wire.threshold, wire.window_bound);
-        let expected = text(topology.degree, topology.threshold, topology.window_bound);
-        if got != expected {
+        let Topology { degree, threshold, window_bound, committee } = topology;
+        let (size, quorum) = committee.map_or((0, 0), |committee| (committee.size, committee.quorum));
+        let proposed = (wire.degree, wire.threshold, wire.window_bound, wire.committee, wire.quorum);
+        let computed = (degree, threshold, window_bound, size, quorum);
+        if proposed != computed {
+            let (got, expected) = (format!("{proposed:?}"), format!("{computed:?}"));
             return Err(CohortError::Topology { got, expected });
         }
         Ok(Self::of_payload(payload, n, topology, fixed(&wire.adverts_root, "cohort")?))

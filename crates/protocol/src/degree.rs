@@ -49,11 +49,11 @@ pub fn adversaries(n: u32, assumptions: &Assumptions) -> u32 {
     fraction.max(assumptions.min_colluders).max(1).min(n)
 }
 
-/// Drop-outs that a cohort of `n` is made for: `n_drop = max(floor(delta n), 1)`, at most `n`; `floor(delta n)` for fewer than five
-/// clients, of whom none can be spared (section 9).
+/// Drop-outs that a cohort of `n` is made for: `n_drop = max(floor(delta n), 1)`, at most `n`; 0 for fewer than five clients, of
+/// whom none can be spared in malicious mode (section 9).
 pub fn drop_outs(n: u32, assumptions: &Assumptions) -> u32 {
     let fraction = ((assumptions.delta + FRACTION_TOLERANCE) * f64::from(n)).floor() as u32;
-    fraction.max(u32::from(n >= 5)).min(n)
+    if n < 5 { 0 } else { fraction.max(1).min(n) }
 }
 
 /// The members of a cohort that sign its certificate.
@@ -77,6 +77,15 @@ pub struct Topology {
     pub window_bound: Option<u32>,
     /// Who signs the certificate; `None` in semi-honest mode.
     pub committee: Option<Committee>,
+}
+
+impl Topology {
+    /// Most clients of a cohort of `n` that may drop out, whichever they are, before the round ends without a sum. `None` for a sparse
+    /// graph, which is made for the fraction `delta` and withstands it except with probability 2^-20.
+    pub fn tolerated_drop_outs(&self, n: u32) -> Option<u32> {
+        let spare = self.committee.map_or(n, |committee| committee.size.saturating_sub(committee.quorum));
+        (self.degree + 1 >= n).then(|| self.degree.saturating_sub(self.threshold).min(spare))
+    }
 }
 
 /// Why there are no sizes.

@@ -1,6 +1,6 @@
 //! The communication graph (section 3): a Harary graph on a ring whose order nobody could choose.
 
-use unisono_crypto::kdf::{hash, label};
+use unisono_crypto::kdf::{Label, hash, label};
 
 use crate::degree::Topology;
 use crate::ids::CohortId;
@@ -13,19 +13,45 @@ pub struct Graph {
     ring: Vec<u32>,
     /// Place of each client on the ring.
     place: Vec<u32>,
+    /// The committee, ascending.
+    committee: Vec<u32>,
+}
+
+/// The indices below `n`, sorted by `hash(label, cohort_id, index)`, index as 32 bits little-endian.
+fn permutation(label: Label, cohort: CohortId, n: u32) -> Vec<u32> {
+    let mut order: Vec<([u8; 32], u32)> = (0..n).map(|i| (hash(label, &[&cohort.0, &i.to_le_bytes()]), i)).collect();
+    order.sort_unstable();
+    order.into_iter().map(|(_, i)| i).collect()
 }
 
 impl Graph {
-    /// The graph of a cohort of `n`. The ring is the indices sorted by `hash(graph-seed, cohort_id, index)`, index as 32 bits
-    /// little-endian.
+    /// The graph of a cohort of `n`, and its committee. Ring and committee come from two permutations of the indices, each sorted
+    /// by `hash(label, cohort_id, index)` under a label of its own; the committee is the first `s` of the second one.
     pub fn new(cohort: CohortId, n: u32, topology: Topology) -> Self {
-        let mut order: Vec<([u8; 32], u32)> =
-            (0..n).map(|i| (hash(label::GRAPH_SEED, &[&cohort.0, &i.to_le_bytes()]), i)).collect();
-        order.sort_unstable();
-        let ring: Vec<u32> = order.into_iter().map(|(_, i)| i).collect();
+        let ring = permutation(label::GRAPH_SEED, cohort, n);
         let mut place = vec![0; n as usize];
         ring.iter().enumerate().for_each(|(at, &i)| place[i as usize] = at as u32);
-        Self { topology, ring, place }
+        let size = topology.committee.map_or(0, |committee| committee.size);
+        let mut committee =
+            if size >= n { (0..n).collect() } else { permutation(label::COMMITTEE_SEED, cohort, n) };
+        committee.truncate(size as usize);
+        committee.sort_unstable();
+        Self { topology, ring, place, committee }
+    }
+
+    /// The committee of the cohort (section 3), ascending; empty in semi-honest mode.
+    pub fn committee(&self) -> &[u32] {
+        &self.committee
+    }
+
+    /// Place of `u` in [`Self::committee`]; `None` for a client that is not on it.
+    pub fn on_committee(&self, u: u32) -> Option<usize> {
+        self.committee.binary_search(&u).ok()
+    }
+
+    /// Signatures that a certificate needs, tau; 0 in semi-honest mode.
+    pub fn quorum(&self) -> usize {
+        self.topology.committee.map_or(0, |committee| committee.quorum as usize)
     }
 
     /// Number of clients.
@@ -98,6 +124,7 @@ impl Graph {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::degree::Committee;
 
     fn graph(n: u32, degree: u32, window_bound: Option<u32>, id: u8) -> Graph {
         Graph::new(CohortId([id; 32]), n, Topology { degree, threshold: 2, window_bound, committee: None })
@@ -128,6 +155,24 @@ mod tests {
     fn the_cohort_id_decides_the_ring() {
         assert_eq!(graph(50, 4, None, 1).ring, graph(50, 4, None, 1).ring);
         assert_ne!(graph(50, 4, None, 1).ring, graph(50, 4, None, 2).ring);
+    }
+
+    #[test]
+    fn the_committee_is_drawn_apart_from_the_ring_and_is_everybody_in_a_complete_graph() {
+        let committee = |size| Some(Committee { size, quorum: size / 2 + 1 });
+        let drawn = |id, size| {
+            let topology = Topology { degree: 4, threshold: 2, window_bound: None, committee: committee(size) };
+            Graph::new(CohortId([id; 32]), 50, topology)
+        };
+        let graph = drawn(1, 12);
+        assert_eq!((graph.committee().len(), graph.quorum()), (12, 7));
+        assert!(graph.committee().is_sorted_by(|a, b| a < b));
+        assert_ne!(graph.committee(), drawn(2, 12).committee());
+        let mut first: Vec<u32> = graph.ring[..12].to_vec();
+        first.sort_unstable();
+        assert_ne!(graph.committee(), first);
+        assert!((0..50).all(|u| graph.on_committee(u).is_some() == graph.committee().contains(&u)));
+        assert_eq!(drawn(1, 50).committee(), (0..50).collect::<Vec<_>>());
     }
 
     #[test]

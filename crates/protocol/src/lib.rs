@@ -3,7 +3,7 @@
 //! Sans-IO: bytes come in, bytes go out; time and randomness are arguments. No network, no file, no async runtime, so the
 //! same code serves a device, the coordinator, a simulator and a test. The specification is `docs/protocol.md`.
 //!
-//! - [`client`] holds the states of a device: `Joining -> Advertised -> Shared -> Masked -> Confirmed -> Done`;
+//! - [`client`] holds the device's side, [`client::Session`];
 //! - [`server`] holds the states of the coordinator, one type a phase;
 //! - [`roster`] is what the registrar publishes, [`policy`] what a client refuses;
 //! - [`keyfile`] is the text in which keys are stored;
@@ -22,6 +22,7 @@ pub mod ids;
 pub mod keyfile;
 mod pairwise;
 pub mod params;
+pub mod phase;
 pub mod policy;
 pub mod privacy;
 pub mod proto;

@@ -2,13 +2,14 @@
 //!
 //! Both sides use these: the coordinator, after it has rebuilt a secret, derives what its owner derived.
 
-use unisono_crypto::kdf::{Label, derive_bytes, derive_secret, hash, label, mac};
+use unisono_crypto::kdf::{derive_bytes, derive_secret, hash, label};
 use unisono_crypto::kem::{COINS_LEN, DecapsulationKey, EncapsulationKey};
 use unisono_crypto::prg::Seed;
 use unisono_crypto::secret::Secret32;
 use unisono_crypto::shamir::{SecretScalar, Share};
 use zeroize::Zeroizing;
 
+use crate::bitmap;
 use crate::cohort::Advert;
 use crate::ids::{ClientId, CohortId, RoundId};
 use crate::proto::SecretKind;
@@ -29,9 +30,25 @@ pub(crate) fn mask_coins(
     derive_bytes(label::MASK_COINS, mask_secret.to_secret().expose(), &context)
 }
 
-/// Seed of a client's self mask.
-pub(crate) fn self_mask(self_secret: &SecretScalar, cohort: CohortId) -> Seed {
-    Seed::from_secret(&derive_secret(label::SELF_MASK, self_secret.to_secret().expose(), &[&cohort.0]))
+/// Hash of the set of clients that shared keys, U1, as masks and endorsements are bound to it.
+pub(crate) fn sharers_hash(sharers: &[bool]) -> [u8; 32] {
+    hash(label::SHARERS, &[&bitmap::to_bytes(sharers)])
+}
+
+/// Hash of the set of survivors, U2, as endorsements cover it.
+pub(crate) fn survivors_hash(survivors: &[bool]) -> [u8; 32] {
+    hash(label::SURVIVORS, &[&bitmap::to_bytes(survivors)])
+}
+
+/// What committee members sign (section 6): 100 bytes.
+pub(crate) fn endorsement(cohort: CohortId, sharers: &[u8; 32], survivors: &[bool]) -> Vec<u8> {
+    let count = bitmap::count(survivors) as u32;
+    [&cohort.0[..], sharers, &survivors_hash(survivors), &count.to_le_bytes()].concat()
+}
+
+/// Seed of the self mask of a client that masked for the set with hash `sharers`.
+pub(crate) fn self_mask(self_secret: &SecretScalar, cohort: CohortId, sharers: &[u8; 32]) -> Seed {
+    Seed::from_secret(&derive_secret(label::SELF_MASK, self_secret.to_secret().expose(), &[&cohort.0, sharers]))
 }
 
 /// Commitment to a self-mask secret. It hides because the secret is uniform.
@@ -46,10 +63,22 @@ pub(crate) struct End<'a> {
     pub advert: &'a Advert,
 }
 
+/// What a pair's mask depends on beside the secret in its ciphertext.
+#[derive(Clone, Copy)]
+pub(crate) struct Pair<'a> {
+    pub cohort: CohortId,
+    /// Hash of U1.
+    pub sharers: &'a [u8; 32],
+    pub encapsulator: End<'a>,
+    pub other: End<'a>,
+}
+
 /// Seed of a pair's mask, from the secret in `mask_ct`.
-pub(crate) fn pair_mask(secret: &Secret32, cohort: CohortId, encapsulator: End, other: End, mask_ct: &[u8]) -> Seed {
-    let context: [&[u8]; 6] = [
+pub(crate) fn pair_mask(secret: &Secret32, pair: Pair<'_>, mask_ct: &[u8]) -> Seed {
+    let Pair { cohort, sharers, encapsulator, other } = pair;
+    let context: [&[u8]; 7] = [
         &cohort.0,
+        sharers,
         &encapsulator.index.to_le_bytes(),
         &other.index.to_le_bytes(),
         encapsulator.advert.mask_ek.as_bytes(),
@@ -90,24 +119,3 @@ pub(crate) fn share_commitment(
     commitment.copy_from_slice(&hash(label::SHARE_COMMITMENT, &parts)[..SHARE_COMMITMENT_LEN]);
     commitment
 }
-
-/// Key between two neighbours: `sent` is the secret that client `own` encapsulated, `received` the one it got from `other`.
-pub(crate) fn channel_key(cohort: CohortId, own: u32, other: u32, sent: &Secret32, received: &Secret32) -> Secret32 {
-    let (low, high) = if own < other { (sent, received) } else { (received, sent) };
-    let material = Zeroizing::new([low.expose().as_slice(), high.expose()].concat());
-    derive_secret(label::CHANNEL_KEY, &material, &[&cohort.0])
-}
-
-/// What a consistency tag covers. The sender is part of it: otherwise a tag could be sent back to its own sender as the
-/// other end's.
-pub(crate) fn tag_parts<'a>(cohort: &'a CohortId, sender: &'a [u8; 4], survivors: &'a [u8; 32]) -> [&'a [u8]; 3] {
-    [&cohort.0, sender, survivors]
-}
-
-/// Tag of `sender` over the hash of the survivors.
-pub(crate) fn tag(channel: &Secret32, cohort: CohortId, sender: u32, survivors: &[u8; 32]) -> [u8; 16] {
-    mac(channel, TAG_LABEL, &tag_parts(&cohort, &sender.to_le_bytes(), survivors))
-}
-
-/// Label of consistency tags.
-pub(crate) const TAG_LABEL: Label = label::CONSISTENCY_TAG;

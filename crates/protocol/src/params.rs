@@ -1,6 +1,5 @@
 //! The parameters of a round (section 3): validated once, then used by both sides.
 
-use prost::Message;
 use unisono_crypto::kdf::{hash, label};
 use unisono_crypto::ring::Modulus;
 
@@ -10,6 +9,7 @@ use crate::ids::RoundId;
 use crate::privacy::{Guarantee, Privacy, Sensitivity};
 use crate::proto;
 use crate::rotation::Rotation;
+use crate::signed;
 
 /// The only suite of version 1: X-Wing, ChaCha20, BLAKE3, Ristretto, Ed25519 + ML-DSA.
 pub const SUITE_V1: u32 = 1;
@@ -17,6 +17,8 @@ pub const SUITE_V1: u32 = 1;
 pub const MAX_TASK_LEN: usize = 64;
 /// Largest cohort that version 1 allows.
 pub const MAX_COHORT: u32 = 1 << 20;
+/// Honest inputs that any sum must have (section 8).
+pub const LEAST_HONEST: u32 = 2;
 /// Longest update that version 1 allows, in elements.
 pub const MAX_DIMENSION: u64 = 1 << 32;
 
@@ -103,7 +105,8 @@ impl RoundParams {
     }
 
     fn parse(payload: &[u8]) -> Result<Self, ParamsError> {
-        let wire = proto::RoundParams::decode(payload).map_err(|e| ParamsError::Malformed(e.to_string()))?;
+        let wire: proto::RoundParams =
+            signed::canonical(payload, "round parameters").map_err(|e| ParamsError::Malformed(e.to_string()))?;
         let task_ok = (1..=MAX_TASK_LEN).contains(&wire.task.len());
         if !task_ok || wire.task.chars().any(char::is_control) {
             return Err(field("task", format!("{:?}", wire.task), "1 to 64 bytes without control characters"));
@@ -156,19 +159,25 @@ impl RoundParams {
         }
         let modulus =
             Modulus::new(wire.modulus_bits).map_err(|_| field("modulus_bits", wire.modulus_bits, "1 to 64"))?;
-        let assumptions = Assumptions { gamma: wire.gamma, delta: wire.delta, min_colluders: 1, mode };
+        let min_colluders = wire.min_colluders;
+        let assumptions = Assumptions { gamma: wire.gamma, delta: wire.delta, min_colluders, mode };
         Ok(Self { round_id, modulus, quantiser, assumptions, wire })
     }
 
-    /// Whether the smallest and the largest cohort have sizes, and noise counts where there is any.
+    /// Whether any sum has enough honest inputs, and the smallest and the largest cohort have sizes.
     fn feasible(&self) -> Result<(), ParamsError> {
-        self.topology(self.wire.n_min)?;
-        self.topology(self.wire.n_max)?;
-        if self.guarantee().is_some_and(|guarantee| guarantee.contributions == 0) {
+        if self.least_honest() < LEAST_HONEST {
             let colluders = adversaries(self.wire.n_max, &self.assumptions);
-            let allowed = format!("above {colluders}, the colluders assumed among n_max, for any noise to count");
+            let allowed = format!(
+                "{} and more: {colluders} of n_max = {} clients are assumed to collude, and a sum must have {LEAST_HONEST} \
+                 honest inputs; raise n_min, or lower n_max or gamma",
+                colluders + LEAST_HONEST,
+                self.wire.n_max
+            );
             return Err(field("n_min", self.wire.n_min, allowed));
         }
+        self.topology(self.wire.n_min)?;
+        self.topology(self.wire.n_max)?;
         Ok(())
     }
 
@@ -180,7 +189,12 @@ impl RoundParams {
         find(n, &self.assumptions).map_err(|source| ParamsError::Infeasible { n, source })
     }
 
-    /// Whether signatures, roster and consistency check are in force.
+    /// Honest inputs that a sum of this round has at the least: `n_min` less the colluders assumed among `n_max`.
+    pub fn least_honest(&self) -> u32 {
+        honest(self.wire.n_min, self.wire.n_max, &self.assumptions)
+    }
+
+    /// Whether signatures, roster and certificate are in force.
     pub fn malicious(&self) -> bool {
         self.assumptions.mode == SecurityMode::Malicious
     }

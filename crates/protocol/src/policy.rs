@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::degree::SecurityMode;
+use crate::degree::{self, SecurityMode};
 use crate::ids::CohortId;
 use crate::params::{RoundParams, SUITE_V1};
 
@@ -14,6 +14,10 @@ pub struct PrivacyDemand {
     /// The delta for which epsilon is computed, above 0 and below 1.
     pub delta: f64,
 }
+
+/// Most by which the number of a round may be above the last one in which this device shared its keys. A coordinator that names a
+/// number near the end of the range would keep the device from all later rounds.
+pub const MAX_ROUND_JUMP: u64 = 1 << 20;
 
 /// What this device accepts. Every limit is inclusive.
 #[derive(Debug, Clone, PartialEq)]
@@ -37,26 +41,40 @@ pub struct Policy {
     pub min_roster_epoch: u64,
     /// Oldest base model.
     pub min_model_version: u64,
-    /// Shortest time between two rounds of one task, in seconds.
+    /// Shortest time between two masked inputs for one task, in seconds. A coordinator that runs many rounds learns more from the
+    /// differences of their sums.
     pub min_interval_s: u64,
+    /// Most rounds of one task in which this device masks an input; `None`: no limit.
+    pub max_rounds: Option<u64>,
+    /// Fewest honest inputs that a sum must have, at least 2: `n_min` less the colluders that are assumed.
+    pub min_honest: u32,
+    /// Fewest colluders that a round must withstand, at least 1, whatever `gamma` says.
+    pub min_colluders: u32,
+    /// Longest time for which this device keeps the secrets of a round after it accepted the cohort, in seconds.
+    pub max_round_s: u64,
     /// Noise that a round must have; `None`: a round without any is acceptable.
     pub privacy: Option<PrivacyDemand>,
 }
 
 impl Default for Policy {
-    /// Malicious mode, cohorts from 10, gamma from 0.01, delta up to 0.4, updates up to 2^28 elements, any task.
+    /// Malicious mode, cohorts from 10, gamma from 0.05, delta up to 0.3, at least one colluder and two honest inputs, updates up
+    /// to 2^28 elements, any task, one round in 10 seconds, secrets kept for a day at most.
     fn default() -> Self {
         Self {
             n_min: 10,
-            min_gamma: 0.01,
-            max_delta: 0.4,
+            min_gamma: 0.05,
+            max_delta: 0.3,
             max_dimension: 1 << 28,
             suites: vec![SUITE_V1],
             tasks: Vec::new(),
             allow_semi_honest: false,
             min_roster_epoch: 0,
             min_model_version: 0,
-            min_interval_s: 0,
+            min_interval_s: 10,
+            max_rounds: None,
+            min_honest: 2,
+            min_colluders: 1,
+            max_round_s: 24 * 60 * 60,
             privacy: None,
         }
     }
@@ -77,12 +95,11 @@ pub struct PolicyRefusal {
 }
 
 impl Policy {
-    /// Compares a proposal with every limit. `last_at` is when this device last took part in the task, `now` the time; both
-    /// Unix seconds.
+    /// Compares a proposal with every limit. `entry` is the record's for the task, `now` Unix time in seconds.
     ///
     /// # Errors
     /// [`PolicyRefusal`] for the first limit that is crossed.
-    pub fn check(&self, params: &RoundParams, last_at: Option<u64>, now: u64) -> Result<(), PolicyRefusal> {
+    pub fn check(&self, params: &RoundParams, entry: Option<&TaskEntry>, now: u64) -> Result<(), PolicyRefusal> {
         let wire = &params.wire;
         let refuse = |what, value: &dyn ToString, limit: &dyn ToString, setting| {
             Err(PolicyRefusal { what, value: value.to_string(), limit: limit.to_string(), setting })
@@ -99,6 +116,14 @@ impl Policy {
         // A limit that is not a number is met by nothing.
         if params.assumptions.gamma < self.min_gamma || self.min_gamma.is_nan() {
             return refuse("the adversarial fraction gamma", &params.assumptions.gamma, &self.min_gamma, "min_gamma");
+        }
+        let value = degree::adversaries(wire.n_min, &params.assumptions);
+        if value < self.min_colluders {
+            return refuse("the smallest number of colluders", &value, &self.min_colluders, "min_colluders");
+        }
+        let honest = params.least_honest();
+        if honest < self.min_honest {
+            return refuse("the smallest number of honest inputs in a sum", &honest, &self.min_honest, "min_honest");
         }
         if params.assumptions.delta > self.max_delta || self.max_delta.is_nan() {
             return refuse("the drop-out fraction delta", &params.assumptions.delta, &self.max_delta, "max_delta");
@@ -131,72 +156,90 @@ impl Policy {
                 return refuse("the round's epsilon", &format!("{epsilon:.4}"), &limit, "privacy.max_epsilon");
             }
         }
-        match last_at {
-            Some(at) if now < at.saturating_add(self.min_interval_s) => refuse(
-                "the time since this device's last round",
-                &now.saturating_sub(at),
-                &self.min_interval_s,
-                "min_interval_s",
-            ),
-            _ => Ok(()),
+        let Some(TaskEntry { round, spent, .. }) = entry else { return Ok(()) };
+        let limit = round.saturating_add(MAX_ROUND_JUMP);
+        if wire.round > limit {
+            return refuse("the round's number", &wire.round, &limit, "the record's last round");
         }
+        if self.max_rounds.is_some_and(|max_rounds| spent.rounds >= max_rounds) {
+            let limit = self.max_rounds.unwrap_or_default();
+            return refuse("the number of this device's rounds in the task", &(spent.rounds + 1), &limit, "max_rounds");
+        }
+        let since = now.saturating_sub(spent.last_at);
+        if spent.rounds > 0 && since < self.min_interval_s {
+            return refuse(
+                "the time since this device's last round",
+                &format!("{since} s"),
+                &format!("{} s", self.min_interval_s),
+                "min_interval_s",
+            );
+        }
+        Ok(())
     }
 }
 
-/// When and where a device last took part in a task.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Participation {
-    /// Number of the round.
-    pub round: u64,
-    /// Unix time in seconds.
-    pub at: u64,
+/// What a device has spent of its budget over the rounds of a task.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Spent {
+    /// Rounds for which it masked an input.
+    pub rounds: u64,
+    /// When it last did, Unix time in seconds; 0 before the first.
+    pub last_at: u64,
 }
 
-/// What a device is bound to in the last round of a task in which it shared its keys (sections 4 and 6).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Commitment {
+impl Spent {
+    /// With one more round, masked for at `now` (Unix time in seconds). A clock that was set back does not make it earlier.
+    pub fn after(before: &Self, _params: &RoundParams, now: u64) -> Self {
+        Self { rounds: before.rounds.saturating_add(1), last_at: before.last_at.max(now) }
+    }
+}
+
+/// What a device is bound to in a task (section 8): the last round in which it shared its keys, and what it did there.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TaskEntry {
     /// Number of the round.
     pub round: u64,
     /// The one cohort in which it shared its keys.
     pub cohort: CohortId,
-    /// Hash of the one set of survivors that it has answered for, by tags or by released shares; absent before.
+    /// Hash of U1 as this device masked for it; absent before it masked.
+    pub masked_for: Option<[u8; 32]>,
+    /// Hash of the one set of survivors that it has answered for, by an endorsement or by revealed shares; absent before.
     pub survivors: Option<[u8; 32]>,
+    /// What all its rounds in the task have cost.
+    pub spent: Spent,
 }
 
 /// The record could not be read or written.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("the participation record failed: {0}")]
-pub struct RecordError(pub String);
+pub enum RecordError {
+    /// Storage failed.
+    #[error("the participation record failed: {0}")]
+    Failed(String),
+    /// The entry is not the one that was read: another process or session of this device goes on with it.
+    #[error(
+        "the participation record was changed meanwhile: another process or session of this device uses it; a device runs one \
+         client at a time"
+    )]
+    Changed,
+}
 
-/// The durable record that keeps a device from sharing its secrets in two cohorts (section 4), from masking two inputs for one
+/// The durable record that keeps a device from sharing its secrets in two cohorts (section 4), from masking two inputs in one
 /// round (section 5), from answering for two sets of survivors (section 6), and from an older roster (section 1).
 ///
 /// An implementation stores what it is given and must have the change on stable storage when a method returns: what the change
-/// allows leaves the device right after. The rules are this crate's. A record is never rolled back, and never shared by two devices.
+/// allows leaves the device right after. The rules are this crate's. A record is never rolled back and never shared by two devices.
 pub trait ParticipationRecord {
-    /// The last participation in `task`.
+    /// The entry of `task`; `None` before its first round.
     ///
     /// # Errors
     /// [`RecordError`] when the record can't be read.
-    fn last(&self, task: &str) -> Result<Option<Participation>, RecordError>;
+    fn entry(&self, task: &str) -> Result<Option<TaskEntry>, RecordError>;
 
-    /// Marks `(task, round)` as spent.
+    /// Replaces the entry of `task` by `next`, if it still is `expected` (compare-and-set).
     ///
     /// # Errors
-    /// [`RecordError`] when the record can't be written; then nothing may be uploaded.
-    fn spend(&mut self, task: &str, participation: Participation) -> Result<(), RecordError>;
-
-    /// The last [`Self::commit`] for `task`.
-    ///
-    /// # Errors
-    /// [`RecordError`] when the record can't be read.
-    fn commitment(&self, task: &str) -> Result<Option<Commitment>, RecordError>;
-
-    /// Replaces the commitment for `task`.
-    ///
-    /// # Errors
-    /// [`RecordError`] when the record can't be written; then no shares and no tags may be sent.
-    fn commit(&mut self, task: &str, commitment: Commitment) -> Result<(), RecordError>;
+    /// [`RecordError::Changed`] when it is not, [`RecordError::Failed`] when the record can't be written; then nothing may leave.
+    fn replace(&mut self, task: &str, expected: Option<&TaskEntry>, next: TaskEntry) -> Result<(), RecordError>;
 
     /// The highest roster epoch seen so far; 0 before the first.
     ///
@@ -214,27 +257,20 @@ pub trait ParticipationRecord {
 /// A record in memory, for tests and simulation: forgotten with the process.
 #[derive(Debug, Clone, Default)]
 pub struct MemoryRecord {
-    last: BTreeMap<String, Participation>,
-    commitments: BTreeMap<String, Commitment>,
+    entries: BTreeMap<String, TaskEntry>,
     epoch: u64,
 }
 
 impl ParticipationRecord for MemoryRecord {
-    fn last(&self, task: &str) -> Result<Option<Participation>, RecordError> {
-        Ok(self.last.get(task).copied())
+    fn entry(&self, task: &str) -> Result<Option<TaskEntry>, RecordError> {
+        Ok(self.entries.get(task).cloned())
     }
 
-    fn spend(&mut self, task: &str, participation: Participation) -> Result<(), RecordError> {
-        self.last.insert(task.to_owned(), participation);
-        Ok(())
-    }
-
-    fn commitment(&self, task: &str) -> Result<Option<Commitment>, RecordError> {
-        Ok(self.commitments.get(task).copied())
-    }
-
-    fn commit(&mut self, task: &str, commitment: Commitment) -> Result<(), RecordError> {
-        self.commitments.insert(task.to_owned(), commitment);
+    fn replace(&mut self, task: &str, expected: Option<&TaskEntry>, next: TaskEntry) -> Result<(), RecordError> {
+        if self.entries.get(task) != expected {
+            return Err(RecordError::Changed);
+        }
+        self.entries.insert(task.to_owned(), next);
         Ok(())
     }
 

@@ -9,16 +9,15 @@ impl std::fmt::Debug for SharePair {
     }
 }
 
-impl std::fmt::Debug for ReleasedShare {
+impl std::fmt::Debug for RevealedShare {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "ReleasedShare {{ of: {}, kind: {}, .. }}", self.of, self.kind)
+        write!(f, "RevealedShare {{ of: {}, kind: {}, .. }}", self.of, self.kind)
     }
 }
 
 impl std::fmt::Debug for UnmaskShares {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { from, shares, unreadable, invalid_tags, .. } = self;
-        write!(f, "UnmaskShares {{ from: {from}, shares: {shares:?}, unreadable: {unreadable:?}, ")?;
-        write!(f, "invalid_tags: {invalid_tags:?}, .. }}")
+        let Self { from, shares, unreadable, .. } = self;
+        write!(f, "UnmaskShares {{ from: {from}, shares: {shares:?}, unreadable: {unreadable:?}, .. }}")
     }
 }

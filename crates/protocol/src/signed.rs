@@ -1,6 +1,7 @@
 //! Signed bytes as carried (section 2): verified first, parsed after, never re-encoded.
 
 use prost::Message;
+use rand_core::CryptoRng;
 use unisono_crypto::kdf::Label;
 use unisono_crypto::sign::{Claim, SigningKey, VerifyingKey};
 
@@ -31,6 +32,26 @@ impl SignedError {
     }
 }
 
+/// Signs bytes as a device does, hedged. Without a key (semi-honest mode) the signature stays empty.
+pub fn sign_hedged<R: CryptoRng + ?Sized>(
+    payload: Vec<u8>,
+    label: Label,
+    key: Option<&SigningKey>,
+    rng: &mut R,
+) -> Signed {
+    let signature = key.map(|key| key.sign_hedged(label, &payload, rng)).unwrap_or_default();
+    Signed { payload, signature }
+}
+
+/// Decodes a message whose bytes are hashed to an identifier: only the canonical encoding is accepted (section 2).
+pub(crate) fn canonical<M: Message + Default>(payload: &[u8], what: &'static str) -> Result<M, SignedError> {
+    let message = M::decode(payload).map_err(|e| SignedError::malformed(what, e))?;
+    if message.encode_to_vec() != payload {
+        return Err(SignedError::malformed(what, "it is not in canonical form: unknown or repeated fields, or padding"));
+    }
+    Ok(message)
+}
+
 /// Encodes `message` and signs it under `label`. Without a key (semi-honest mode) the signature stays empty.
 pub fn sign(message: &impl Message, label: Label, key: Option<&SigningKey>) -> Signed {
     sign_bytes(message.encode_to_vec(), label, key)
@@ -52,10 +73,26 @@ pub fn verify<M: Message + Default>(
     key: Option<&VerifyingKey>,
     what: &'static str,
 ) -> Result<M, SignedError> {
-    if let Some(key) = key {
-        key.verify(label, &signed.payload, &signed.signature).map_err(|_| SignedError::Signature { what })?;
-    }
+    verify_bytes(signed, label, key, what)?;
     M::decode(signed.payload.as_slice()).map_err(|e| SignedError::malformed(what, e))
+}
+
+/// Verifies `signed` under `key` and `label`, unless there is no key (semi-honest mode). The payload is not an encoded message.
+///
+/// # Errors
+/// [`SignedError::Signature`].
+pub(crate) fn verify_bytes(
+    signed: &Signed,
+    label: Label,
+    key: Option<&VerifyingKey>,
+    what: &'static str,
+) -> Result<(), SignedError> {
+    match key {
+        Some(key) => {
+            key.verify(label, &signed.payload, &signed.signature).map_err(|_| SignedError::Signature { what })
+        }
+        None => Ok(()),
+    }
 }
 
 /// A claim that signed bytes are `key`'s, for [`unisono_crypto::sign::verify_all`].

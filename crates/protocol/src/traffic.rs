@@ -17,7 +17,8 @@ use crate::proto::{self, ClientMessage, ServerMessage, Signed, client_message::S
 use crate::server::Phase;
 
 const HASH_LEN: usize = 32;
-const TAG_LEN: usize = 16;
+/// What a member of the committee signs.
+const ENDORSEMENT_LEN: usize = 100;
 
 /// What the traffic of a round depends on.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -46,12 +47,13 @@ pub struct PhaseTraffic {
 /// An upper bound, and close: indices are counted with as many bytes as the largest one takes, and Merkle paths with the
 /// length of the longest. A real client stays below by at most 3 bytes for each index, and 34 for each hash that its paths
 /// are shorter (none when n and k are powers of two). Names and attributes are counted as short: 16 characters for the
-/// task, no attributes in the roster. With drop-outs a client receives fewer deliveries and tags.
+/// task, no attributes in the roster. With drop-outs a client receives fewer deliveries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Traffic {
     /// Degree, threshold and window bound that the scenario gives.
     pub topology: Topology,
-    /// By phase, in the order of [`Phase::ALL`]; the round's offer is received in the first.
+    /// By phase, in the order of [`Phase::ALL`]; the round's offer is received in the first. [`Phase::Confirm`] is for members of the
+    /// committee alone: see [`Traffic::off_committee`].
     pub phases: [PhaseTraffic; 5],
 }
 
@@ -59,6 +61,13 @@ impl Traffic {
     /// The traffic of one phase.
     pub fn of(&self, phase: Phase) -> PhaseTraffic {
         self.phases[phase as usize]
+    }
+
+    /// Of a client that is not on the committee: nothing in [`Phase::Confirm`], one round trip less.
+    #[must_use]
+    pub fn off_committee(mut self) -> Self {
+        self.phases[Phase::Confirm as usize] = PhaseTraffic::default();
+        self
     }
 
     /// The sum over all phases.
@@ -88,7 +97,7 @@ pub fn per_client(scenario: &Scenario) -> Result<Traffic, DegreeError> {
         phases[Phase::Confirm as usize] =
             PhaseTraffic { sent: shape.confirm(), received: shape.view(shape.survivors()) };
         phases[Phase::Unmask as usize] =
-            PhaseTraffic { sent: shape.unmask(), received: shape.view(shape.forwarded_tags()) };
+            PhaseTraffic { sent: shape.unmask(), received: shape.view(shape.certificate()) };
     } else {
         phases[Phase::Unmask as usize] = PhaseTraffic { sent: shape.unmask(), received: shape.view(shape.survivors()) };
     }
@@ -171,6 +180,7 @@ impl Shape<'_> {
             model_hash: vec![0; HASH_LEN],
             chunk_elements: 1 << 16,
             opened_at: 1_800_000_000,
+            min_colluders: assumptions.min_colluders,
         };
         let head = proto::RosterHead {
             epoch: 1,
@@ -205,20 +215,11 @@ impl Shape<'_> {
             window_bound: self.topology.window_bound,
             adverts_root: vec![0; HASH_LEN],
             members_hash: vec![0; if self.malicious { HASH_LEN } else { 0 }],
+            committee: self.topology.committee.map_or(0, |committee| committee.size),
+            quorum: self.topology.committee.map_or(0, |committee| committee.quorum),
         };
-        let leaf = proto::RosterLeaf {
-            client_id: vec![0; ClientId::LEN],
-            identity_key: vec![0; Level::L44.verifying_key_len()],
-            release_key_hash: vec![0; HASH_LEN],
-            not_before: 1_800_000_000,
-            not_after: 1_900_000_000,
-            attributes: Vec::new(),
-        };
-        let roster = self.malicious.then(|| proto::RosterProof {
-            leaf: leaf.encode_to_vec(),
-            index: self.index().into(),
-            path: path(n),
-        });
+        let roster = self.malicious.then(|| self.roster_proof());
+        let own_roster = roster.clone();
         let neighbour =
             proto::NeighbourAdvert { index: self.index(), advert: Some(self.advert()), advert_path: path(n), roster };
         View::Cohort(proto::CohortView {
@@ -228,7 +229,24 @@ impl Shape<'_> {
             neighbours: vec![neighbour; self.degree()],
             // A cohort that is most of its roster.
             members: if self.malicious { vec![1; n as usize] } else { Vec::new() },
+            own_roster,
         })
+    }
+
+    fn roster_proof(&self) -> proto::RosterProof {
+        let leaf = proto::RosterLeaf {
+            client_id: vec![0; ClientId::LEN],
+            identity_key: vec![0; Level::L44.verifying_key_len()],
+            release_key_hash: vec![0; HASH_LEN],
+            not_before: 1_800_000_000,
+            not_after: 1_900_000_000,
+            attributes: Vec::new(),
+        };
+        proto::RosterProof {
+            leaf: leaf.encode_to_vec(),
+            index: self.index().into(),
+            path: path(self.scenario.clients),
+        }
     }
 
     fn message(&self, encapsulates: bool) -> Vec<u8> {
@@ -303,21 +321,29 @@ impl Shape<'_> {
         View::Survivors(proto::SurvivorsView { cohort_id: vec![0; HASH_LEN], survivors: self.bitmap() })
     }
 
-    fn tags(&self) -> Vec<proto::Tag> {
-        vec![proto::Tag { neighbour: self.index(), tag: vec![0; TAG_LEN] }; self.degree()]
-    }
-
     fn confirm(&self) -> u64 {
-        let tags = proto::ConsistencyTags { cohort_id: vec![0; HASH_LEN], from: self.index(), tags: self.tags() };
-        self.step(Step::Tags(self.signed(&tags, Level::L44)))
+        let signature = vec![0; Level::L44.signature_len()];
+        self.step(Step::Endorsement(Signed { payload: vec![0; ENDORSEMENT_LEN], signature }))
     }
 
-    fn forwarded_tags(&self) -> View {
-        View::Tags(proto::ForwardedTags { cohort_id: vec![0; HASH_LEN], tags: self.tags() })
+    fn certificate(&self) -> View {
+        let complete = self.degree() >= self.index() as usize;
+        let endorsement = proto::Endorsement {
+            signer: self.index(),
+            signature: vec![0; Level::L44.signature_len()],
+            roster: (!complete).then(|| self.roster_proof()),
+        };
+        let quorum = self.topology.committee.map_or(0, |committee| committee.quorum as usize);
+        View::Certificate(proto::Certificate {
+            cohort_id: vec![0; HASH_LEN],
+            sharers_hash: vec![0; HASH_LEN],
+            survivors: self.bitmap(),
+            endorsements: vec![endorsement; quorum],
+        })
     }
 
     fn unmask(&self) -> u64 {
-        let share = proto::ReleasedShare {
+        let share = proto::RevealedShare {
             of: self.index(),
             kind: proto::SecretKind::SelfMask as i32,
             value: vec![0; HASH_LEN],
@@ -327,8 +353,7 @@ impl Shape<'_> {
             from: self.index(),
             shares: vec![share; self.degree()],
             unreadable: Vec::new(),
-            invalid_tags: Vec::new(),
-            self_mask_secret: if self.degree() >= self.index() as usize { vec![0; HASH_LEN] } else { Vec::new() },
+            self_mask_secret: vec![0; HASH_LEN],
         };
         self.step(Step::Unmask(self.signed(&unmask, Level::L44)))
     }
@@ -344,11 +369,12 @@ mod tests {
     }
 
     #[test]
-    fn signatures_roster_and_tags_cost_only_malicious_rounds() {
+    fn signatures_roster_and_certificate_cost_only_malicious_rounds() {
         let malicious = per_client(&scenario(100, SecurityMode::Malicious)).unwrap();
         let semi_honest = per_client(&scenario(100, SecurityMode::SemiHonest)).unwrap();
         assert_eq!(semi_honest.of(Phase::Confirm), PhaseTraffic::default());
         assert!(malicious.of(Phase::Confirm).sent > 0);
+        assert!(malicious.off_committee().total().sent < malicious.total().sent);
         let (malicious, semi_honest) = (malicious.total(), semi_honest.total());
         assert!(malicious.sent > semi_honest.sent && malicious.received > semi_honest.received);
     }

@@ -63,30 +63,30 @@ pub enum ClientError {
     /// No coordinator key of the roster verifies the parameters.
     #[error("the round's parameters are not signed by a coordinator that the roster names")]
     UntrustedCoordinator,
-    /// This device has masked an input for this round number, or a later one.
-    #[error("round {round} of task {task:?} is not above round {last}, in which this device took part")]
-    Spent {
-        /// The task.
-        task: String,
-        /// Proposed round number.
-        round: u64,
-        /// Last round number.
-        last: u64,
-    },
-    /// This device has shared its keys in this round number, or in a later one.
-    #[error("round {round} of task {task:?} is not above round {last}, in which this device shared its keys")]
-    AlreadyShared {
-        /// The task.
-        task: String,
-        /// Proposed round number.
-        round: u64,
-        /// Last round number.
-        last: u64,
-    },
-    /// The record does not say that this device shared its keys in this round and cohort.
+    /// This device has shared its keys in this round number or a later one: the round is closed for it.
     #[error(
-        "the record does not say that this device shared its keys in this cohort of round {round} of task {task:?}: the state \
-         is not the last one, or the record was lost"
+        "round {round} of task {task:?} is closed for this device: it has shared its keys in round {last}, and never goes back"
+    )]
+    OldRound {
+        /// The task.
+        task: String,
+        /// Number of the refused round.
+        round: u64,
+        /// Last round number.
+        last: u64,
+    },
+    /// This device has masked an input in this round. Once is all: a second one would give away the difference.
+    #[error("in round {round} of task {task:?} this device has masked an input before; only the stored bytes are sent again")]
+    AlreadyMasked {
+        /// The task.
+        task: String,
+        /// Number of the round.
+        round: u64,
+    },
+    /// The record does not name this round and cohort, or not the set for which the input was masked.
+    #[error(
+        "the record does not say that this device took the step before in this cohort of round {round} of task {task:?}: the \
+         state is not the last one, or the record was lost; a device without its record must be enrolled anew"
     )]
     NotRecorded {
         /// The task.
@@ -94,7 +94,8 @@ pub enum ClientError {
         /// Number of the round.
         round: u64,
     },
-    /// This device has tagged, or released shares for, another set of survivors.
+    /// This device has endorsed, or revealed shares for, another set of survivors. After a valid certificate this proves that the
+    /// coordinator, or more of the committee than is assumed, cheats.
     #[error(
         "in round {round} of task {task:?} this device has answered for another set of survivors, and does so once"
     )]
@@ -113,6 +114,9 @@ pub enum ClientError {
     /// Own advert is missing or changed.
     #[error("this device's advert is not in the cohort at index {0}, or was changed")]
     OwnAdvert(u32),
+    /// The list of members has another client at this device's index.
+    #[error("the list of the cohort's members does not have this device at index {0}")]
+    OwnPlace(u32),
     /// The neighbours are not those of the graph.
     #[error("the graph gives neighbours {expected:?}, the coordinator sent {got:?}")]
     Neighbours {
@@ -132,6 +136,37 @@ pub enum ClientError {
     /// This device is missing from a set in which it must be.
     #[error("the coordinator left this device out of the set of clients that {0}")]
     LeftOut(&'static str),
+    /// A valid certificate names a set of survivors without this device: its secrets of the round are erased.
+    #[error("the certified set of survivors is without this device: its update is not in the sum")]
+    CertifiedWithout,
+    /// The certificate does not hold.
+    #[error("the certificate is refused: {0}")]
+    Certificate(#[from] CertificateFault),
+    /// The coordinator asks for an endorsement that only members of the committee give.
+    #[error("this device is not on the cohort's committee, and endorses nothing")]
+    NotOnCommittee,
+    /// The time for which this device keeps the round's secrets is over.
+    #[error("this device keeps the round's secrets until {erase_at} (Unix time); it is {now}: the round is over for it")]
+    Expired {
+        /// Last second.
+        erase_at: u64,
+        /// Time of the check.
+        now: u64,
+    },
+    /// The round's secrets were erased.
+    #[error("the round is over for this device: its secrets were erased")]
+    Erased,
+    /// A view that the state can't take.
+    #[error("a view of the {got} came while {awaited} was awaited")]
+    UnexpectedView {
+        /// What was shown.
+        got: &'static str,
+        /// The phase whose view this device waits for; "nothing" after the last one.
+        awaited: &'static str,
+    },
+    /// A masking view was taken without an input.
+    #[error("there is no input to mask")]
+    NoInput,
     /// A set has members that can't be in it.
     #[error("client {0} is among the survivors, yet it did not share its keys")]
     NotInU1(u32),
@@ -157,6 +192,73 @@ pub enum ClientError {
     /// Bytes that are to be resumed are no saved state, or not of this round.
     #[error("the saved state can't be resumed: {0}")]
     Saved(&'static str),
+}
+
+impl ClientError {
+    /// Whether the round is over for this device for good, so that its secrets must be erased (section 6).
+    pub fn closes_round(&self) -> bool {
+        matches!(self, Self::CertifiedWithout | Self::Expired { .. } | Self::OldRound { .. } | Self::Erased)
+    }
+}
+
+/// What can be wrong about a certificate.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum CertificateFault {
+    /// It is for another set of clients that shared keys than the one this device masked for.
+    #[error("it is for another set of clients that shared keys than the one for which this device masked")]
+    OtherSharers,
+    /// Too few or too many signers.
+    #[error("it has {have} signers; exactly {need} are needed")]
+    Quorum {
+        /// Signers in it.
+        have: usize,
+        /// The quorum of the cohort.
+        need: usize,
+    },
+    /// Signers repeat, or are out of order.
+    #[error("its signers are not in strictly ascending order at client {signer}")]
+    Order {
+        /// Cohort index.
+        signer: u32,
+    },
+    /// A signer is not on the committee, or not in the cohort.
+    #[error("its signer, client {signer}, is not on the cohort's committee")]
+    NotOnCommittee {
+        /// Cohort index.
+        signer: u32,
+    },
+    /// A signer did not share its keys, so it masked for nothing.
+    #[error("its signer, client {signer}, did not share its keys")]
+    NotASharer {
+        /// Cohort index.
+        signer: u32,
+    },
+    /// A signer's leaf is not where the list of members says.
+    #[error("the leaf of its signer, client {signer}, is not at the place of the roster that the list of members gives")]
+    Place {
+        /// Cohort index.
+        signer: u32,
+    },
+    /// A signer's leaf is missing, not in the round's roster, or was not valid when this device accepted the cohort.
+    #[error("the leaf of its signer, client {signer}: {why}")]
+    Leaf {
+        /// Cohort index.
+        signer: u32,
+        /// What is wrong.
+        why: RosterError,
+    },
+    /// A leaf in a complete graph, where every client has it.
+    #[error("it has a leaf for its signer, client {signer}, which every client of a complete graph has already")]
+    NeedlessLeaf {
+        /// Cohort index.
+        signer: u32,
+    },
+    /// A signature does not verify over this cohort, this set of sharers and this set of survivors.
+    #[error("the signature of client {signer} does not verify for this cohort and these sets")]
+    Signature {
+        /// Cohort index.
+        signer: u32,
+    },
 }
 
 /// What can be wrong about a neighbour.

@@ -1,20 +1,24 @@
 //! Phase 2: the input is masked (section 5).
 
+use std::sync::Arc;
+
 use prost::Message;
+use rand_core::CryptoRng;
 use rayon::prelude::*;
 use unisono_crypto::kdf::{Hasher, label};
 use unisono_crypto::prg::{Seed, Sign};
 use unisono_crypto::ring::RingVector;
 use unisono_crypto::secret::Secret32;
 use unisono_crypto::shamir::{SecretScalar, Share};
+use unisono_crypto::sign::VerifyingKey;
 use unisono_crypto::{CryptoError, aead, merkle};
 
 use super::error::NeighbourFault;
-use super::share::{Neighbour, Shared};
+use super::share::{Committee, Neighbour, Shared};
 use super::{ClientError, Rejected, Round, commit};
 use crate::bitmap;
 use crate::cohort::Cohort;
-use crate::pairwise::{self, End};
+use crate::pairwise::{self, End, Pair};
 use crate::policy::ParticipationRecord;
 use crate::proto::{self, ClientMessage, SecretKind, client_message::Step};
 use crate::signed::{self, SignedError};
@@ -22,7 +26,7 @@ use crate::signed::{self, SignedError};
 /// What is received, in errors.
 const WHAT: &str = "neighbour's shares";
 
-/// Both shares that a neighbour gave this device. One of them is released, never both.
+/// Both shares that a neighbour gave this device. One of them is revealed, never both.
 #[derive(Clone)]
 pub(super) struct Shares {
     pub self_mask: Share,
@@ -33,29 +37,37 @@ pub(super) struct Shares {
 #[derive(Clone)]
 pub(super) struct Peer {
     pub index: u32,
-    pub channel: Secret32,
     /// `None` when they could not be opened.
     pub shares: Option<Shares>,
+    /// In a complete graph in malicious mode, verifies its endorsement.
+    pub identity: Option<Arc<VerifyingKey>>,
 }
 
-/// What stays of the round after the input was masked: the mask secret is gone, and with it the pairs' masks; in a sparse graph the
-/// self-mask secret too.
+/// What stays of the round after the input was masked: the mask secret is gone, and with it the pairs' masks.
 #[derive(Clone)]
-pub(super) struct Member {
+pub(super) struct Participant {
     pub round: Round,
-    /// In a complete graph the self-mask secret, which is released with the neighbours' shares.
-    pub self_secret: Option<SecretScalar>,
+    /// The self-mask secret, which is revealed with the neighbours' shares.
+    pub self_secret: SecretScalar,
     pub cohort: Cohort,
     pub index: u32,
     /// The clients that shared their keys, U1.
     pub shared: Vec<bool>,
     /// The neighbours among them, ascending.
     pub peers: Vec<Peer>,
+    pub committee: Committee,
+}
+
+impl Participant {
+    /// Last second of this device's clock at which it signs or reveals anything in this round (section 6).
+    pub fn erase_at(&self) -> u64 {
+        self.round.erase_at(self.committee.accepted_at)
+    }
 }
 
 /// The input is masked; the set of survivors is awaited.
 pub struct Masked {
-    pub(super) member: Member,
+    pub(super) participant: Participant,
     pub(super) vector: RingVector,
     pub(super) message: ClientMessage,
 }
@@ -67,31 +79,34 @@ impl Shared {
     /// # Errors
     /// [`Rejected`] with this state: a check of section 5 failed, the input is not of this round's shape, or the record could
     /// not be written. Nothing was masked then.
-    pub fn mask(
+    pub fn mask<R: CryptoRng + ?Sized>(
         self,
         view: &proto::MaskingView,
         mut input: RingVector,
         record: &mut dyn ParticipationRecord,
         now: u64,
+        rng: &mut R,
     ) -> Result<Masked, Rejected<Self>> {
-        match self.try_mask(view, &mut input, record, now) {
-            Ok((member, message)) => Ok(Masked { member, vector: input, message }),
+        match self.try_mask(view, &mut input, record, now, rng) {
+            Ok((participant, message)) => Ok(Masked { participant, vector: input, message }),
             Err(error) => Err(Rejected { state: Box::new(self), error }),
         }
     }
 
-    fn try_mask(
+    fn try_mask<R: CryptoRng + ?Sized>(
         &self,
         view: &proto::MaskingView,
         input: &mut RingVector,
         record: &mut dyn ParticipationRecord,
         now: u64,
-    ) -> Result<(Member, ClientMessage), ClientError> {
+        rng: &mut R,
+    ) -> Result<(Participant, ClientMessage), ClientError> {
         let (round, cohort) = (&self.secrets.round, &self.cohort);
         if view.cohort_id != cohort.id.0 {
             return Err(ClientError::OtherCohort);
         }
         let params = &round.params;
+        round.refuse_late(self.committee.accepted_at, now)?;
         if input.len() != params.vector_len() {
             let (expected, got) = (params.vector_len(), input.len());
             return Err(CryptoError::Length { what: "input", expected, got }.into());
@@ -126,11 +141,12 @@ impl Shared {
         }
 
         let mask_key = pairwise::mask_key(&self.secrets.mask_secret, params.round_id);
-        let mut masks = vec![(pairwise::self_mask(&self.secrets.self_secret, cohort.id), Sign::Add)];
+        let sharers = pairwise::sharers_hash(&shared);
+        let mut masks = vec![(pairwise::self_mask(&self.secrets.self_secret, cohort.id, &sharers), Sign::Add)];
         let mut peers = Vec::with_capacity(present.len());
         // All cores decapsulate; the first fault in order is the one reported.
         let receive = |(&neighbour, delivery): (&&Neighbour, &proto::DeliveredShares)| {
-            self.receive(neighbour, delivery, &mask_key).map_err(|fault| fault.of(neighbour.index))
+            self.receive(neighbour, delivery, &mask_key, &sharers).map_err(|fault| fault.of(neighbour.index))
         };
         let received: Vec<_> = present.par_iter().zip(&view.deliveries).map(receive).collect();
         for received in received {
@@ -139,7 +155,7 @@ impl Shared {
             peers.push(peer);
         }
 
-        commit::spend(params, cohort, record, now)?;
+        commit::spend(params, cohort, sharers, record, now)?;
         input.apply_masks(&masks)?;
 
         let mut hasher = Hasher::new(label::UPLOAD);
@@ -152,12 +168,12 @@ impl Shared {
             length: params.packed_len(),
             hash: hasher.finalize().to_vec(),
         };
-        let header = signed::sign(&header, label::SIG_UPLOAD, round.signing_key());
+        let header = signed::sign_hedged(header.encode_to_vec(), label::SIG_UPLOAD, round.signing_key(), rng);
         let message = round.message(Step::Upload(header));
-        let self_secret = cohort.graph.complete().then(|| self.secrets.self_secret.clone());
-        let (round, cohort) = (round.clone(), cohort.clone());
-        let member = Member { round, self_secret, cohort, index: self.index, shared, peers };
-        Ok((member, message))
+        let self_secret = self.secrets.self_secret.clone();
+        let (round, cohort, committee) = (round.clone(), cohort.clone(), self.committee.clone());
+        let participant = Participant { round, self_secret, cohort, index: self.index, shared, peers, committee };
+        Ok((participant, message))
     }
 
     /// Checks one neighbour's message, whose signature was verified, and takes the pair's mask and the shares out of it.
@@ -166,6 +182,7 @@ impl Shared {
         neighbour: &Neighbour,
         delivery: &proto::DeliveredShares,
         mask_key: &unisono_crypto::kem::DecapsulationKey,
+        sharers: &[u8; 32],
     ) -> Result<(Peer, (Seed, Sign)), NeighbourFault> {
         let cohort = &self.cohort;
         let malformed = |why: &dyn ToString| SignedError::malformed(WHAT, why.to_string());
@@ -187,17 +204,21 @@ impl Shared {
         let own = End { index: self.index, advert: &self.secrets.advert };
         let other = End { index: neighbour.index, advert: &neighbour.advert };
         let received = self.secrets.channel.decapsulate(&message.channel_ct)?;
-        let channel = pairwise::channel_key(cohort.id, own.index, other.index, &neighbour.sent, &received);
         let key = pairwise::share_key(&received, cohort.id, other, own);
         let shares = open_shares(&key, cohort, &message);
-        let mask = match &neighbour.mask {
-            Some(mask) => (mask.clone(), Sign::Add),
+        let mask = match &neighbour.sent {
+            Some((secret, ct)) => {
+                let pair = Pair { cohort: cohort.id, sharers, encapsulator: own, other };
+                (pairwise::pair_mask(secret, pair, ct), Sign::Add)
+            }
             None => {
                 let secret = mask_key.decapsulate(&message.mask_ct)?;
-                (pairwise::pair_mask(&secret, cohort.id, other, own, &message.mask_ct), Sign::Subtract)
+                let pair = Pair { cohort: cohort.id, sharers, encapsulator: other, other: own };
+                (pairwise::pair_mask(&secret, pair, &message.mask_ct), Sign::Subtract)
             }
         };
-        Ok((Peer { index: neighbour.index, channel, shares }, mask))
+        let identity = neighbour.identity.clone().filter(|_| cohort.graph.complete());
+        Ok((Peer { index: neighbour.index, shares, identity }, mask))
     }
 }
 
@@ -236,19 +257,24 @@ impl Masked {
         self.vector = RingVector::zeros(self.vector.modulus(), 0);
     }
 
+    /// Whether this device is on the committee, and is asked to confirm the set of survivors (section 6).
+    pub fn on_committee(&self) -> bool {
+        self.participant.cohort.graph.on_committee(self.participant.index).is_some()
+    }
+
     /// Number of chunks of the upload.
     pub fn chunks(&self) -> u64 {
-        self.member.round.params.chunks()
+        self.participant.round.params.chunks()
     }
 
     /// Length in bytes of every chunk but the last.
     pub fn chunk_len(&self) -> usize {
-        self.member.round.params.chunk_len()
+        self.participant.round.params.chunk_len()
     }
 
     /// Chunk `index` of the packed masked vector; `None` beyond the last, and after [`Self::uploaded`] or when the state was resumed.
     pub fn chunk(&self, index: u64) -> Option<Vec<u8>> {
-        let elements = self.member.round.params.wire.chunk_elements as usize;
+        let elements = self.participant.round.params.wire.chunk_elements as usize;
         if index < self.chunks() && !self.vector.is_empty() {
             chunk_of(&self.vector, elements, index).ok()
         } else {

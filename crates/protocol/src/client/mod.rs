@@ -1,27 +1,33 @@
-//! The device's side of a round, one type a phase: a phase takes the previous state by value, so that a share can't be
-//! released twice.
+//! The device's side of a round. [`Session`] is what hosts drive: it takes whatever the coordinator shows, keeps the message
+//! that the device owes, and erases the round's secrets when it is over.
+//!
+//! Inside there is one type a phase: a phase takes the previous state by value, so that a share can't be revealed twice.
 //!
 //! ```text
-//! Joining --advertise--> Advertised --share--> Shared --mask--> Masked --confirm--> Confirmed --release--> Done
-//!                                                                  \------- release (semi-honest) -------/
+//! Joining --advertise--> Advertised --share--> Shared --mask--> Masked ------------- reveal ------------> Done
+//!                                                                  \---confirm---> Confirmed ---reveal---/
 //! ```
 //!
-//! Each state from [`Advertised`] on keeps the message that it owes the coordinator: sending it again after a lost
-//! connection sends the same bytes. What the coordinator sends is checked before anything changes; a refused view comes back
-//! as [`Rejected`] with the state, which may try again.
+//! Only members of the committee confirm. Each state from [`Advertised`] on keeps the message that it owes the coordinator:
+//! sending it again after a lost connection sends the same bytes. What the coordinator sends is checked before anything
+//! changes; a refused view comes back as [`Rejected`] with the state, which may try again.
 
+mod certificate;
 mod checks;
 mod commit;
 mod error;
 mod mask;
+mod offer;
 mod pool;
 mod saved;
+mod session;
 mod share;
 mod unmask;
 
 use std::fmt;
 use std::sync::Arc;
 
+use prost::Message;
 use rand_core::CryptoRng;
 use unisono_crypto::kdf::{Label, label};
 use unisono_crypto::kem::DecapsulationKey;
@@ -35,13 +41,14 @@ use crate::params::RoundParams;
 use crate::policy::{ParticipationRecord, Policy};
 use crate::proto::{self, ClientMessage, Signed, client_message::Step};
 use crate::roster::Head;
+use crate::phase::Phase;
 use crate::signed::{self, SignedError};
 
 pub use checks::SharedChecks;
-pub use error::{ClientError, NeighbourFault};
+pub use error::{CertificateFault, ClientError, NeighbourFault};
 pub use mask::Masked;
 pub use pool::KeyPool;
-pub use saved::Resumed;
+pub use session::Session;
 pub use share::Shared;
 pub use unmask::{Confirmed, Done};
 
@@ -99,6 +106,8 @@ struct Round {
     /// In malicious mode: the roster's head and the coordinator's key from it.
     authority: Option<(Arc<Head>, VerifyingKey)>,
     identity: Arc<Identity>,
+    /// Longest time for which this device keeps the round's secrets after it accepted the cohort, in seconds.
+    max_round_s: u64,
     /// What this device does not verify on its own, in a simulation.
     checks: Option<Arc<SharedChecks>>,
 }
@@ -135,6 +144,19 @@ impl Round {
         }
     }
 
+    /// Last second of this device's clock at which it masks, signs or reveals in a round whose cohort it accepted at
+    /// `accepted_at` (section 6): twice the sum of the phases that were left, and a minute; at most what the policy allows.
+    fn erase_at(&self, accepted_at: u64) -> u64 {
+        let deadlines = self.params.wire.deadlines.unwrap_or_default();
+        let left = Phase::ALL[1..].iter().fold(0u64, |sum, phase| sum.saturating_add(phase.deadline_ms(&deadlines)));
+        accepted_at.saturating_add((left / 1000).saturating_mul(2).saturating_add(60).min(self.max_round_s))
+    }
+
+    fn refuse_late(&self, accepted_at: u64, now: u64) -> Result<(), ClientError> {
+        let erase_at = self.erase_at(accepted_at);
+        if now > erase_at { Err(ClientError::Expired { erase_at, now }) } else { Ok(()) }
+    }
+
     /// The key to sign with, in malicious mode.
     fn signing_key(&self) -> Option<&SigningKey> {
         self.authority.as_ref().map(|_| &self.identity.signing_key)
@@ -155,7 +177,7 @@ impl Joining {
     ///
     /// # Errors
     /// [`ClientError`]: signatures, an older roster, parameters that are inconsistent, the policy's limits, or a round that
-    /// is not above the last one of its task in which this device masked an input or shared its keys.
+    /// is not above the last one of its task in which this device shared its keys.
     pub fn new(
         offer: &proto::RoundOffer,
         identity: Arc<Identity>,
@@ -163,37 +185,21 @@ impl Joining {
         record: &mut dyn ParticipationRecord,
         now: u64,
     ) -> Result<Self, ClientError> {
-        let signed_params = offer.params.as_ref().ok_or(ClientError::Missing("signed parameters in the offer"))?;
-        let authority = match (&offer.roster_head, &trust.registrar) {
-            (Some(head), Some(registrar)) => {
-                let head = Head::verify(head, registrar)?;
-                let seen = record.roster_epoch()?;
-                if head.epoch < seen {
-                    return Err(ClientError::StaleRoster { epoch: head.epoch, seen });
-                }
-                let key = coordinator_key(&head, signed_params).ok_or(ClientError::UntrustedCoordinator)?;
-                Some((Arc::new(head), key))
+        let (params, authority) = offer::verify(offer, trust.registrar.as_ref())?;
+        if let Some((head, _)) = &authority {
+            let seen = record.roster_epoch()?;
+            if head.epoch < seen {
+                return Err(ClientError::StaleRoster { epoch: head.epoch, seen });
             }
-            (Some(_), None) => return Err(ClientError::Missing("registrar's key among the trust anchors")),
-            (None, _) => None,
-        };
-        let params = RoundParams::from_payload(&signed_params.payload)?;
-        if params.malicious() != authority.is_some() {
-            return Err(ClientError::Missing("roster head, which a round in malicious mode needs"));
         }
-        if let Some((head, _)) = &authority
-            && (params.wire.roster_epoch != head.epoch || params.wire.roster_root != head.root)
-        {
-            return Err(ClientError::OtherRoster { proposed: params.wire.roster_epoch, head: head.epoch });
-        }
-        let last = record.last(&params.wire.task)?;
-        trust.policy.check(&params, last.map(|last| last.at), now)?;
-        refuse_spent(&params, record)?;
-        commit::refuse_shared(&params, record)?;
+        let entry = record.entry(&params.wire.task)?;
+        commit::refuse_old(&params, entry.as_ref())?;
+        trust.policy.check(&params, entry.as_ref(), now)?;
         if let Some((head, _)) = &authority {
             record.see_roster_epoch(head.epoch)?;
         }
-        Ok(Self { round: Round { params: Arc::new(params), authority, identity, checks: None } })
+        let max_round_s = trust.policy.max_round_s;
+        Ok(Self { round: Round { params: Arc::new(params), authority, identity, max_round_s, checks: None } })
     }
 
     /// The accepted parameters.
@@ -221,27 +227,10 @@ impl Joining {
             channel_ek: advert.channel_ek.as_bytes().to_vec(),
             self_mask_commitment: advert.commitment.to_vec(),
         };
-        let signed = signed::sign(&wire, label::SIG_ADVERT, round.signing_key());
+        let signed = signed::sign_hedged(wire.encode_to_vec(), label::SIG_ADVERT, round.signing_key(), rng);
         let payload = signed.payload.clone();
         let message = round.message(Step::Advert(signed));
         Advertised { secrets: Secrets { round, mask_secret, self_secret, channel, advert }, payload, message }
-    }
-}
-
-/// The key of the roster's head under which the parameters verify.
-fn coordinator_key(head: &Head, params: &Signed) -> Option<VerifyingKey> {
-    let verifies =
-        |key: &&VerifyingKey| key.verify(label::SIG_ROUND_PARAMS, &params.payload, &params.signature).is_ok();
-    head.coordinator_keys.iter().find(verifies).cloned()
-}
-
-/// Refuses a round that is not above the last one for which this device masked an input.
-fn refuse_spent(params: &RoundParams, record: &dyn ParticipationRecord) -> Result<(), ClientError> {
-    match record.last(&params.wire.task)? {
-        Some(last) if params.wire.round <= last.round => {
-            Err(ClientError::Spent { task: params.wire.task.clone(), round: params.wire.round, last: last.round })
-        }
-        _ => Ok(()),
     }
 }
 

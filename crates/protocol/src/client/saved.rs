@@ -15,18 +15,18 @@ use unisono_crypto::shamir::{SecretScalar, Share};
 use unisono_crypto::sign::VerifyingKey;
 use zeroize::{Zeroize, Zeroizing};
 
-use super::mask::{Masked, Member, Peer, Shares};
-use super::share::{Neighbour, Shared};
+use super::mask::{Masked, Participant, Peer, Shares};
+use super::session::State;
+use super::share::{Committee, Neighbour, Shared};
 use super::unmask::{Confirmed, Done};
-use super::{Advertised, ClientError, Identity, Round, Secrets, coordinator_key};
+use super::{Advertised, ClientError, Identity, Round, Secrets, offer};
 use crate::bitmap;
 use crate::cohort::{Advert, Cohort};
 use crate::graph::Graph;
 use crate::ids::CohortId;
-use crate::pairwise::{self, End};
+use crate::pairwise;
 use crate::params::RoundParams;
 use crate::proto::{self, ClientMessage, client_message::Step};
-use crate::roster::Head;
 
 /// What is saved of a neighbour, or of a neighbour that shared its keys.
 #[derive(Clone, PartialEq, Message)]
@@ -34,16 +34,13 @@ use crate::roster::Head;
 struct SavedPeer {
     #[prost(uint32, tag = "1")]
     index: u32,
-    /// The secret sent to it; from phase 2 on the key between the two.
     #[prost(bytes = "vec", tag = "2")]
-    secret: Vec<u8>,
-    #[prost(bytes = "vec", tag = "3")]
     self_mask_share: Vec<u8>,
-    #[prost(bytes = "vec", tag = "4")]
+    #[prost(bytes = "vec", tag = "3")]
     mask_share: Vec<u8>,
-    #[prost(message, optional, tag = "5")]
+    #[prost(message, optional, tag = "4")]
     advert: Option<proto::Advert>,
-    #[prost(bytes = "vec", tag = "6")]
+    #[prost(bytes = "vec", tag = "5")]
     identity: Vec<u8>,
 }
 
@@ -54,8 +51,6 @@ struct Saved {
     phase: u32,
     #[prost(bytes = "vec", tag = "2")]
     round_id: Vec<u8>,
-    #[prost(message, optional, tag = "3")]
-    message: Option<ClientMessage>,
     #[prost(bytes = "vec", tag = "4")]
     mask_secret: Vec<u8>,
     #[prost(bytes = "vec", tag = "5")]
@@ -76,8 +71,16 @@ struct Saved {
     peers: Vec<SavedPeer>,
     #[prost(bytes = "vec", tag = "13")]
     shared: Vec<u8>,
-    #[prost(bytes = "vec", tag = "14")]
-    survivors: Vec<u8>,
+    /// Places of the committee's members in the roster.
+    #[prost(uint64, repeated, tag = "14")]
+    committee: Vec<u64>,
+    #[prost(uint64, tag = "15")]
+    accepted_at: u64,
+    #[prost(uint64, tag = "16")]
+    max_round_s: u64,
+    /// Always there, and last: bytes that are cut short have none.
+    #[prost(message, optional, tag = "17")]
+    message: Option<ClientMessage>,
 }
 
 macro_rules! opaque_debug {
@@ -93,7 +96,6 @@ opaque_debug!(SavedPeer, Saved);
 
 impl Drop for SavedPeer {
     fn drop(&mut self) {
-        self.secret.zeroize();
         self.self_mask_share.zeroize();
         self.mask_share.zeroize();
     }
@@ -129,6 +131,7 @@ impl Saved {
         saved.phase = phase;
         saved.message = Some(message.clone());
         saved.round_id = round.map_or_else(|| message.round_id.clone(), |round| round.params.round_id.to_vec());
+        saved.max_round_s = round.map_or(0, |round| round.max_round_s);
         saved
     }
 
@@ -148,11 +151,17 @@ impl Saved {
         self
     }
 
-    fn with_member(mut self, member: &Member) -> Self {
-        self.self_secret = scalar_bytes(member.self_secret.as_ref());
-        self.shared = bitmap::to_bytes(&member.shared);
-        self.peers = member.peers.iter().map(SavedPeer::of_peer).collect();
-        self.with_cohort(&member.cohort, member.index)
+    fn with_committee(mut self, committee: &Committee) -> Self {
+        self.committee = committee.places.clone();
+        self.accepted_at = committee.accepted_at;
+        self
+    }
+
+    fn with_participant(mut self, participant: &Participant) -> Self {
+        self.self_secret = participant.self_secret.to_secret().expose().to_vec();
+        self.shared = bitmap::to_bytes(&participant.shared);
+        self.peers = participant.peers.iter().map(SavedPeer::of_peer).collect();
+        self.with_cohort(&participant.cohort, participant.index).with_committee(&participant.committee)
     }
 
     fn bytes(&self) -> Zeroizing<Vec<u8>> {
@@ -164,7 +173,7 @@ impl SavedPeer {
     fn of_peer(peer: &Peer) -> Self {
         let mut saved = Self::default();
         saved.index = peer.index;
-        saved.secret = peer.channel.expose().to_vec();
+        saved.identity = key_bytes(peer.identity.as_deref());
         if let Some(shares) = &peer.shares {
             saved.self_mask_share = shares.self_mask.value_bytes().to_vec();
             saved.mask_share = shares.mask.value_bytes().to_vec();
@@ -175,67 +184,52 @@ impl SavedPeer {
     fn of_neighbour(neighbour: &Neighbour, round: &Round) -> Self {
         let mut saved = Self::default();
         saved.index = neighbour.index;
-        saved.secret = neighbour.sent.expose().to_vec();
         saved.advert = Some(advert_to_wire(&neighbour.advert, round));
-        saved.identity = neighbour.identity.as_ref().map(|key| key.as_bytes().to_vec()).unwrap_or_default();
+        saved.identity = key_bytes(neighbour.identity.as_deref());
         saved
     }
 }
 
 impl Advertised {
-    /// This state as bytes, for [`Resumed::from_bytes`]. They are secret.
-    pub fn save(&self) -> Zeroizing<Vec<u8>> {
+    pub(super) fn save(&self) -> Zeroizing<Vec<u8>> {
         Saved::of(ADVERTISED, Some(&self.secrets.round), &self.message).with_secrets(&self.secrets).bytes()
     }
 }
 
 impl Shared {
-    /// This state as bytes, for [`Resumed::from_bytes`]. They are secret.
-    pub fn save(&self) -> Zeroizing<Vec<u8>> {
+    pub(super) fn save(&self) -> Zeroizing<Vec<u8>> {
         let round = &self.secrets.round;
         let mut saved = Saved::of(SHARED, Some(round), self.message())
             .with_secrets(&self.secrets)
-            .with_cohort(&self.cohort, self.index);
+            .with_cohort(&self.cohort, self.index)
+            .with_committee(&self.committee);
         saved.peers = self.neighbours.iter().map(|neighbour| SavedPeer::of_neighbour(neighbour, round)).collect();
         saved.bytes()
     }
 }
 
 impl Masked {
-    /// This state as bytes, without the masked vector, for [`Resumed::from_bytes`]. They are secret.
-    pub fn save(&self) -> Zeroizing<Vec<u8>> {
-        Saved::of(MASKED, Some(&self.member.round), self.message()).with_member(&self.member).bytes()
+    pub(super) fn save(&self) -> Zeroizing<Vec<u8>> {
+        let participant = &self.participant;
+        Saved::of(MASKED, Some(&participant.round), self.message()).with_participant(participant).bytes()
     }
 }
 
 impl Confirmed {
-    /// This state as bytes, for [`Resumed::from_bytes`]. They are secret.
-    pub fn save(&self) -> Zeroizing<Vec<u8>> {
-        let mut saved = Saved::of(CONFIRMED, Some(&self.member.round), self.message()).with_member(&self.member);
-        saved.survivors = bitmap::to_bytes(&self.survivors);
-        saved.bytes()
+    pub(super) fn save(&self) -> Zeroizing<Vec<u8>> {
+        let participant = &self.participant;
+        Saved::of(CONFIRMED, Some(&participant.round), self.message()).with_participant(participant).bytes()
     }
 }
 
 impl Done {
-    /// This state as bytes, for [`Resumed::from_bytes`]. They hold what was released to the coordinator, and are for nobody else.
-    pub fn save(&self) -> Zeroizing<Vec<u8>> {
+    pub(super) fn save(&self) -> Zeroizing<Vec<u8>> {
         Saved::of(DONE, None, self.message()).bytes()
     }
 }
 
-/// A state that was saved.
-pub enum Resumed {
-    /// The cohort is awaited.
-    Advertised(Advertised),
-    /// The set of clients that shared is awaited.
-    Shared(Shared),
-    /// The set of survivors is awaited. [`Masked::chunk`] has nothing: the vector was not saved.
-    Masked(Masked),
-    /// The neighbours' tags are awaited.
-    Confirmed(Confirmed),
-    /// Nothing is left to do.
-    Done(Done),
+fn key_bytes(key: Option<&VerifyingKey>) -> Vec<u8> {
+    key.map(|key| key.as_bytes().to_vec()).unwrap_or_default()
 }
 
 fn damaged<T>(value: Option<T>, what: &'static str) -> Result<T, ClientError> {
@@ -250,80 +244,46 @@ fn scalar(bytes: &[u8]) -> Result<SecretScalar, ClientError> {
     Ok(SecretScalar::from_canonical(secret(bytes)?.expose())?)
 }
 
-/// 32 bytes, or none without a secret.
-pub(super) fn scalar_bytes(secret: Option<&SecretScalar>) -> Vec<u8> {
-    secret.map(|secret| secret.to_secret().expose().to_vec()).unwrap_or_default()
-}
-
 fn advert(wire: Option<&proto::Advert>, round: &Round) -> Result<Advert, ClientError> {
     let wire = damaged(wire, "an advert is missing")?;
     Ok(Advert::from_payload(&wire.encode_to_vec(), round.params.round_id)?)
 }
 
-impl Resumed {
-    /// Reads what a state's `save` wrote. The offer is the one that the round began with; its signatures are verified again.
-    /// The policy was asked when the round was joined; the record is asked by the next step.
-    ///
-    /// # Errors
-    /// [`ClientError::Saved`] for bytes that are no saved state or that of another round or device; any error about the offer.
-    pub fn from_bytes(
-        bytes: &[u8],
-        offer: &proto::RoundOffer,
-        identity: Arc<Identity>,
-        registrar: Option<&VerifyingKey>,
-    ) -> Result<Self, ClientError> {
-        let saved = damaged(Saved::decode(bytes).ok(), "the bytes are none")?;
-        let round = Round::of_offer(offer, identity, registrar)?;
-        let message = damaged(saved.message.clone(), "its message is missing")?;
-        let round_id = &round.params.round_id.0;
-        if saved.round_id != round_id || message.round_id != round_id || message.client_id != round.identity.client_id.0
-        {
-            return Err(ClientError::Saved("it is of another round or device"));
-        }
-        match saved.phase {
-            ADVERTISED => {
-                let Some(Step::Advert(signed)) = &message.step else {
-                    return Err(ClientError::Saved("its message is of another phase"));
-                };
-                let payload = signed.payload.clone();
-                Ok(Self::Advertised(Advertised { secrets: saved.secrets(round)?, payload, message }))
-            }
-            SHARED => saved.shared(round, message).map(Self::Shared),
-            MASKED => {
-                let vector = RingVector::zeros(round.params.modulus, 0);
-                Ok(Self::Masked(Masked { member: saved.member(round)?, vector, message }))
-            }
-            CONFIRMED => {
-                let survivors = bitmap::from_bytes(&saved.survivors, saved.n as usize)?;
-                Ok(Self::Confirmed(Confirmed { member: saved.member(round)?, survivors, message }))
-            }
-            DONE => Ok(Self::Done(Done { message })),
-            _ => Err(ClientError::Saved("its phase is none")),
-        }
+/// Reads a saved session, and checks the offer that it began with once more.
+pub(super) fn read(
+    bytes: &[u8],
+    offer: &proto::RoundOffer,
+    identity: Arc<Identity>,
+    registrar: Option<&VerifyingKey>,
+) -> Result<(Arc<RoundParams>, State), ClientError> {
+    let saved = damaged(Saved::decode(bytes).ok(), "the bytes are not a saved session")?;
+    let (params, authority) = offer::verify(offer, registrar)?;
+    let params = Arc::new(params);
+    let round =
+        Round { params: params.clone(), authority, identity, max_round_s: saved.max_round_s, checks: None };
+    let message = damaged(saved.message.clone(), "its message is missing")?;
+    let round_id = &params.round_id.0;
+    if saved.round_id != round_id || message.round_id != round_id || message.client_id != round.identity.client_id.0 {
+        return Err(ClientError::Saved("it is of another round or device"));
     }
-}
-
-impl Round {
-    fn of_offer(
-        offer: &proto::RoundOffer,
-        identity: Arc<Identity>,
-        registrar: Option<&VerifyingKey>,
-    ) -> Result<Self, ClientError> {
-        let signed = offer.params.as_ref().ok_or(ClientError::Missing("signed parameters in the offer"))?;
-        let params = RoundParams::from_payload(&signed.payload)?;
-        let authority = match (&offer.roster_head, registrar) {
-            (Some(head), Some(registrar)) => {
-                let head = Head::verify(head, registrar)?;
-                let key = coordinator_key(&head, signed).ok_or(ClientError::UntrustedCoordinator)?;
-                Some((Arc::new(head), key))
-            }
-            _ => None,
-        };
-        if params.malicious() != authority.is_some() {
-            return Err(ClientError::Missing("roster head or registrar's key, which a round in malicious mode needs"));
+    let state = match saved.phase {
+        ADVERTISED => {
+            let Some(Step::Advert(signed)) = &message.step else {
+                return Err(ClientError::Saved("its message is of another phase"));
+            };
+            let payload = signed.payload.clone();
+            State::Advertised(Advertised { secrets: saved.secrets(round)?, payload, message })
         }
-        Ok(Self { params: Arc::new(params), authority, identity, checks: None })
-    }
+        SHARED => State::Shared(saved.shared(round, message)?),
+        MASKED => {
+            let vector = RingVector::zeros(params.modulus, 0);
+            State::Masked(Masked { participant: saved.participant(round)?, vector, message })
+        }
+        CONFIRMED => State::Confirmed(Confirmed { participant: saved.participant(round)?, message }),
+        DONE => State::Done(Done { message }),
+        _ => return Err(ClientError::Saved("its phase is unknown")),
+    };
+    Ok((params, state))
 }
 
 impl Saved {
@@ -354,10 +314,13 @@ impl Saved {
         Ok(peer.index)
     }
 
+    fn committee(&self) -> Committee {
+        Committee { places: self.committee.clone(), accepted_at: self.accepted_at }
+    }
+
     fn shared(&self, round: Round, message: ClientMessage) -> Result<Shared, ClientError> {
         let cohort = self.cohort(&round.params)?;
         let secrets = self.secrets(round)?;
-        let from = End { index: self.index, advert: &secrets.advert };
         let mut neighbours = Vec::with_capacity(self.peers.len());
         for peer in &self.peers {
             let index = self.neighbour(peer)?;
@@ -366,33 +329,32 @@ impl Saved {
                 Some(_) => Some(VerifyingKey::from_bytes(&peer.identity)?),
                 None => None,
             };
-            // The coins are derived, so the pair's mask comes out as it did when the shares were made.
-            let mask = cohort.graph.encapsulates(self.index, index).then(|| {
+            // The coins are derived, so secret and ciphertext come out as they did when the shares were made.
+            let sent = cohort.graph.encapsulates(self.index, index).then(|| {
                 let coins = pairwise::mask_coins(&secrets.mask_secret, cohort.id, index, &advert.mask_ek);
                 let (ct, secret) = advert.mask_ek.encapsulate_with_coins(&coins);
-                pairwise::pair_mask(&secret, cohort.id, from, End { index, advert: &advert }, &ct)
+                (secret, ct)
             });
             let (advert, identity) = (Arc::new(advert), identity.map(Arc::new));
-            neighbours.push(Neighbour { index, advert, identity, sent: secret(&peer.secret)?, mask });
+            neighbours.push(Neighbour { index, advert, identity, sent });
         }
-        Ok(Shared { secrets, cohort, index: self.index, neighbours, message })
+        let committee = self.committee();
+        Ok(Shared { secrets, cohort, index: self.index, neighbours, committee, message })
     }
 
-    fn member(&self, round: Round) -> Result<Member, ClientError> {
+    fn participant(&self, round: Round) -> Result<Participant, ClientError> {
         let cohort = self.cohort(&round.params)?;
         let shared = bitmap::from_bytes(&self.shared, self.n as usize)?;
         let share = |bytes: &[u8]| Share::from_bytes(self.index + 1, bytes.try_into().ok()?).ok();
+        let keep_keys = round.params.malicious() && cohort.graph.complete();
         let peer = |peer: &SavedPeer| {
             let index = self.neighbour(peer)?;
             let shares = share(&peer.self_mask_share).zip(share(&peer.mask_share));
-            Ok(Peer {
-                index,
-                channel: secret(&peer.secret)?,
-                shares: shares.map(|(self_mask, mask)| Shares { self_mask, mask }),
-            })
+            let identity = if keep_keys { Some(Arc::new(VerifyingKey::from_bytes(&peer.identity)?)) } else { None };
+            Ok(Peer { index, shares: shares.map(|(self_mask, mask)| Shares { self_mask, mask }), identity })
         };
         let peers = self.peers.iter().map(peer).collect::<Result<_, ClientError>>()?;
-        let self_secret = if cohort.graph.complete() { Some(scalar(&self.self_secret)?) } else { None };
-        Ok(Member { round, self_secret, cohort, index: self.index, shared, peers })
+        let self_secret = scalar(&self.self_secret)?;
+        Ok(Participant { round, self_secret, cohort, index: self.index, shared, peers, committee: self.committee() })
     }
 }

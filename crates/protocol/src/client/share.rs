@@ -6,7 +6,6 @@ use std::sync::Arc;
 use prost::Message;
 use rand_core::CryptoRng;
 use unisono_crypto::kdf::label;
-use unisono_crypto::prg::Seed;
 use unisono_crypto::secret::Secret32;
 use unisono_crypto::sign::VerifyingKey;
 use unisono_crypto::{aead, merkle, shamir};
@@ -31,10 +30,18 @@ pub(super) struct Neighbour {
     pub advert: Arc<Advert>,
     /// Verifies what it signs, in malicious mode.
     pub identity: Option<Arc<VerifyingKey>>,
-    /// The secret encapsulated to its channel key.
-    pub sent: Secret32,
-    /// The pair's mask, where this device is the encapsulator.
-    pub mask: Option<Seed>,
+    /// The pair's mask secret and the ciphertext that carries it, where this device is the encapsulator.
+    pub sent: Option<(Secret32, Vec<u8>)>,
+}
+
+/// What a device keeps of the cohort's committee, to judge a certificate by.
+#[derive(Clone, Default)]
+pub(super) struct Committee {
+    /// Places of the committee's members among the roster's leaves, in order of index. Empty in a complete graph, where the
+    /// members' keys are at hand.
+    pub places: Vec<u64>,
+    /// When this device accepted the cohort, Unix time in seconds: leaves must have been valid then.
+    pub accepted_at: u64,
 }
 
 /// Shares are made; the set of clients that shared theirs is awaited.
@@ -43,6 +50,7 @@ pub struct Shared {
     pub(super) cohort: Cohort,
     pub(super) index: u32,
     pub(super) neighbours: Vec<Neighbour>,
+    pub(super) committee: Committee,
     pub(super) message: ClientMessage,
 }
 
@@ -51,7 +59,7 @@ impl Advertised {
     /// out. `now` is Unix time in seconds.
     ///
     /// # Errors
-    /// [`Rejected`] with this state: which check of section 3 failed for whom, [`ClientError::AlreadyShared`], or the record
+    /// [`Rejected`] with this state: which check of section 3 failed for whom, [`ClientError::OldRound`], or the record
     /// could not be written.
     pub fn share<R: CryptoRng + ?Sized>(
         self,
@@ -61,9 +69,11 @@ impl Advertised {
         rng: &mut R,
     ) -> Result<Shared, Rejected<Self>> {
         advance(self, |state| {
-            commit::refuse_shared(&state.secrets.round.params, record)?;
+            let params = &state.secrets.round.params;
+            let entry = record.entry(&params.wire.task)?;
+            commit::refuse_old(params, entry.as_ref())?;
             let shared = state.try_share(view, now, rng)?;
-            commit::share(&state.secrets.round.params, &shared.cohort, record)?;
+            commit::share(params, &shared.cohort, entry.as_ref(), record)?;
             Ok(shared)
         })
     }
@@ -91,6 +101,13 @@ impl Advertised {
             None => None,
         };
         let own = view.index;
+        if let Some(members) = &members {
+            let proof = view.own_roster.as_ref().ok_or(ClientError::Missing("roster leaf of this device in the view"))?;
+            let place = self.own_place(proof, now)?;
+            if place.is_none() || place != members.place(own) {
+                return Err(ClientError::OwnPlace(own));
+            }
+        }
         let verify = |index: u32, payload: &[u8], path: &[[u8; 32]]| {
             merkle::verify(label::TREE_ADVERTS, &cohort.adverts_root, n.into(), index.into(), payload, path)
         };
@@ -140,7 +157,11 @@ impl Advertised {
             last_id = Some(advert.client_id);
             checked.push((index, advert, identity));
         }
-        self.split(cohort, own, checked, rng)
+        let mut committee = Committee { places: Vec::new(), accepted_at: now };
+        if let Some(members) = members.filter(|_| !cohort.graph.complete()) {
+            committee.places = cohort.graph.committee().iter().filter_map(|&index| members.place(index)).collect();
+        }
+        self.split(cohort, own, checked, committee, rng)
     }
 
     fn split<R: CryptoRng + ?Sized>(
@@ -148,6 +169,7 @@ impl Advertised {
         cohort: Cohort,
         own: u32,
         checked: Vec<(u32, Advert, Option<VerifyingKey>)>,
+        committee: Committee,
         rng: &mut R,
     ) -> Result<Shared, ClientError> {
         let Secrets { round, mask_secret, self_secret, advert: own_advert, .. } = &self.secrets;
@@ -161,7 +183,7 @@ impl Advertised {
             checked.into_iter().zip(self_shares.iter().zip(&mask_shares))
         {
             let to = End { index, advert: &advert };
-            let (channel_ct, sent) = advert.channel_ek.encapsulate(rng);
+            let (channel_ct, channel_secret) = advert.channel_ek.encapsulate(rng);
             let mut pair = proto::SharePair {
                 from: own,
                 to: index,
@@ -171,29 +193,26 @@ impl Advertised {
             let plaintext = Zeroizing::new(pair.encode_to_vec());
             pair.self_mask_share.zeroize();
             pair.mask_share.zeroize();
-            let key = pairwise::share_key(&sent, cohort.id, from, to);
+            let key = pairwise::share_key(&channel_secret, cohort.id, from, to);
             let sealed = aead::seal(&key, &cohort.id.0, &plaintext)?;
-            let mut mask_ct = Vec::new();
-            let mut mask = None;
-            if cohort.graph.encapsulates(own, index) {
+            let sent = cohort.graph.encapsulates(own, index).then(|| {
                 let coins = pairwise::mask_coins(mask_secret, cohort.id, index, &advert.mask_ek);
                 let (ct, secret) = advert.mask_ek.encapsulate_with_coins(&coins);
-                mask = Some(pairwise::pair_mask(&secret, cohort.id, from, to, &ct));
-                mask_ct = ct;
-            }
+                (secret, ct)
+            });
             let commitment = |share, kind| pairwise::share_commitment(share, kind, cohort.id, own).to_vec();
             let message = proto::NeighbourShares {
                 from: own,
                 to: index,
                 channel_ct,
                 sealed,
-                mask_ct,
+                mask_ct: sent.as_ref().map(|(_, ct)| ct.clone()).unwrap_or_default(),
                 self_mask_commitment: commitment(self_share, SecretKind::SelfMask),
                 mask_commitment: commitment(mask_share, SecretKind::Mask),
             };
             messages.push(message.encode_to_vec());
             let (advert, identity) = (Arc::new(advert), identity.map(Arc::new));
-            neighbours.push(Neighbour { index, advert, identity, sent, mask });
+            neighbours.push(Neighbour { index, advert, identity, sent });
         }
         let root = proto::SharesRoot {
             cohort_id: cohort.id.to_vec(),
@@ -201,9 +220,18 @@ impl Advertised {
             count: messages.len() as u32,
             root: merkle::Tree::new(label::TREE_SHARES, &messages).root().to_vec(),
         };
-        let root = signed::sign(&root, label::SIG_SHARES, round.signing_key());
+        let root = signed::sign_hedged(root.encode_to_vec(), label::SIG_SHARES, round.signing_key(), rng);
         let message = round.message(Step::ShareKeys(proto::ShareKeys { root: Some(root), messages }));
-        Ok(Shared { secrets: self.secrets.clone(), cohort, index: own, neighbours, message })
+        Ok(Shared { secrets: self.secrets.clone(), cohort, index: own, neighbours, committee, message })
+    }
+
+    /// The place among the roster's leaves of this device's own leaf, as a proof shows it.
+    fn own_place(&self, proof: &proto::RosterProof, now: u64) -> Result<Option<u64>, ClientError> {
+        let Some((head, _)) = &self.secrets.round.authority else { return Ok(None) };
+        let leaf = head.check_leaf(proof, now)?;
+        let identity = &self.secrets.round.identity;
+        let own = leaf.client_id == identity.client_id && leaf.identity_key == identity.signing_key.verifying_key();
+        Ok(own.then_some(proof.index))
     }
 }
 

@@ -70,13 +70,16 @@ pub enum Reason {
         /// The last round without the client.
         until: u64,
     },
+    /// The endorsement is of another pair of sets than this round's.
+    #[error("the endorsement is of another cohort, or of other sets than those of this round")]
+    OtherSets,
     /// A key of the advert occurs in another advert.
     #[error("a key of the advert is in another client's advert, or occurs twice in this one")]
     KeysRepeat,
     /// The client is not among those that may take the step.
     #[error("the client did not complete the phases before this one")]
     NotExpected,
-    /// Shares, tags or released shares are not those that the graph asks for.
+    /// Shares or revealed shares are not those that the graph asks for.
     #[error("{what}: {why}")]
     Shape {
         /// Which message.
@@ -116,6 +119,7 @@ impl Reason {
             Self::Conflict => "conflict",
             Self::Full { .. } => "full",
             Self::Suspended { .. } => "suspended",
+            Self::OtherSets => "other_sets",
             Self::KeysRepeat => "keys_repeat",
             Self::NotExpected => "not_expected",
             Self::Shape { .. } => "shape",
@@ -248,7 +252,7 @@ fn listed(lost: &[Lost]) -> String {
 #[non_exhaustive]
 pub enum Lost {
     /// Too few shares of a secret came back.
-    #[error("{have} right shares of client {client}'s secret were released, {need} are needed")]
+    #[error("{have} right shares of client {client}'s secret were revealed, {need} are needed")]
     TooFewShares {
         /// Whose secret.
         client: ClientId,

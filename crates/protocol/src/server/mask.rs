@@ -11,6 +11,7 @@ use super::confirm::Confirming;
 use super::share::{self, Commitment, Sent};
 use super::{Abort, Accepted, Members, Phase, Progress, Reason};
 use crate::ids::ClientId;
+use crate::pairwise;
 use crate::proto::{self, Signed, server_message::View};
 use crate::signed;
 
@@ -20,6 +21,7 @@ pub(super) struct Masking {
     members: Arc<Members>,
     /// U1.
     shared: Vec<bool>,
+    sharers_hash: [u8; 32],
     sent: Vec<Option<Sent>>,
     /// Hash in each accepted header.
     headers: BTreeMap<u32, [u8; 32]>,
@@ -33,7 +35,8 @@ impl Masking {
         let params = &members.context.params;
         let sum = RingVector::zeros(params.modulus, params.vector_len());
         let complete = vec![false; shared.len()];
-        Self { members, shared, sent, headers: BTreeMap::new(), complete, sum }
+        let sharers_hash = pairwise::sharers_hash(&shared);
+        Self { members, shared, sharers_hash, sent, headers: BTreeMap::new(), complete, sum }
     }
 
     fn index_of(&self, client: ClientId) -> Result<u32, Reason> {
@@ -102,6 +105,7 @@ impl Masking {
             commitments: self.commitments(),
             members: self.members,
             shared: self.shared,
+            sharers_hash: self.sharers_hash,
             survivors: self.complete,
             sum: self.sum,
         };
@@ -125,7 +129,7 @@ impl Masking {
         mask_cts
     }
 
-    /// The commitments to the shares that survivors will release.
+    /// The commitments to the shares that survivors will reveal.
     fn commitments(&self) -> BTreeMap<(u32, u32), Commitment> {
         let mut commitments = BTreeMap::new();
         for (from, sent) in self.sent.iter().enumerate().filter_map(|(u, sent)| Some((u as u32, sent.as_ref()?))) {
@@ -144,6 +148,8 @@ pub(super) struct Masked {
     pub members: Arc<Members>,
     /// U1.
     pub shared: Vec<bool>,
+    /// Hash of U1, to which masks and endorsements are bound.
+    pub sharers_hash: [u8; 32],
     /// U2.
     pub survivors: Vec<bool>,
     pub sum: RingVector,

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! [`Server`] holds the phase at hand. Steps are idempotent: the same message again is [`Accepted::Repeat`], in any later
-//! phase too. Everything is deterministic (signatures as well), so that absorbing the same messages again after a restart
+//! phase too. Everything is deterministic (the coordinator's signatures as well), so that absorbing the same messages again after a restart
 //! gives the same cohort and the same bytes.
 
 mod advertise;
@@ -31,6 +31,7 @@ use unisono_crypto::sign::{SigningKey, VerifyingKey};
 use crate::ids::ClientId;
 use crate::pairwise;
 use crate::params::RoundParams;
+pub use crate::phase::Phase;
 use crate::proto::{self, ClientMessage, ServerMessage, Signed, client_message::Step};
 use crate::roster::Roster;
 use crate::signed;
@@ -42,64 +43,6 @@ use share::Sharing;
 use unmask::Unmasking;
 
 pub use error::{Abort, Lost, OpenError, Reason, Refusal};
-
-/// The phases of a round, in order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Phase {
-    /// Phase 0: adverts are collected.
-    Advertise,
-    /// Phase 1: shares are collected.
-    Share,
-    /// Phase 2: masked vectors are collected.
-    Mask,
-    /// Phase 3: consistency tags are collected (malicious mode).
-    Confirm,
-    /// Phase 4: released shares are collected.
-    Unmask,
-}
-
-impl Phase {
-    /// All phases in order.
-    pub const ALL: [Self; 5] = [Self::Advertise, Self::Share, Self::Mask, Self::Confirm, Self::Unmask];
-
-    /// Lower-case name, as in logs, metrics and the API.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Advertise => "advertise",
-            Self::Share => "share",
-            Self::Mask => "mask",
-            Self::Confirm => "confirm",
-            Self::Unmask => "unmask",
-        }
-    }
-
-    /// The phase's longest duration in milliseconds.
-    pub fn deadline_ms(self, deadlines: &proto::PhaseDeadlines) -> u64 {
-        match self {
-            Self::Advertise => deadlines.advertise_ms,
-            Self::Share => deadlines.share_ms,
-            Self::Mask => deadlines.mask_ms,
-            Self::Confirm => deadlines.confirm_ms,
-            Self::Unmask => deadlines.unmask_ms,
-        }
-    }
-
-    fn of(step: &Step) -> Self {
-        match step {
-            Step::Advert(_) => Self::Advertise,
-            Step::ShareKeys(_) => Self::Share,
-            Step::Upload(_) => Self::Mask,
-            Step::Tags(_) => Self::Confirm,
-            Step::Unmask(_) => Self::Unmask,
-        }
-    }
-}
-
-impl fmt::Display for Phase {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
 
 /// What makes a coordinator's word count in malicious mode.
 #[derive(Clone)]
@@ -157,8 +100,6 @@ pub struct Report {
 pub enum Fault {
     /// `about` sent `by` shares that do not open.
     UnreadableShares,
-    /// `about` sent `by` a wrong consistency tag.
-    InvalidTag,
     /// `by` released another share of `about`'s secret than that one dealt it and committed to: `by` lies.
     WrongShare,
     /// The share of its secret that `about` dealt `by` does not lie on the polynomial of the others: `about` lies.
@@ -170,7 +111,6 @@ impl Fault {
     pub fn code(self) -> &'static str {
         match self {
             Self::UnreadableShares => "unreadable_shares",
-            Self::InvalidTag => "invalid_tag",
             Self::WrongShare => "wrong_share",
             Self::MisdealtShare => "misdealt_share",
         }
@@ -328,7 +268,7 @@ impl Server {
         }
         let step = message.step.as_ref().ok_or_else(|| refuse(Reason::Incomplete("step")))?;
         let phase = Phase::of(step);
-        let digest = hash(label::LEDGER, &[&message.encode_to_vec()]);
+        let digest = digest(message);
         match self.ledger.get(&(client, phase)) {
             Some(known) if *known == digest => return Ok(Accepted::Repeat),
             Some(_) => return Err(refuse(Reason::Conflict)),
@@ -342,7 +282,7 @@ impl Server {
             (State::Advertising(state), Step::Advert(signed)) => state.absorb(client, signed, now),
             (State::Sharing(state), Step::ShareKeys(shares)) => state.absorb(client, shares),
             (State::Masking(state), Step::Upload(signed)) => state.absorb(client, signed),
-            (State::Confirming(state), Step::Tags(signed)) => state.absorb(client, signed),
+            (State::Confirming(state), Step::Endorsement(signed)) => state.absorb(client, signed),
             (State::Unmasking(state), Step::Unmask(signed)) => state.absorb(client, signed),
             _ => Err(Reason::WrongPhase { step: phase }),
         }
@@ -427,6 +367,19 @@ impl Server {
     }
 }
 
+/// Hash of a step without its signature: devices sign hedged, so one that lost its stored bytes signs the same content anew.
+fn digest(message: &ClientMessage) -> [u8; 32] {
+    let mut message = message.clone();
+    match &mut message.step {
+        Some(Step::Advert(signed) | Step::Upload(signed) | Step::Endorsement(signed) | Step::Unmask(signed)) => {
+            signed.signature.clear();
+        }
+        Some(Step::ShareKeys(shares)) => shares.root.iter_mut().for_each(|root| root.signature.clear()),
+        None => {}
+    }
+    hash(label::LEDGER, &[&message.encode_to_vec()])
+}
+
 /// The closed cohort with its members' adverts, shared by all later phases.
 struct Members {
     context: Context,
@@ -463,11 +416,14 @@ impl Members {
 
     /// Refuses a set that is too small for a sum, or that no client would go on with.
     fn check_set(&self, set: &[bool], phase: Phase) -> Result<(), Abort> {
-        let (have, need) = (crate::bitmap::count(set), self.context.params.wire.n_min as usize);
+        let graph = &self.cohort.graph;
+        // In a complete graph each needs so many others.
+        let shares = if graph.complete() { self.cohort.threshold() + 1 } else { 0 };
+        let (have, need) = (crate::bitmap::count(set), shares.max(self.context.params.wire.n_min as usize));
         if have < need {
             return Err(Abort::TooFew { phase, have, need });
         }
-        match self.cohort.graph.thin_window(set) {
+        match graph.thin_window(set) {
             Some(place) if self.context.params.malicious() => Err(Abort::ThinWindow { phase, place }),
             _ => Ok(()),
         }

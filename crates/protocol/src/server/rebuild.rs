@@ -24,7 +24,7 @@ pub(super) struct Rebuilt {
 }
 
 impl Rebuilt {
-    /// The secrets of `owners`, from the shares that were released, or from the owners themselves.
+    /// The secrets of `owners`, from the shares that were revealed, or from the owners themselves.
     pub fn of(unmasking: &Unmasking, owners: impl Iterator<Item = u32>) -> Result<Self, CryptoError> {
         let mut rebuilder = Rebuilder::new(unmasking);
         let (mut secrets, mut misdealt, mut lost) = (Vec::new(), Vec::new(), Vec::new());
@@ -46,7 +46,7 @@ impl Rebuilt {
         Ok(Self { secrets, reports: rebuilder.reports, misdealt, lost })
     }
 
-    /// Whether the shares that were released give the secrets of all `owners`.
+    /// Whether the shares that were revealed give the secrets of all `owners`.
     pub fn possible(unmasking: &Unmasking, mut owners: impl Iterator<Item = u32>) -> bool {
         let mut rebuilder = Rebuilder::new(unmasking);
         owners.all(|v| matches!(rebuilder.secret(v), Ok(Ok(_))))

@@ -114,6 +114,7 @@ impl Sharing {
             own_path: path(index),
             neighbours: members.cohort.graph.neighbours(index).into_iter().map(neighbour).collect(),
             members: members.listed.as_ref().map(cohort::Members::to_wire).unwrap_or_default(),
+            own_roster: members.members[index as usize].roster.clone(),
         }))
     }
 

@@ -1,6 +1,7 @@
 //! Phase 4: shares are collected, secrets rebuilt and checked, masks subtracted (section 6).
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use rayon::prelude::*;
 use unisono_crypto::CryptoError;
@@ -12,40 +13,35 @@ use super::mask::Masked;
 use super::rebuild::Rebuilt;
 use super::{Abort, Fault, Lost, Outcome, Progress, Reason, Report};
 use crate::ids::ClientId;
-use crate::pairwise::{self, End};
+use crate::pairwise::{self, End, Pair};
 use crate::proto::{self, SecretKind, Signed, server_message::View};
 use crate::signed;
 
-const WHAT: &str = "released shares";
+const WHAT: &str = "revealed shares";
 
 pub(super) struct Unmasking {
     pub(super) masked: Masked,
-    /// Phase 3's tags by sender; `None` in semi-honest mode.
-    tags: Option<BTreeMap<u32, Vec<proto::Tag>>>,
+    /// What shares are revealed under; `None` in semi-honest mode.
+    certificate: Option<Arc<proto::Certificate>>,
     answered: Vec<bool>,
     /// By whose secret it is; those that their dealer committed to.
     pub(super) shares: BTreeMap<u32, Vec<Share>>,
-    /// Self-mask secrets that their owners released themselves. They fit the adverts.
+    /// Self-mask secrets that their owners revealed themselves. They fit the adverts.
     own: BTreeMap<u32, SecretScalar>,
     pub(super) reports: Vec<Report>,
 }
 
 impl Unmasking {
-    pub fn new(masked: Masked, tags: Option<BTreeMap<u32, Vec<proto::Tag>>>) -> Self {
+    pub fn new(masked: Masked, certificate: Option<Arc<proto::Certificate>>) -> Self {
         let answered = vec![false; masked.survivors.len()];
-        Self { masked, tags, answered, shares: BTreeMap::new(), own: BTreeMap::new(), reports: Vec::new() }
-    }
-
-    /// A survivor that, in malicious mode, took part in phase 3.
-    fn expected(&self, index: u32) -> bool {
-        self.masked.survivors[index as usize] && self.tags.as_ref().is_none_or(|tags| tags.contains_key(&index))
+        Self { masked, certificate, answered, shares: BTreeMap::new(), own: BTreeMap::new(), reports: Vec::new() }
     }
 
     pub(super) fn kind(&self, of: u32) -> SecretKind {
         if self.masked.survivors[of as usize] { SecretKind::SelfMask } else { SecretKind::Mask }
     }
 
-    /// The secret of `of` that is needed, if its owner released it itself.
+    /// The secret of `of` that is needed, if its owner revealed it itself.
     pub(super) fn own(&self, of: u32) -> Option<&SecretScalar> {
         self.own.get(&of)
     }
@@ -56,10 +52,7 @@ impl Unmasking {
 
     pub fn absorb(&mut self, client: ClientId, signed: &Signed) -> Result<(), Reason> {
         let members = &self.masked.members;
-        let index = members.index_of(client)?;
-        if !self.expected(index) {
-            return Err(Reason::NotExpected);
-        }
+        let index = self.masked.survivor(client)?;
         let message: proto::UnmaskShares = signed::verify(signed, label::SIG_UNMASK, members.identity(index), WHAT)?;
         members.check_sender(&message.cohort_id, message.from, index)?;
 
@@ -72,71 +65,57 @@ impl Unmasking {
         if !each_once || !ascending(&shared) || !ascending(&message.unreadable) {
             return Err(Reason::shape(WHAT, "they are not exactly one for each neighbour that shared keys, ascending"));
         }
-        let tagging = |v: &u32| members.cohort.graph.adjacent(index, *v) && self.masked.survivors[*v as usize];
-        let in_range = |v: &u32| *v < members.cohort.graph.n();
-        if !ascending(&message.invalid_tags) || !message.invalid_tags.iter().all(|v| in_range(v) && tagging(v)) {
-            return Err(Reason::shape(WHAT, "invalid tags are reported of clients that sent this one none"));
-        }
         let mut shares = Vec::with_capacity(shared.len());
         let mut wrong = Vec::new();
-        for released in &message.shares {
-            if released.kind() != self.kind(released.of) {
-                return Err(Reason::shape(WHAT, format!("the share of client {} is of the other secret", released.of)));
+        for revealed in &message.shares {
+            if revealed.kind() != self.kind(revealed.of) {
+                return Err(Reason::shape(WHAT, format!("the share of client {} is of the other secret", revealed.of)));
             }
-            let value = signed::fixed(&released.value, WHAT)?;
+            let value = signed::fixed(&revealed.value, WHAT)?;
             let share = Share::from_bytes(index + 1, &value).map_err(|e| Reason::shape(WHAT, e))?;
-            let dealt = pairwise::share_commitment(&share, released.kind(), members.cohort.id, released.of);
-            if self.masked.commitments.get(&(released.of, index)) == Some(&dealt) {
-                shares.push((released.of, share));
+            let dealt = pairwise::share_commitment(&share, revealed.kind(), members.cohort.id, revealed.of);
+            if self.masked.commitments.get(&(revealed.of, index)) == Some(&dealt) {
+                shares.push((revealed.of, share));
             } else {
-                wrong.push(released.of);
+                wrong.push(revealed.of);
             }
         }
         let own = self.own_secret(index, &message.self_mask_secret)?;
 
         let report = |what: Fault| move |&about: &u32| Report { about: members.id(about), by: client, what };
         self.reports.extend(message.unreadable.iter().map(report(Fault::UnreadableShares)));
-        self.reports.extend(message.invalid_tags.iter().map(report(Fault::InvalidTag)));
         self.reports.extend(wrong.iter().map(report(Fault::WrongShare)));
         shares.into_iter().for_each(|(of, share)| self.shares.entry(of).or_default().push(share));
-        self.own.extend(own.map(|own| (index, own)));
+        self.own.insert(index, own);
         self.answered[index as usize] = true;
         Ok(())
     }
 
-    /// The self-mask secret that `index` released itself, in a complete graph.
-    fn own_secret(&self, index: u32, bytes: &[u8]) -> Result<Option<SecretScalar>, Reason> {
-        let members = &self.masked.members;
-        if !members.cohort.graph.complete() {
-            let no = "a self-mask secret is released in a complete graph only";
-            return if bytes.is_empty() { Ok(None) } else { Err(Reason::shape(WHAT, no)) };
-        }
+    /// The self-mask secret that `index` revealed itself.
+    fn own_secret(&self, index: u32, bytes: &[u8]) -> Result<SecretScalar, Reason> {
         let own = SecretScalar::from_canonical(&signed::fixed(bytes, WHAT)?).map_err(|e| Reason::shape(WHAT, e))?;
-        if !members.fits(index, SecretKind::SelfMask, &own) {
+        if !self.masked.members.fits(index, SecretKind::SelfMask, &own) {
             return Err(Reason::shape(WHAT, "the self-mask secret is not the one that the advert commits to"));
         }
-        Ok(Some(own))
+        Ok(own)
     }
 
+    /// The certificate, for every client that shared its keys: one that is not among the survivors erases its secrets.
     pub fn view(&self, client: ClientId) -> Option<View> {
-        let index = self.masked.survivor(client).ok().filter(|&index| self.expected(index))?;
-        let Some(tags) = &self.tags else { return Some(self.masked.survivors_view()) };
-        let from = |v: u32| {
-            let tag = tags.get(&v)?.iter().find(|tag| tag.neighbour == index)?;
-            Some(proto::Tag { neighbour: v, tag: tag.tag.clone() })
+        let Some(certificate) = &self.certificate else {
+            return self.masked.survivor(client).ok().map(|_| self.masked.survivors_view());
         };
-        let neighbours = self.masked.members.neighbours_in(index, &self.masked.survivors);
-        let cohort_id = self.masked.members.cohort.id.to_vec();
-        Some(View::Tags(proto::ForwardedTags { cohort_id, tags: neighbours.filter_map(from).collect() }))
+        let index = self.masked.members.index_of(client).ok()?;
+        self.masked.shared[index as usize].then(|| View::Certificate(certificate.as_ref().clone()))
     }
 
     pub fn progress(&self) -> Progress {
-        let expected = (0..self.answered.len() as u32).filter(|&u| self.expected(u)).count();
+        let expected = crate::bitmap::count(&self.masked.survivors);
         Progress { answered: crate::bitmap::count(&self.answered), expected }
     }
 
     pub fn missing(&self) -> Vec<ClientId> {
-        let missing = (0..self.answered.len() as u32).map(|u| self.expected(u) && !self.answered[u as usize]);
+        let missing = self.masked.survivors.iter().zip(&self.answered).map(|(&survives, &answered)| survives && !answered);
         self.masked.members.ids(&missing.collect::<Vec<_>>())
     }
 
@@ -160,10 +139,10 @@ impl Unmasking {
 
     pub fn close(self) -> Result<Outcome, Abort> {
         let Rebuilt { secrets, reports: wrong, misdealt, mut lost } = Rebuilt::of(&self, self.needed())?;
-        let cohort = self.masked.members.cohort.id;
+        let (cohort, sharers) = (self.masked.members.cohort.id, &self.masked.sharers_hash);
         let masks_of = |(v, secret): &(u32, SecretScalar)| {
             if self.masked.survivors[*v as usize] {
-                Ok(Ok(vec![(pairwise::self_mask(secret, cohort), Sign::Subtract)]))
+                Ok(Ok(vec![(pairwise::self_mask(secret, cohort, sharers), Sign::Subtract)]))
             } else {
                 self.pair_masks(*v, secret)
             }
@@ -191,9 +170,10 @@ impl Unmasking {
     fn pair_masks(&self, v: u32, secret: &SecretScalar) -> Result<Result<Vec<(Seed, Sign)>, Lost>, CryptoError> {
         let mut masks = Vec::new();
         let members = &self.masked.members;
-        let (cohort, graph) = (members.cohort.id, &members.cohort.graph);
+        let (cohort, graph, sharers) = (members.cohort.id, &members.cohort.graph, &self.masked.sharers_hash);
         let mask_key = pairwise::mask_key(secret, members.context.params.round_id);
         let end = |index: u32| End { index, advert: &members.members[index as usize].advert };
+        let pair = |from, to| Pair { cohort, sharers, encapsulator: end(from), other: end(to) };
         let ciphertext = |from, to| self.masked.mask_cts.get(&(from, to)).map(Vec::as_slice).unwrap_or_default();
         for u in members.neighbours_in(v, &self.masked.survivors) {
             if graph.encapsulates(v, u) {
@@ -203,11 +183,11 @@ impl Unmasking {
                 if ct != ciphertext(v, u) {
                     return Ok(Err(Lost::WrongCiphertext { client: members.id(v) }));
                 }
-                masks.push((pairwise::pair_mask(&shared, cohort, end(v), end(u), &ct), Sign::Add));
+                masks.push((pairwise::pair_mask(&shared, pair(v, u), &ct), Sign::Add));
             } else {
                 let ct = ciphertext(u, v);
                 let shared = mask_key.decapsulate(ct)?;
-                masks.push((pairwise::pair_mask(&shared, cohort, end(u), end(v), ct), Sign::Subtract));
+                masks.push((pairwise::pair_mask(&shared, pair(u, v), ct), Sign::Subtract));
             }
         }
         Ok(Ok(masks))

@@ -8,7 +8,7 @@ use unisono_protocol::proto::{self, ClientMessage, client_message::Step};
 use unisono_protocol::server::{Abort, Accepted, Closed, Outcome, Phase, Refusal, Server};
 use unisono_protocol::signed;
 
-use crate::world::{CAST, Device, NOW, State, open, plain_sum};
+use crate::world::{CAST, Device, NOW, open, plain_sum};
 
 /// What came of it.
 pub struct Lied {
@@ -54,7 +54,7 @@ pub fn play_seeing(
             }
             let message = device.message().cloned();
             let Some(message) = message.and_then(|message| tamper(i, device, phase, message)) else {
-                device.state = State::Idle;
+                device.session = None;
                 continue;
             };
             match (server.absorb(&message, NOW), &message.step) {

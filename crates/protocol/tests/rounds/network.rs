@@ -9,7 +9,7 @@ use unisono_crypto::ring::RingVector;
 use unisono_protocol::proto::{ClientMessage, ServerMessage, client_message::Step};
 use unisono_protocol::server::{Abort, Closed, Outcome, Phase, Server};
 
-use crate::world::{Device, State, open, plain_sum};
+use crate::world::{Device, open, plain_sum};
 
 /// How bad the network is; probabilities.
 #[derive(Debug, Clone, Copy, Default)]
@@ -151,8 +151,8 @@ pub fn play_with(
                 if fate.is_some_and(|(at, sends)| at < phase || (at == phase && !sends)) {
                     continue;
                 }
-                match (phase, &device.state) {
-                    (Phase::Advertise, State::Idle) => device.join(server.offer()).unwrap(),
+                match (phase, &device.session) {
+                    (Phase::Advertise, None) => device.join(server.offer()).unwrap(),
                     _ => network.show(&server, device),
                 }
                 network.send(device);
@@ -178,8 +178,13 @@ pub fn play_with(
 
     let exact = result.as_ref().is_ok_and(|outcome| outcome.sum == plain_sum(&devices, &outcome.survivors, &round));
     let vanished = fates.iter().flatten().count();
-    let allowed = (params.delta * cohort as f64 + 1e-9).floor() as usize;
-    let complete = cohort > 0 && round.topology(cohort as u32).unwrap().degree as usize == cohort - 1;
+    let topology = (cohort > 0).then(|| round.topology(cohort as u32).unwrap());
+    let complete = topology.is_some_and(|topology| topology.degree as usize == cohort - 1);
+    // Those that share and certify may all vanish but the threshold, and the quorum.
+    let allowed = topology.map_or(0, |topology| {
+        let quorum = topology.committee.map_or(0, |committee| committee.quorum as usize);
+        (cohort - 1 - topology.threshold as usize).min(cohort - quorum)
+    });
     let tolerable = faults.corrupt == 0.0
         && faults.patience >= 40
         && (vanished == 0 || complete && vanished <= allowed)

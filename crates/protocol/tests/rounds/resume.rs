@@ -1,30 +1,20 @@
 //! Devices that keep nothing but bytes between two messages.
 
-use unisono_protocol::client::{ClientError, Resumed};
+use unisono_protocol::client::{ClientError, Session};
 use unisono_protocol::proto::RoundOffer;
+use unisono_protocol::roster::Roster;
 use unisono_protocol::server::{Closed, Outcome, Server};
 
-use crate::world::{CAST, Device, NOW, State, open, params, plain_sum};
+use crate::world::{CAST, Device, NOW, leaf, open, params, plain_sum};
 
 /// Saves the device's state and puts the resumed one in its place.
 fn restart(device: &mut Device, offer: &RoundOffer) {
-    let saved = match &device.state {
-        State::Idle => return,
-        State::Advertised(state) => state.save(),
-        State::Shared(state) => state.save(),
-        State::Masked(state) => state.save(),
-        State::Confirmed(state) => state.save(),
-        State::Done(state) => state.save(),
-    };
+    let Some(session) = &device.session else { return };
+    let saved = session.save().unwrap();
     let before = device.message().cloned();
     let registrar = CAST.registrar.verifying_key();
-    device.state = match Resumed::from_bytes(&saved, offer, device.identity.clone(), Some(&registrar)).unwrap() {
-        Resumed::Advertised(state) => State::Advertised(state),
-        Resumed::Shared(state) => State::Shared(state),
-        Resumed::Masked(state) => State::Masked(state),
-        Resumed::Confirmed(state) => State::Confirmed(state),
-        Resumed::Done(state) => State::Done(state),
-    };
+    let resumed = Session::resume(&saved, offer, device.identity.clone(), Some(&registrar)).unwrap();
+    device.session = Some(resumed);
     assert_eq!(device.message().cloned(), before, "a repeated message has the same bytes");
 }
 
@@ -79,11 +69,10 @@ fn a_saved_state_is_refused_when_cut_or_of_another_round_or_device() {
     let server: Server = open(&params(true, 4, 6, 0.0, 0.2, 20));
     let mut device = Device::new(0, &server, 1);
     device.join(server.offer()).unwrap();
-    let State::Advertised(state) = &device.state else { panic!("the device has advertised") };
-    let saved = state.save();
+    let saved = device.session.as_ref().unwrap().save().unwrap();
     let registrar = CAST.registrar.verifying_key();
     let resume = |bytes: &[u8], offer: &RoundOffer, device: usize| {
-        Resumed::from_bytes(bytes, offer, CAST.identities[device].clone(), Some(&registrar)).err()
+        Session::resume(bytes, offer, CAST.identities[device].clone(), Some(&registrar)).err()
     };
     assert_eq!(resume(&saved, server.offer(), 0), None);
     assert!(matches!(resume(&saved, server.offer(), 1), Some(ClientError::Saved(_))));
@@ -92,7 +81,22 @@ fn a_saved_state_is_refused_when_cut_or_of_another_round_or_device() {
     for len in 0..saved.len() {
         assert!(resume(&saved[..len], server.offer(), 0).is_some(), "cut to {len} bytes");
     }
-    assert!(Resumed::from_bytes(&saved, server.offer(), CAST.identities[0].clone(), None).is_err());
+    assert!(Session::resume(&saved, server.offer(), CAST.identities[0].clone(), None).is_err());
+}
+
+/// The reader of an offer is one for joining and resuming: the resumed one once took a head of another roster.
+#[test]
+fn a_saved_state_is_refused_under_an_offer_with_the_head_of_another_roster() {
+    let server: Server = open(&params(true, 4, 6, 0.0, 0.2, 20));
+    let mut device = Device::new(0, &server, 1);
+    device.join(server.offer()).unwrap();
+    let saved = device.session.as_ref().unwrap().save().unwrap();
+    let leaves = vec![leaf(&device.identity, NOW)];
+    let other = Roster::publish(leaves, 8, NOW, &[CAST.coordinator.verifying_key()], &[], &CAST.registrar).unwrap();
+    let offer = RoundOffer { roster_head: Some(other.signed_head().clone()), ..server.offer().clone() };
+    let registrar = CAST.registrar.verifying_key();
+    let resumed = Session::resume(&saved, &offer, device.identity.clone(), Some(&registrar));
+    assert_eq!(resumed.err(), Some(ClientError::OtherRoster { proposed: 7, head: 8 }));
 }
 
 /// Found by fuzzing: the message inside a saved state was once not compared with the round.
@@ -101,14 +105,13 @@ fn a_saved_state_whose_message_is_of_another_round_is_refused() {
     let server: Server = open(&params(true, 4, 6, 0.0, 0.2, 20));
     let mut device = Device::new(0, &server, 1);
     device.join(server.offer()).unwrap();
-    let State::Advertised(state) = &device.state else { panic!("the device has advertised") };
-    let mut saved = state.save().to_vec();
+    let mut saved = device.session.as_ref().unwrap().save().unwrap().to_vec();
     let round_id = server.params().round_id.0;
     let mut places = saved.windows(32).enumerate().filter(|(_, bytes)| *bytes == round_id).map(|(at, _)| at);
-    // The first is the state's own, the second its message's.
-    let second = places.nth(1).unwrap();
-    saved[second] ^= 1;
+    // The session's own, its advert's, its message's.
+    let third = places.nth(2).unwrap();
+    saved[third] ^= 1;
     let registrar = CAST.registrar.verifying_key();
-    let resumed = Resumed::from_bytes(&saved, server.offer(), CAST.identities[0].clone(), Some(&registrar));
+    let resumed = Session::resume(&saved, server.offer(), CAST.identities[0].clone(), Some(&registrar));
     assert!(matches!(resumed.err(), Some(ClientError::Saved("it is of another round or device"))));
 }

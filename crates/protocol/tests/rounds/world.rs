@@ -7,15 +7,15 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 use unisono_crypto::ring::RingVector;
 use unisono_crypto::sign::{Level, SigningKey};
 use unisono_protocol::ClientId;
-use unisono_protocol::client::{Advertised, ClientError, Confirmed, Done, Identity, Joining, Masked, Shared, Trust};
+use unisono_protocol::client::{ClientError, Identity, Session, Trust};
 use unisono_protocol::policy::{MemoryRecord, Policy};
-use unisono_protocol::proto::{self, ClientMessage, ServerMessage, server_message::View};
+use unisono_protocol::proto::{self, ClientMessage, ServerMessage};
 use unisono_protocol::roster::Roster;
 use unisono_protocol::server::{Authority, Server};
 
 pub const NOW: u64 = 1_800_000_000;
 /// Identities at hand: more than any round uses.
-pub const DEVICES: usize = if cfg!(miri) { 5 } else { 40 };
+pub const DEVICES: usize = if cfg!(miri) { 5 } else { 48 };
 
 /// Keys that take long to make, made once.
 pub struct Cast {
@@ -82,6 +82,7 @@ pub fn params(malicious: bool, n_min: u32, n_max: u32, gamma: f64, delta: f64, d
         model_hash: vec![0; 32],
         chunk_elements: 8,
         opened_at: NOW,
+        min_colluders: 0,
     }
 }
 
@@ -91,23 +92,14 @@ pub fn open(params: &proto::RoundParams) -> Server {
     Server::open(params, authority).unwrap()
 }
 
-#[allow(clippy::large_enum_variant)]
-pub enum State {
-    Idle,
-    Advertised(Advertised),
-    Shared(Shared),
-    Masked(Masked),
-    Confirmed(Confirmed),
-    Done(Done),
-}
-
 /// A device with its input.
 pub struct Device {
     pub identity: Arc<Identity>,
     pub trust: Trust,
     pub record: MemoryRecord,
     pub input: RingVector,
-    pub state: State,
+    /// `None` before it has joined, and when it has vanished.
+    pub session: Option<Session>,
     rng: ChaCha8Rng,
 }
 
@@ -123,7 +115,7 @@ impl Device {
             trust: Trust { registrar: Some(CAST.registrar.verifying_key()), policy },
             record: MemoryRecord::default(),
             input: RingVector::from_u64(params.modulus, &values).unwrap(),
-            state: State::Idle,
+            session: None,
             rng,
         }
     }
@@ -133,69 +125,44 @@ impl Device {
     }
 
     pub fn join(&mut self, offer: &proto::RoundOffer) -> Result<(), ClientError> {
-        let joining = Joining::new(offer, self.identity.clone(), &self.trust, &mut self.record, NOW)?;
+        let (identity, record) = (self.identity.clone(), &mut self.record);
+        let session = Session::join(offer, identity, &self.trust, record, NOW, &mut self.rng)?;
         // Miri takes minutes to verify a signature, so each is verified once for all devices.
         #[cfg(miri)]
-        let joining = {
+        let session = {
             static CHECKS: LazyLock<Arc<unisono_protocol::client::SharedChecks>> = LazyLock::new(Arc::default);
-            joining.share_checks(&CHECKS)
+            let mut session = session;
+            session.share_checks(&CHECKS);
+            session
         };
-        self.state = State::Advertised(joining.advertise(&mut self.rng));
+        self.session = Some(session);
         Ok(())
     }
 
-    /// Takes what the coordinator shows, if this state waits for it. A refused view leaves the state as it was.
+    /// Takes what the coordinator shows, if this device waits for such a view. A refused view changes nothing.
     pub fn receive(&mut self, message: &ServerMessage) -> Result<(), ClientError> {
+        self.receive_at(message, NOW)
+    }
+
+    /// The same, at another time.
+    pub fn receive_at(&mut self, message: &ServerMessage, now: u64) -> Result<(), ClientError> {
         let view = message.view.as_ref().unwrap();
-        let (state, result) = match (std::mem::replace(&mut self.state, State::Idle), view) {
-            (State::Advertised(state), View::Cohort(view)) => {
-                match state.share(view, &mut self.record, NOW, &mut self.rng) {
-                    Ok(next) => (State::Shared(next), Ok(())),
-                    Err(refused) => (State::Advertised(*refused.state), Err(refused.error)),
-                }
-            }
-            (State::Shared(state), View::Masking(view)) => {
-                match state.mask(view, self.input.clone(), &mut self.record, NOW) {
-                    Ok(next) => (State::Masked(next), Ok(())),
-                    Err(refused) => (State::Shared(*refused.state), Err(refused.error)),
-                }
-            }
-            (State::Masked(state), View::Survivors(view)) if self.trust.policy.allow_semi_honest => {
-                match state.release(view, &mut self.record) {
-                    Ok(next) => (State::Done(next), Ok(())),
-                    Err(refused) => (State::Masked(*refused.state), Err(refused.error)),
-                }
-            }
-            (State::Masked(state), View::Survivors(view)) => match state.confirm(view, &mut self.record) {
-                Ok(next) => (State::Confirmed(next), Ok(())),
-                Err(refused) => (State::Masked(*refused.state), Err(refused.error)),
-            },
-            (State::Confirmed(state), View::Tags(view)) => match state.release(view, &mut self.record) {
-                Ok(next) => (State::Done(next), Ok(())),
-                Err(refused) => (State::Confirmed(*refused.state), Err(refused.error)),
-            },
-            (state, _) => (state, Ok(())),
-        };
-        self.state = state;
-        result
+        let Some(session) = &mut self.session else { return Ok(()) };
+        match session.receive(view, Some(self.input.clone()), &mut self.record, now, &mut self.rng) {
+            Err(ClientError::UnexpectedView { .. }) => Ok(()),
+            result => result,
+        }
     }
 
     /// What this device owes the coordinator.
     pub fn message(&self) -> Option<&ClientMessage> {
-        match &self.state {
-            State::Idle => None,
-            State::Advertised(state) => Some(state.message()),
-            State::Shared(state) => Some(state.message()),
-            State::Masked(state) => Some(state.message()),
-            State::Confirmed(state) => Some(state.message()),
-            State::Done(state) => Some(state.message()),
-        }
+        self.session.as_ref()?.message()
     }
 
     /// The packed masked vector, put together from its chunks; `None` when it was resumed, too.
     pub fn upload(&self) -> Option<Vec<u8>> {
-        let State::Masked(masked) = &self.state else { return None };
-        (0..masked.chunks()).map(|i| masked.chunk(i)).collect::<Option<Vec<_>>>().map(|chunks| chunks.concat())
+        let session = self.session.as_ref().filter(|session| session.chunks() > 0)?;
+        (0..session.chunks()).map(|i| session.chunk(i)).collect::<Option<Vec<_>>>().map(|chunks| chunks.concat())
     }
 }
 

@@ -91,10 +91,10 @@ impl Wide {
     /// Divided by 2^bits.
     pub fn down(self, bits: u32) -> Self {
         let (limbs, bits) = ((bits / 64) as usize, bits % 64);
-        let mut out = [0; 4];
-        for i in limbs..4 {
-            let upper = if i > limbs { self.0[i - limbs - 1] } else { 0 };
-            out[i] = ((u128::from(upper) << 64 | u128::from(self.0[i - limbs])) >> bits) as u64;
+        let (mut out, mut upper) = ([0; 4], 0);
+        for (place, limb) in out.iter_mut().skip(limbs).zip(self.0) {
+            *place = ((u128::from(upper) << 64 | u128::from(limb)) >> bits) as u64;
+            upper = limb;
         }
         Self(out)
     }

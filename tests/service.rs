@@ -375,7 +375,7 @@ fn a_configuration_that_could_overflow_or_is_infeasible_says_what_would_help() {
 
 /// A device in rounds with privacy, which demands at most `max_epsilon`.
 fn private(deployment: &Deployment, endpoint: &str, i: u32, max_epsilon: f64) -> Client {
-    let privacy = Some(PrivacyDemand { max_epsilon, delta: 1e-5 });
+    let privacy = Some(PrivacyDemand { max_epsilon, max_total_epsilon: None, delta: 1e-5 });
     let policy = Policy { n_min: deployment.n_min, privacy, ..Policy::default() };
     let train = |round: &TrainingRound| {
         Ok(Update { update: vec![0.001; round.model.values().len()], weight: 10.0, metrics: Vec::new() })

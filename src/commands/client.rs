@@ -85,17 +85,29 @@ pub struct Run {
     #[arg(long, default_value_t = 10)]
     n_min: u32,
     /// Smallest adversarial fraction that a round must withstand.
-    #[arg(long, default_value_t = 0.01)]
+    #[arg(long, default_value_t = 0.05)]
     min_gamma: f64,
     /// Largest drop-out fraction for which a round may be made.
-    #[arg(long, default_value_t = 0.4)]
+    #[arg(long, default_value_t = 0.3)]
     max_delta: f64,
-    /// Shortest time between two rounds, in seconds.
-    #[arg(long, default_value_t = 0)]
+    /// Shortest time between two rounds, in seconds; a round that comes earlier is waited for.
+    #[arg(long, default_value_t = 10)]
     min_interval: u64,
     /// Take part only in rounds with noise for differential privacy, whose epsilon is at most this.
     #[arg(long)]
     max_epsilon: Option<f64>,
+    /// Largest epsilon of all rounds of the task together; the record counts it. Needs --max-epsilon.
+    #[arg(long, requires = "max_epsilon")]
+    max_total_epsilon: Option<f64>,
+    /// Most rounds of the task in which this device takes part; the record counts them.
+    #[arg(long)]
+    max_rounds: Option<u64>,
+    /// Fewest colluders that a round must withstand, whatever its gamma says.
+    #[arg(long, default_value_t = 1)]
+    min_colluders: u32,
+    /// Fewest honest inputs that a sum must have: n_min less the colluders that are assumed.
+    #[arg(long, default_value_t = 2)]
+    min_honest: u32,
     /// The delta for which --max-epsilon holds.
     #[arg(long, default_value_t = 1e-5)]
     privacy_delta: f64,
@@ -151,8 +163,15 @@ pub fn run(command: Command) -> Result<()> {
                 min_gamma: run.min_gamma,
                 max_delta: run.max_delta,
                 min_interval_s: run.min_interval,
+                max_rounds: run.max_rounds,
+                min_colluders: run.min_colluders,
+                min_honest: run.min_honest,
                 allow_semi_honest: run.allow_semi_honest,
-                privacy: run.max_epsilon.map(|max_epsilon| PrivacyDemand { max_epsilon, delta: run.privacy_delta }),
+                privacy: run.max_epsilon.map(|max_epsilon| PrivacyDemand {
+                    max_epsilon,
+                    max_total_epsilon: run.max_total_epsilon,
+                    delta: run.privacy_delta,
+                }),
                 ..Policy::default()
             };
             let trainer = SoftmaxTrainer::new(examples, sgd, rand::random());

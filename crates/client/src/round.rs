@@ -23,7 +23,7 @@ use unisono_wire::proto::{
     Ended, GetModelRequest, PollRequest, RoundPhase, UploadChunk, UploadStatusRequest, UploadStatusResponse,
 };
 
-use crate::connection::{Stub, WAIT_MS};
+use crate::connection::{Stub, WAIT_MS, Waiting};
 use crate::traffic::Meter;
 use crate::{Client, Error, Event, TrainingRound, Update, now};
 
@@ -100,7 +100,7 @@ impl Client {
 
         self.tell(&Event::Phase { round, phase: Phase::Advertise });
         let advertised = blocking(move || joining.advertise(&mut rng())).await;
-        self.submit(advertised.message()).await?;
+        self.submit(advertised.message()).await.map_err(Error::of_advert)?;
         meter.assign(Phase::Advertise);
 
         let view: CohortView = self.poll(&params, Phase::Share).await?;
@@ -165,6 +165,7 @@ impl Client {
             phase: RoundPhase::from(phase) as i32,
             wait_ms: WAIT_MS,
         };
+        let mut waiting = Waiting::new(&self.observer);
         loop {
             let response = self
                 .connection
@@ -174,7 +175,9 @@ impl Client {
                 })
                 .await?;
             match response.answer {
-                Some(Answer::Waiting(_)) => {}
+                Some(Answer::Waiting(answer)) => {
+                    waiting.still(&format!("round {}, before phase {phase}: {}", params.wire.round, answer.reason));
+                }
                 Some(Answer::Ended(Ended { reason, gave_sum })) => return Err(Error::Ended { reason, gave_sum }),
                 Some(Answer::View(view)) => {
                     let view = view.view.and_then(V::take);

@@ -7,9 +7,11 @@
 //! avoided: when SQLite has undone one on its own account, as on a full disk, sqlx 0.9 goes on as if it were open, and later
 //! ones become parts of it that are never committed.
 
+mod backup;
 mod blobs;
 mod releases;
 mod rounds;
+mod tasks;
 
 use std::fs::File;
 use std::path::Path;
@@ -23,6 +25,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, S
 use tokio_stream::StreamExt;
 use unisono_protocol::RoundId;
 
+pub use backup::{BackupError, backup};
 pub use releases::StoredRelease;
 pub use rounds::{Event, FinishedRound, OpenRound};
 
@@ -80,6 +83,9 @@ CREATE TABLE IF NOT EXISTS releases (
     model_id TEXT NOT NULL, version INTEGER NOT NULL, header_hash BLOB NOT NULL UNIQUE, wrapped_key BLOB NOT NULL,
     model_version INTEGER NOT NULL, PRIMARY KEY (model_id, version)
 );
+CREATE TABLE IF NOT EXISTS tasks (task TEXT PRIMARY KEY, round_floor INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS replay_failures (round_id BLOB PRIMARY KEY, reason TEXT NOT NULL, times INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS roster_epochs (registrar BLOB PRIMARY KEY, epoch INTEGER NOT NULL);
 ";
 
 /// Database and blobs of one coordinator.
@@ -188,7 +194,7 @@ mod tests {
         let store = Store::open(folder.path()).await.unwrap();
         let round = RoundId([7; 32]);
         store.insert_round(round, "task", 1, b"parameters", None).await.unwrap();
-        let events = [Event::Message(vec![1; 20_000], 5), Event::Close];
+        let events = [Event::Message(vec![1; 20_000], 5), Event::Close(9)];
         limit(&store, 1).await;
         for _ in 0..5 {
             let error = store.append_events(round, 0, &events[..1]).await.unwrap_err();

@@ -58,7 +58,7 @@ pub struct Device {
     /// Folder of the device's durable record. Keep it: it is what stops the device from answering a round twice.
     #[arg(long, env = "UNISONO_STATE_DIR")]
     state_dir: PathBuf,
-    /// Seconds without an answer, or without being in the roster, after which to give up [default: never; 600 for `open`].
+    /// Seconds without an answer, or of refusals that may pass, after which to give up [default: never; 600 for `open`].
     #[arg(long, value_name = "SECONDS")]
     give_up_after: Option<u64>,
 }

@@ -118,7 +118,12 @@ pub fn cases() -> Vec<Value> {
             &[Bytes(1, view_bytes)],
             json!({ "view": { "survivors": { "cohort_id": hex(hash), "survivors": hex(survivors) } } }),
         ),
-        case("Waiting", &Waiting { reason: "later".into() }, &[Bytes(1, b"later".into())], json!({ "reason": "later" })),
+        case(
+            "Waiting",
+            &Waiting { reason: "later".into() },
+            &[Bytes(1, b"later".into())],
+            json!({ "reason": "later" }),
+        ),
         case(
             "PollResponse",
             &answer(Answer::Waiting(Waiting { reason: String::new() })),

@@ -59,11 +59,7 @@ impl Retry {
 
 impl Default for Retry {
     fn default() -> Self {
-        Self {
-            first_pause: Duration::from_millis(200),
-            max_pause: Duration::from_secs(10),
-            give_up_after: None,
-        }
+        Self { first_pause: Duration::from_millis(200), max_pause: Duration::from_secs(10), give_up_after: None }
     }
 }
 

@@ -8,8 +8,8 @@ use unisono_protocol::encoding::EncodingError;
 use unisono_protocol::params::ParamsError;
 use unisono_protocol::policy::RecordError;
 use unisono_protocol::roster::RosterError;
-use unisono_wire::{REASON_KEY, RETRY_AFTER_KEY};
 use unisono_wire::model::ModelError;
+use unisono_wire::{REASON_KEY, RETRY_AFTER_KEY};
 
 use crate::record::RecordFileError;
 use crate::trainer::TrainError;

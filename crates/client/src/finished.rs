@@ -33,7 +33,10 @@ pub(crate) fn check(
         }
         None => return Err(missing("registrar's key, without which nobody's word can be checked")),
         Some(registrar) => {
-            let head = response.roster_head.as_ref().ok_or_else(|| missing("roster head beside the word that the task is finished"))?;
+            let head = response
+                .roster_head
+                .as_ref()
+                .ok_or_else(|| missing("roster head beside the word that the task is finished"))?;
             let head = Head::verify(head, registrar)?;
             let seen = record.roster_epoch().map_err(ClientError::from)?.max(trust.policy.min_roster_epoch);
             if head.epoch < seen {

@@ -48,8 +48,8 @@ use unisono_protocol::server::Phase;
 use unisono_wire::proto::get_round_response::State;
 use unisono_wire::proto::{GetRoundRequest, GetRoundResponse};
 
-use connection::{Connection, Waiting};
 pub use connection::Retry;
+use connection::{Connection, Waiting};
 pub use error::Error;
 pub use record::{Record, RecordFileError};
 pub use release::OpenedRelease;
@@ -300,7 +300,7 @@ impl Client {
     /// Whether an error that is not final has lasted too long.
     fn gives_up(&self, error: &Error, waited: Duration) -> bool {
         let limit = self.connection.retry().give_up_after;
-        error.is_unknown_device() && limit.is_some_and(|limit| waited >= limit)
+        matches!(error, Error::Refused { .. }) && limit.is_some_and(|limit| waited >= limit)
     }
 
     /// Waits for the next round and takes part in it: `None` when the task is finished, otherwise whether the round was

@@ -38,8 +38,8 @@ use unisono_wire::proto::coordinator_server::CoordinatorServer;
 
 use active::Active;
 pub use config::{Config, ConfigError};
-pub use roster::RosterRefused;
 use config::{ReleaseKeys, RoundKeys};
+pub use roster::RosterRefused;
 use storage::{Store, StoreError};
 
 /// Why a coordinator could not start, or stopped.

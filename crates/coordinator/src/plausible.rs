@@ -110,7 +110,8 @@ pub fn check(quantiser: &Quantiser, min_weight: f32, sum: &Aggregate, clients: u
     }
     if let Some(l2_clip) = quantiser.l2_clip {
         let norm = sum.mean.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt();
-        let limit = (f64::from(l2_clip) + (dimension as f64).sqrt() * (growth * noise + sum.error_bound)) * (1.0 + 1e-5);
+        let limit =
+            (f64::from(l2_clip) + (dimension as f64).sqrt() * (growth * noise + sum.error_bound)) * (1.0 + 1e-5);
         if norm > limit {
             return Err(Implausible::Norm { got: norm, limit });
         }
@@ -162,14 +163,16 @@ mod tests {
             total.iter_mut().zip(encoded.to_u64()).for_each(|(sum, x)| *sum += x);
         }
         change(&mut total);
-        let total = RingVector::from_u64(modulus, &total.iter().map(|x| x & modulus.mask()).collect::<Vec<_>>()).unwrap();
+        let total =
+            RingVector::from_u64(modulus, &total.iter().map(|x| x & modulus.mask()).collect::<Vec<_>>()).unwrap();
         quantiser.decode(&total, 40, clients.len() as u32).unwrap()
     }
 
     #[test]
     fn what_honest_clients_send_is_plausible_at_every_corner() {
         for rounding in [Rounding::Stochastic, Rounding::Deterministic] {
-            for (x, metric, weight) in [(1.0, 3.0, 10.0), (-1.0, -1.0, 10.0), (1.0, -1.0, 0.5), (-9.0, 9.0, 1.0), (0.0, 0.0, 3.0)]
+            for (x, metric, weight) in
+                [(1.0, 3.0, 10.0), (-1.0, -1.0, 10.0), (1.0, -1.0, 0.5), (-9.0, 9.0, 1.0), (0.0, 0.0, 3.0)]
             {
                 for rotation in [None, Some(Rotation::of_round(unisono_protocol::RoundId([3; 32])))] {
                     for clients in [3, 50] {

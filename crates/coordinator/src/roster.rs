@@ -106,7 +106,8 @@ impl Rosters {
             kept.newest = store.roster_epoch(&keys.registrar).await?;
             let stored = store.get_roster(&keys.registrar).await?;
             let parsed = stored.and_then(|bytes| Roster::from_bytes(&bytes, &keys.registrar).ok());
-            kept.roster = parsed.filter(|roster| names(roster, keys) && roster.head().epoch >= kept.newest).map(Arc::new);
+            kept.roster =
+                parsed.filter(|roster| names(roster, keys) && roster.head().epoch >= kept.newest).map(Arc::new);
         }
         Ok(Self(Mutex::new(kept)))
     }

@@ -394,7 +394,8 @@ async fn wait(shared: &Shared) -> Next {
     let (number, phase, remaining, back) = match &*shared.stage.lock().await {
         Stage::Running(active) => {
             let phase = active.server().phase();
-            let limit = Duration::from_millis(phase.deadline_ms(&active.server().params().wire.deadlines.unwrap_or_default()));
+            let limit =
+                Duration::from_millis(phase.deadline_ms(&active.server().params().wire.deadlines.unwrap_or_default()));
             let back = active.interrupted.then(|| began + RECONNECT.min(limit));
             (active.number, phase, active.remaining(phase), back.unwrap_or(began))
         }
@@ -429,6 +430,15 @@ async fn wait(shared: &Shared) -> Next {
                     report = now + REPORT_EVERY;
                     let (waiting, ahead) = (devices.waiting, devices.ahead);
                     let open_for = began.elapsed().as_secs();
+                    if ahead > 0 {
+                        let highest = devices.highest;
+                        tracing::warn!(
+                            round = number,
+                            ahead,
+                            highest,
+                            "devices are ahead: if this state went back, `unisono admin skip-to-round` mends it"
+                        );
+                    }
                     tracing::info!(round = number, %phase, answered, expected, n_min, late, open_for, waiting, ahead, "phase is open");
                 }
                 if late && let Some(end) = jump(shared, number, n_min.saturating_sub(answered)) {
@@ -474,7 +484,13 @@ fn jump(shared: &Shared, number: u64, needed: usize) -> Option<Next> {
         "{} devices are ahead of this coordinator, whose state went back (a restored backup?): on with round {to}",
         devices.ahead
     );
-    tracing::error!(round = number, to, ahead = devices.ahead, highest = devices.highest, "the state went back; skipping rounds");
+    tracing::error!(
+        round = number,
+        to,
+        ahead = devices.ahead,
+        highest = devices.highest,
+        "the state went back; skipping rounds"
+    );
     Some(Next::End { reason, code: "behind", skip_to: Some(to), order: None })
 }
 
@@ -521,7 +537,11 @@ struct Applied {
 }
 
 /// Decodes a sum and applies it to the model. Nothing that devices can send is an error of the coordinator.
-async fn apply(shared: &Shared, params: &RoundParams, outcome: &Outcome) -> Result<Result<Applied, Unused>, StoreError> {
+async fn apply(
+    shared: &Shared,
+    params: &RoundParams,
+    outcome: &Outcome,
+) -> Result<Result<Applied, Unused>, StoreError> {
     let survivors = outcome.survivors.len() as u32;
     let aggregate = tokio::task::block_in_place(|| {
         let aggregate = params.quantiser.decode(&outcome.sum, params.wire.dimension as usize, survivors)?;
@@ -596,7 +616,15 @@ async fn finish(
     shared.store.finish_round(&finished).await?;
     counter!("unisono_rounds_total", "result" => "sum").increment(1);
     let metrics: Vec<String> = shared.config.metrics.iter().zip(&aggregate.metrics).map(named).collect();
-    tracing::info!(round, survivors, cohort, model_version, noise_deviation = aggregate.noise_deviation, ?metrics, "round finished");
+    tracing::info!(
+        round,
+        survivors,
+        cohort,
+        model_version,
+        noise_deviation = aggregate.noise_deviation,
+        ?metrics,
+        "round finished"
+    );
     let privacy = privacy(account);
     let result = RoundResult { round, params, outcome, aggregate, model_version, model, seconds, privacy };
     shared.emit(Event::RoundFinished(Arc::new(result)));

@@ -217,6 +217,33 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn floors_and_failures_are_there_after_a_restart() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).await.unwrap();
+        let round = RoundId([7; 32]);
+        store.insert_round(round, "task", 3, b"parameters", None).await.unwrap();
+        assert_eq!(store.last_round_number("task").await.unwrap(), 3);
+        for (floor, last) in [(2, 3), (9, 9), (5, 9)] {
+            store.raise_round_floor("task", floor).await.unwrap();
+            assert_eq!(store.last_round_number("task").await.unwrap(), last);
+        }
+        assert_eq!(store.last_round_number("another").await.unwrap(), 0);
+        assert_eq!(store.count_replay_failure(round, "one").await.unwrap(), 1);
+        store.close().await;
+        drop(store);
+        let store = Store::open(folder.path()).await.unwrap();
+        assert_eq!(store.last_round_number("task").await.unwrap(), 9);
+        assert_eq!(store.count_replay_failure(round, "one").await.unwrap(), 2);
+        assert_eq!(store.count_replay_failure(round, "another").await.unwrap(), 1, "in another way");
+        // A sum that was learned and not used counts for privacy, and is no successful round.
+        store.discard_round(round, "implausible", 5, 4).await.unwrap();
+        assert!(store.open_round("task").await.unwrap().is_none());
+        assert_eq!(store.discarded_rounds("task").await.unwrap(), 1);
+        assert_eq!(store.finished_params("task").await.unwrap(), [(b"parameters".to_vec(), 5, 4)]);
+        assert!(store.finished_rounds("task").await.unwrap().is_empty());
+    }
+
+    #[tokio::test]
     async fn uploads_that_a_kill_left_behind_are_deleted_at_the_next_start() {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(folder.path()).await.unwrap();

@@ -54,7 +54,8 @@ impl Store {
     /// # Errors
     /// [`StoreError::Database`].
     pub async fn roster_epoch(&self, registrar: &VerifyingKey) -> Result<u64, StoreError> {
-        let row = sqlx::query("SELECT epoch FROM roster_epochs WHERE registrar = ?").bind(registrar_id(registrar).to_vec());
+        let row =
+            sqlx::query("SELECT epoch FROM roster_epochs WHERE registrar = ?").bind(registrar_id(registrar).to_vec());
         let row = row.fetch_optional(&self.db).await?;
         row.map_or(Ok(0), |row| Ok(row.try_get::<i64, _>(0)? as u64))
     }

@@ -392,8 +392,14 @@ async fn an_operator_aborts_and_skips_rounds_over_the_socket() {
         let admin = admin.clone();
         tokio::task::spawn_blocking(move || admin(arguments)).await.unwrap()
     };
-    let (good, status) = admin(&["status"]).await;
-    assert!(good && status.contains("\"phase\": \"advertise\"") && status.contains("\"answered\": 0"), "{status}");
+    let status = loop {
+        let (good, status) = admin(&["status"]).await;
+        assert!(good, "{status}");
+        if !status.contains("\"starting\"") {
+            break status;
+        }
+    };
+    assert!(status.contains("\"phase\": \"advertise\"") && status.contains("\"answered\": 0"), "{status}");
     let (good, why) = admin(&["abort-round", "--task", "another"]).await;
     assert!(!good && why.contains("runs task \"digits\""), "{why}");
     let (good, said) = admin(&["abort-round", "--task", TASK]).await;

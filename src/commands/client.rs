@@ -2,11 +2,12 @@
 
 use std::fs::File;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use getrandom::SysRng;
 use rand_core::UnwrapErr;
-use unisono::client::{Client, ClientBuilder, Event};
+use unisono::client::{Client, ClientBuilder, Event, Retry};
 use unisono::crypto::sign::VerifyingKey;
 use unisono::examples::Examples;
 use unisono::files;
@@ -57,6 +58,9 @@ pub struct Device {
     /// Folder of the device's durable record. Keep it: it is what stops the device from answering a round twice.
     #[arg(long, env = "UNISONO_STATE_DIR")]
     state_dir: PathBuf,
+    /// Seconds without an answer, or of refusals that may pass, after which to give up [default: never; 600 for `open`].
+    #[arg(long, value_name = "SECONDS")]
+    give_up_after: Option<u64>,
 }
 
 #[derive(clap::Args)]
@@ -117,11 +121,13 @@ pub struct Run {
 }
 
 impl Device {
-    fn builder(&self, task: &str) -> Result<ClientBuilder> {
+    fn builder(&self, task: &str, give_up_after: Option<u64>) -> Result<ClientBuilder> {
         let keys = read_key(&self.keys, DeviceKeys::from_text)?;
         let parse = |text: &str| keyfile::verifying_key_from_text(Role::Registrar, text);
         let registrar: Option<VerifyingKey> = self.registrar.as_ref().map(|path| read_key(path, parse)).transpose()?;
         let builder = Client::builder(&self.coordinator, task, keys).state_dir(&self.state_dir).on_event(log);
+        let give_up_after = self.give_up_after.or(give_up_after).map(Duration::from_secs);
+        let builder = builder.retry(Retry { give_up_after, ..Retry::default() });
         Ok(match registrar {
             Some(key) => builder.registrar(key),
             None => builder,
@@ -137,6 +143,7 @@ fn log(event: &Event<'_>) {
         Event::Completed { round, traffic } => {
             tracing::info!(round, up = traffic.total_up(), down = traffic.total_down(), "completed");
         }
+        Event::LeftOut { round, after } => tracing::info!(round, ?after, "no room in this round; coming back"),
         Event::Missed { round, error } => tracing::warn!(round, %error, "missed"),
         _ => {}
     }
@@ -175,14 +182,14 @@ pub fn run(command: Command) -> Result<()> {
                 ..Policy::default()
             };
             let trainer = SoftmaxTrainer::new(examples, sgd, rand::random());
-            let mut client = run.device.builder(&run.task)?.policy(policy).build(trainer)?;
+            let mut client = run.device.builder(&run.task, None)?.policy(policy).build(trainer)?;
             let summary = tokio::runtime::Runtime::new()?.block_on(client.run())?;
             println!("the task is finished: {} rounds completed, {} missed", summary.completed, summary.missed);
             Ok(())
         }
         Command::Open { device, model, out, max_mib } => {
             let no_training = |_: &unisono::client::TrainingRound| Err("this client only opens releases".into());
-            let mut client = device.builder(&model)?.build(no_training)?;
+            let mut client = device.builder(&model, Some(600))?.build(no_training)?;
             let opened = tokio::runtime::Runtime::new()?.block_on(client.open_release(&model, max_mib << 20))?;
             files::replace(&out, &opened.plaintext).with_context(|| format!("can't write {}", out.display()))?;
             let header = &opened.header;

@@ -106,6 +106,9 @@ pub struct Run {
     /// Most rounds of the task in which this device takes part; the record counts them.
     #[arg(long)]
     max_rounds: Option<u64>,
+    /// Take part only in rounds whose base model a publisher of the roster has signed.
+    #[arg(long)]
+    signed_base_model: bool,
     /// Fewest colluders that a round must withstand, whatever its gamma says.
     #[arg(long, default_value_t = 1)]
     min_colluders: u32,
@@ -171,6 +174,7 @@ pub fn run(command: Command) -> Result<()> {
                 max_delta: run.max_delta,
                 min_interval_s: run.min_interval,
                 max_rounds: run.max_rounds,
+                signed_base_model: run.signed_base_model,
                 min_colluders: run.min_colluders,
                 min_honest: run.min_honest,
                 allow_semi_honest: run.allow_semi_honest,

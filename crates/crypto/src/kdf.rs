@@ -100,6 +100,8 @@ pub mod label {
         SIG_ROSTER = "sig-roster";
         /// Signature on round parameters.
         SIG_ROUND_PARAMS = "sig-round-params";
+        /// Signature of a publisher on a round's base model.
+        SIG_BASE_MODEL = "sig-base-model";
         /// Signature on a cohort.
         SIG_COHORT = "sig-cohort";
         /// Signature on an advert.

@@ -156,7 +156,8 @@ fn publications_at_a_time_have_an_epoch_each_and_the_newest_stays_in_the_file() 
     let names = world.write(&devices(1));
     world.succeed(&["registrar", "enrol", "registrar", &names[0]]);
     let own: Vec<String> = (0..6).map(|i| format!("roster-{i}.bin")).collect();
-    let children: Vec<_> = own.iter().map(|out| world.publish(out)).chain((0..6).map(|_| world.publish("one.bin"))).collect();
+    let children: Vec<_> =
+        own.iter().map(|out| world.publish(out)).chain((0..6).map(|_| world.publish("one.bin"))).collect();
     children.into_iter().for_each(|child| drop(finished(child)));
     let mut epochs: BTreeSet<u64> = own.iter().map(|out| world.roster(out).unwrap().head().epoch).collect();
     assert_eq!(epochs.len(), 6, "{epochs:?}");
@@ -270,6 +271,8 @@ fn a_batch_with_a_fault_is_refused_whole_with_its_place() {
     let told = table("file,site\n0.pub,x\n");
     assert!(told.contains("t.csv, line 1: unknown column \"site\"") && told.contains("attribute.NAME"), "{told}");
     assert!(table("file,file\n0.pub,1.pub\n").contains("line 1: the column \"file\" is there twice"));
+    assert!(table("").contains("the table is empty"));
+    assert!(table("file\n0.pub\n\"1.pub\n").contains("t.csv, line 3: the quote of field 1 does not end"));
     assert!(table("client_id,release_key\n").contains("line 1: the columns don't say"));
     assert!(table("file\n0.pub\n\n1.pub,x\n").contains("t.csv, line 4: 2 fields instead of the 1"));
     assert!(table("file\n0.pub\nnone.pub\n").contains("t.csv, line 3: none.pub: No such file"));
@@ -277,7 +280,8 @@ fn a_batch_with_a_fault_is_refused_whole_with_its_place() {
     let told = table("file\n0.pub\n1.pub\n0.pub\n");
     assert!(told.contains("t.csv, line 4: client") && told.contains("stands in t.csv, line 2 already"), "{told}");
     assert!(table("file\n3.pub\n").contains("stands in 3.pub already"));
-    let inline = format!("client_id,identity_key,release_key\n{},{}\n12,34,56\n", devices[0].client_id, row(&devices[0]));
+    let inline =
+        format!("client_id,identity_key,release_key\n{},{}\n12,34,56\n", devices[0].client_id, row(&devices[0]));
     assert!(table(&inline).contains("t.csv, line 3: client_id is not 16 bytes"));
     let long = format!("file\n0.pub\n{}\n", "x".repeat(70_000));
     assert!(table(&long).contains("line 3 is longer than 65536 bytes"));
@@ -292,8 +296,9 @@ fn a_batch_with_a_fault_is_refused_whole_with_its_place() {
     fs::write(world.path("t.csv"), "file,attribute.site\n0.pub,berlin\n1.pub,\n").unwrap();
     world.succeed(&["registrar", "enrol", "registrar", &names[3], "--csv", "t.csv", "--attribute", "kind=phone"]);
     let list = world.list();
-    let sites: Vec<_> = list["devices"].as_array().unwrap().iter().filter_map(|it| it["attributes"].get("site")).collect();
-    assert_eq!((world.enrolled(), sites), (3, vec!["berlin"]));
+    let sites: Vec<_> =
+        list["devices"].as_array().unwrap().iter().filter_map(|it| it["attributes"].get("site")).collect();
+    assert_eq!((world.enrolled(), sites), (3, vec![&Value::from("berlin")]));
 }
 
 #[test]
@@ -439,13 +444,15 @@ fn the_folder_is_its_owners_alone() {
     assert_eq!(world.enrolled(), 1);
 
     fs::create_dir(world.path("shared")).unwrap();
+    fs::write(world.path("shared/file"), "").unwrap();
     set("shared", 0o755);
     assert!(world.refused(&["registrar", "init", "shared"]).contains("chmod 700"));
     // So are a device's keys.
     world.succeed(&["client", "keys", "device.key"]);
     assert_eq!(mode(&world.path("device.key")), 0o600);
     set("device.key", 0o644);
-    let open = ["client", "open", "--coordinator", "http://127.0.0.1:1", "--keys", "device.key", "--state-dir", "state"];
+    let open =
+        ["client", "open", "--coordinator", "http://127.0.0.1:1", "--keys", "device.key", "--state-dir", "state"];
     let message = world.refused(&[&open[..], &["--model", "m", "--out", "m.bin"]].concat());
     assert!(message.contains("device.key") && message.contains("chmod 600"), "{message}");
 }
@@ -478,7 +485,9 @@ fn a_folder_of_an_earlier_version_is_read_once() {
     let roster = world.roster("roster.bin").unwrap();
     assert_eq!((roster.head().epoch, roster.head().size), (9, 2));
     assert_eq!(roster.leaf(devices[0].client_id).unwrap().not_before, 5);
-    assert!(!world.path("registrar/registrar.json").exists() && world.path("registrar/registrar.json.imported").exists());
+    assert!(
+        !world.path("registrar/registrar.json").exists() && world.path("registrar/registrar.json.imported").exists()
+    );
     world.audit();
 
     // A database that is lost is not made anew: its epochs would begin at 1.
@@ -544,9 +553,9 @@ fn how_long_a_million_devices_take() {
 fn the_library_enrols_as_the_command_does() {
     let folder = tempfile::tempdir().unwrap();
     let mut registrar = Registrar::init(&folder.path().join("registrar")).unwrap();
-    let candidates = devices(2).into_iter().map(|enrolment| {
-        Ok(unisono::registrar::Candidate { enrolment, attributes: BTreeMap::new(), at: None })
-    });
+    let candidates = devices(2)
+        .into_iter()
+        .map(|enrolment| Ok(unisono::registrar::Candidate { enrolment, attributes: BTreeMap::new(), at: None }));
     let done = registrar.enrol_all(candidates, 1000, Terms::default()).unwrap();
     assert_eq!((done.enrolled, registrar.devices().unwrap().len()), (2, 2));
 }

@@ -138,7 +138,8 @@ pub fn run(command: Command) -> Result<()> {
             let mut registrar = Registrar::open(&folder)?;
             let attributes: BTreeMap<String, String> = attributes.into_iter().collect();
             let files = devices.iter().map(|path| registrar::read_file(path, attributes.clone()));
-            let tables = tables.iter().map(|path| Table::open(path, attributes.clone())).collect::<Result<Vec<_>, _>>()?;
+            let tables =
+                tables.iter().map(|path| Table::open(path, attributes.clone())).collect::<Result<Vec<_>, _>>()?;
             let terms = Terms { days, renew, replace_keys: replace_key };
             let done = registrar.enrol_all(files.chain(tables.into_iter().flatten()), now(), terms)?;
             if json {
@@ -146,7 +147,9 @@ pub fn run(command: Command) -> Result<()> {
                 return Ok(());
             }
             let (enrolled, renewed, skipped) = (done.enrolled, done.renewed, done.skipped);
-            println!("enrolled {enrolled} for {days} days, renewed {renewed}, skipped {skipped} that are enrolled already");
+            println!(
+                "enrolled {enrolled} for {days} days, renewed {renewed}, skipped {skipped} that are enrolled already"
+            );
             if enrolled + renewed > 0 {
                 println!("publish a roster to make it known");
             }
@@ -158,7 +161,9 @@ pub fn run(command: Command) -> Result<()> {
                 println!("{}", serde_json::json!({ "revoked": revoked, "skipped": skipped }));
                 return Ok(());
             }
-            println!("revoked {revoked}, skipped {skipped} that are revoked already; publish a roster to make it known");
+            println!(
+                "revoked {revoked}, skipped {skipped} that are revoked already; publish a roster to make it known"
+            );
         }
         Command::Publish { folder, coordinators, publishers, out, after_epoch, json } => {
             let mut registrar = Registrar::open(&folder)?;

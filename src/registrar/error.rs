@@ -132,7 +132,9 @@ pub enum RegistrarError {
     )]
     KeyChanged(ClientId),
     /// A key belongs to another device.
-    #[error("client {client} comes with the {what} key of client {owner}: no two devices share a key; make new keys on the device")]
+    #[error(
+        "client {client} comes with the {what} key of client {owner}: no two devices share a key; make new keys on the device"
+    )]
     KeyTaken {
         /// Which device.
         client: ClientId,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
 use unisono_crypto::kem::EncapsulationKey;
@@ -30,9 +30,8 @@ pub struct Candidate {
 }
 
 pub(super) fn check_attributes(attributes: &BTreeMap<String, String>) -> Result<(), RegistrarError> {
-    let fail = |name: &str, why: String| {
-        Err(RegistrarError::Attribute { name: name.chars().take(MAX_NAME).collect(), why })
-    };
+    let fail =
+        |name: &str, why: String| Err(RegistrarError::Attribute { name: name.chars().take(MAX_NAME).collect(), why });
     for (count, (name, value)) in (1..).zip(attributes) {
         if count > MAX_ATTRIBUTES {
             return fail(name, format!("a device has at most {MAX_ATTRIBUTES} attributes"));
@@ -70,26 +69,78 @@ pub fn read_file(path: &Path, attributes: BTreeMap<String, String>) -> Result<Ca
     Ok(Candidate { enrolment, attributes, at: Some(place) })
 }
 
-/// Refuses lines that are too long, so that a file that is no table does not fill the memory.
-struct Lines<R> {
-    inner: R,
-    line: u64,
-    length: usize,
+/// The fields of one line of a table: separated by commas, trimmed; in quotes where they hold commas or quotes, which are doubled
+/// then. A field does not go over the end of a line.
+fn split(line: &str) -> Result<Vec<String>, String> {
+    let mut fields = Vec::new();
+    let mut rest = line.trim();
+    loop {
+        let after = match rest.strip_prefix('"') {
+            None => {
+                let (field, after) = rest.split_at(rest.find(',').unwrap_or(rest.len()));
+                if field.contains('"') {
+                    return Err(format!("field {} has a quote within, and none at its start", fields.len() + 1));
+                }
+                fields.push(field.trim_end().to_owned());
+                after
+            }
+            Some(mut quoted) => {
+                let mut field = String::new();
+                loop {
+                    let end = quoted
+                        .find('"')
+                        .ok_or_else(|| format!("the quote of field {} does not end", fields.len() + 1))?;
+                    field += &quoted[..end];
+                    quoted = &quoted[end + 1..];
+                    match quoted.strip_prefix('"') {
+                        Some(more) => (field, quoted) = (field + "\"", more),
+                        None => break,
+                    }
+                }
+                fields.push(field);
+                quoted.trim_start()
+            }
+        };
+        match after.strip_prefix(',') {
+            Some(more) => rest = more.trim_start(),
+            None if after.is_empty() => return Ok(fields),
+            None => return Err(format!("field {} goes on after its quote", fields.len())),
+        }
+    }
 }
 
-impl<R: Read> Read for Lines<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = self.inner.read(buffer)?;
-        for byte in &buffer[..count] {
-            self.length += 1;
-            if *byte == b'\n' {
-                (self.line, self.length) = (self.line + 1, 0);
-            } else if self.length > MAX_LINE {
-                let why = format!("line {} is longer than {MAX_LINE} bytes: is this a table of devices?", self.line);
-                return Err(io::Error::new(io::ErrorKind::InvalidData, why));
-            }
+/// Lines of a file with their numbers; too long ones are refused, so that a file that is no table does not fill the memory.
+struct Lines {
+    file: BufReader<File>,
+    number: u64,
+    line: Vec<u8>,
+    broken: bool,
+}
+
+impl Lines {
+    /// The fields of the next line that is not empty; `None` at the end and after a fault.
+    fn next(&mut self) -> Option<Result<Vec<String>, String>> {
+        while !self.broken {
+            self.number += 1;
+            self.line.clear();
+            let read = self.file.by_ref().take(MAX_LINE as u64 + 1).read_until(b'\n', &mut self.line);
+            let fields = match read {
+                Ok(0) => return None,
+                Ok(_) if self.line.len() > MAX_LINE => {
+                    Err(format!("longer than {MAX_LINE} bytes: is this a table of devices?"))
+                }
+                Ok(_) => match std::str::from_utf8(&self.line) {
+                    Ok(line) if line.trim_matches('\u{feff}').trim().is_empty() => continue,
+                    // Some programs write a mark at the start of a file.
+                    Ok(line) => split(line.strip_prefix('\u{feff}').unwrap_or(line)),
+                    Err(_) => Err("no UTF-8 text".into()),
+                },
+                Err(error) => Err(error.to_string()),
+            };
+            self.broken = fields.is_err();
+            return Some(fields);
         }
-        Ok(count)
+        None
     }
 }
 
@@ -105,12 +156,12 @@ enum Keys {
 /// `attribute.NAME`.
 pub struct Table {
     path: PathBuf,
-    reader: csv::Reader<Lines<File>>,
+    lines: Lines,
+    columns: usize,
     keys: Keys,
     attributes: Vec<(usize, String)>,
     common: BTreeMap<String, String>,
-    row: csv::StringRecord,
-    broken: bool,
+    row: Vec<String>,
 }
 
 impl Table {
@@ -120,15 +171,18 @@ impl Table {
     /// [`RegistrarError`]: a file that can't be read, or columns that are unknown, missing or there twice.
     pub fn open(path: &Path, common: BTreeMap<String, String>) -> Result<Self, RegistrarError> {
         let file = File::open(path).map_err(|source| RegistrarError::Io { path: path.into(), source })?;
-        let lines = Lines { inner: file, line: 1, length: 0 };
-        let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).from_reader(lines);
-        let place = Place { path: path.into(), line: Some(1) };
+        let mut lines =
+            Lines { file: BufReader::with_capacity(1 << 16, file), number: 0, line: Vec::new(), broken: false };
+        let header = lines.next();
+        let place = Place { path: path.into(), line: Some(lines.number) };
         let wrong = |why: String| at(place.clone())(RegistrarError::Row(why));
-        let header = reader.headers().map_err(|error| wrong(tell(&error)))?.clone();
+        let header = header
+            .unwrap_or_else(|| Err("the table is empty; its first line names the columns".into()))
+            .map_err(wrong)?;
         let known = "known are `file`, or `client_id`, `identity_key` and `release_key`; and `attribute.NAME`";
         let (mut file, mut inline, mut attributes) = (None, [None; 3], Vec::new());
         for (column, name) in header.iter().enumerate() {
-            let before = match name {
+            let before = match name.as_str() {
                 "file" => file.replace(column),
                 "client_id" => inline[0].replace(column),
                 "identity_key" => inline[1].replace(column),
@@ -152,17 +206,17 @@ impl Table {
             (None, [Some(client), Some(identity), Some(release)]) => Keys::Inline([client, identity, release]),
             _ => return Err(wrong(format!("the columns don't say what a device's keys are: {known}"))),
         };
-        let row = csv::StringRecord::new();
-        Ok(Self { path: path.into(), reader, keys, attributes, common, row, broken: false })
+        Ok(Self { path: path.into(), lines, columns: header.len(), keys, attributes, common, row: Vec::new() })
     }
 
     fn candidate(&self) -> Result<Candidate, RegistrarError> {
-        let field = |column: usize| self.row.get(column).unwrap_or_default();
+        let field = |column: usize| self.row.get(column).map_or("", String::as_str);
         let enrolment = match self.keys {
             Keys::File(column) => enrolment_of(&self.path.parent().unwrap_or(Path::new("")).join(field(column)))?,
             Keys::Inline([client, identity, release]) => {
                 let bytes = |column: usize| hex::decode(field(column)).ok();
-                let wrong = |name: &str, wanted: &str| RegistrarError::Row(format!("{name} is not {wanted}, hexadecimal"));
+                let wrong =
+                    |name: &str, wanted: &str| RegistrarError::Row(format!("{name} is not {wanted}, hexadecimal"));
                 let key = bytes(identity).and_then(|bytes| VerifyingKey::from_bytes(&bytes).ok());
                 let release = bytes(release).and_then(|bytes| EncapsulationKey::from_bytes(&bytes).ok());
                 let client = bytes(client).and_then(|bytes| ClientId::from_slice(&bytes));
@@ -183,41 +237,40 @@ impl Table {
     }
 }
 
-/// What is wrong with a table, without its place, which is told before.
-fn tell(error: &csv::Error) -> String {
-    match error.kind() {
-        csv::ErrorKind::UnequalLengths { expected_len, len, .. } => {
-            format!("{len} fields instead of the {expected_len} of the first line")
-        }
-        csv::ErrorKind::Utf8 { err, .. } => format!("no UTF-8 text: {err}"),
-        csv::ErrorKind::Io(error) => error.to_string(),
-        _ => error.to_string(),
-    }
-}
-
 impl Iterator for Table {
     type Item = Result<Candidate, RegistrarError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.broken {
-            return None;
-        }
-        let read = self.reader.read_record(&mut self.row);
-        let line = match &read {
-            Err(error) => error.position().map_or(self.reader.position().line(), |position| position.line()),
-            Ok(_) => self.row.position().map_or(0, |position| position.line()),
+        let row = self.lines.next()?;
+        let place = Place { path: self.path.clone(), line: Some(self.lines.number) };
+        let candidate = match row {
+            Ok(row) if row.len() == self.columns => {
+                self.row = row;
+                self.candidate().map(|it| Candidate { at: Some(place.clone()), ..it })
+            }
+            Ok(row) => {
+                let why = format!("{} fields instead of the {} of the first line", row.len(), self.columns);
+                Err(RegistrarError::Row(why))
+            }
+            Err(why) => Err(RegistrarError::Row(why)),
         };
-        let place = Place { path: self.path.clone(), line: Some(line) };
-        match read {
-            Ok(false) => None,
-            Ok(true) => {
-                let candidate = self.candidate().map(|it| Candidate { at: Some(place.clone()), ..it });
-                Some(candidate.map_err(at(place)))
-            }
-            Err(error) => {
-                self.broken = true;
-                Some(Err(at(place)(RegistrarError::Row(tell(&error)))))
-            }
-        }
+        Some(candidate.map_err(at(place)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_split_at_its_commas() {
+        let fields = |line: &str| split(line).unwrap();
+        assert_eq!(fields("a, b ,,c\r\n"), ["a", "b", "", "c"]);
+        assert_eq!(fields("\"a,b\" , \"say \"\"x\"\"\",\"\""), ["a,b", "say \"x\"", ""]);
+        assert_eq!(fields("a,"), ["a", ""]);
+        assert_eq!(fields("x"), ["x"]);
+        assert!(split("a,\"b").unwrap_err().contains("quote of field 2 does not end"));
+        assert!(split("\"a\"b,c").unwrap_err().contains("field 1 goes on after its quote"));
+        assert!(split("a,b\"c\"").unwrap_err().contains("field 2 has a quote within"));
     }
 }

@@ -93,8 +93,7 @@ impl LogHead {
 
     fn next(self, at: i64, kind: i64, body: &[u8]) -> Self {
         let event = self.event + 1;
-        let parts: [&[u8]; 5] =
-            [&self.hash, &event.to_le_bytes(), &at.to_le_bytes(), &kind.to_le_bytes(), body];
+        let parts: [&[u8]; 5] = [&self.hash, &event.to_le_bytes(), &at.to_le_bytes(), &kind.to_le_bytes(), body];
         Self { event, hash: hash(label::REGISTRAR_LOG, &parts) }
     }
 
@@ -229,7 +228,8 @@ impl Replay {
             }
             ENROLLED => {
                 let leaf = RosterLeaf::decode(body).map_err(|e| fail(format!("it holds no leaf: {e}")))?;
-                let client = ClientId::from_slice(&leaf.client_id).ok_or_else(|| fail("it holds no client id".into()))?;
+                let client =
+                    ClientId::from_slice(&leaf.client_id).ok_or_else(|| fail("it holds no client id".into()))?;
                 let entry = Entry { event, not_after: leaf.not_after, revoked_at: None };
                 if self.devices.insert(client, entry).is_some_and(|before| before.revoked_at.is_some()) {
                     return Err(fail(format!("client {client} is enrolled after it was revoked")));

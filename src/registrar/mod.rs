@@ -187,9 +187,13 @@ impl Registrar {
     /// Makes a registrar with a fresh key in `folder`, which only its owner may use.
     ///
     /// # Errors
-    /// [`RegistrarError::Exists`] when there is one; [`RegistrarError::Shared`] for a folder that others can use.
+    /// [`RegistrarError::Exists`] when there is one; [`RegistrarError::Shared`] for a folder with files that others can use.
     pub fn init(folder: &Path) -> Result<Self, RegistrarError> {
         files::create_private_folder(folder).map_err(io(folder))?;
+        // An empty folder is nobody else's yet.
+        if std::fs::read_dir(folder).map_err(io(folder))?.next().is_none() {
+            files::make_private(folder).map_err(io(folder))?;
+        }
         let metadata = std::fs::metadata(folder).map_err(io(folder))?;
         keyfile::check_private(&metadata).map_err(|_| RegistrarError::Shared(folder.into()))?;
         let lock = lock(folder)?;
@@ -261,7 +265,9 @@ impl Registrar {
         match version(&db).map_err(database)? {
             1 => Ok(Self { folder: folder.into(), key, public, db }),
             0 => Err(RegistrarError::Missing(path)),
-            newer => Err(RegistrarError::Damaged { path, why: format!("its version is {newer}; this program knows 1") }),
+            newer => {
+                Err(RegistrarError::Damaged { path, why: format!("its version is {newer}; this program knows 1") })
+            }
         }
     }
 
@@ -678,7 +684,8 @@ fn last_epoch(db: &Connection) -> rusqlite::Result<u64> {
     if let Some(epoch) = published {
         return Ok(epoch as u64);
     }
-    let imported = db.query_row("SELECT body FROM events WHERE seq = 1 AND kind = 0", [], |row| row.get::<_, [u8; 8]>(0));
+    let imported =
+        db.query_row("SELECT body FROM events WHERE seq = 1 AND kind = 0", [], |row| row.get::<_, [u8; 8]>(0));
     Ok(imported.optional()?.map_or(0, u64::from_le_bytes))
 }
 
@@ -692,12 +699,7 @@ fn decode_leaf(bytes: &[u8], path: &Path) -> Result<RosterLeaf, RegistrarError> 
     RosterLeaf::decode(bytes).map_err(|e| RegistrarError::Damaged { path: path.into(), why: e.to_string() })
 }
 
-fn leaf(
-    enrolment: &Enrolment,
-    not_before: u64,
-    not_after: u64,
-    attributes: &BTreeMap<String, String>,
-) -> RosterLeaf {
+fn leaf(enrolment: &Enrolment, not_before: u64, not_after: u64, attributes: &BTreeMap<String, String>) -> RosterLeaf {
     let attribute = |(name, value): (&String, &String)| Attribute { name: name.clone(), value: value.clone() };
     RosterLeaf {
         client_id: enrolment.client_id.to_vec(),
@@ -760,7 +762,8 @@ fn store_leaf(
             }
             Some(_) => {}
             None => {
-                db.prepare_cached("INSERT INTO keys (hash, client_id) VALUES (?, ?)")?.execute(params![hash, client.0])?;
+                db.prepare_cached("INSERT INTO keys (hash, client_id) VALUES (?, ?)")?
+                    .execute(params![hash, client.0])?;
             }
         }
     }
@@ -772,7 +775,8 @@ fn store_leaf(
 
 fn store_revocation(db: &Connection, log: &mut LogHead, now: u64, client: ClientId) -> rusqlite::Result<()> {
     log.append(db, now, &Event::Revoked(client))?;
-    db.prepare_cached("UPDATE devices SET revoked_at = ? WHERE client_id = ?")?.execute(params![now as i64, client.0])?;
+    db.prepare_cached("UPDATE devices SET revoked_at = ? WHERE client_id = ?")?
+        .execute(params![now as i64, client.0])?;
     Ok(())
 }
 

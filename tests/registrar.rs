@@ -284,7 +284,7 @@ fn a_batch_with_a_fault_is_refused_whole_with_its_place() {
         format!("client_id,identity_key,release_key\n{},{}\n12,34,56\n", devices[0].client_id, row(&devices[0]));
     assert!(table(&inline).contains("t.csv, line 3: client_id is not 16 bytes"));
     let long = format!("file\n0.pub\n{}\n", "x".repeat(70_000));
-    assert!(table(&long).contains("line 3 is longer than 65536 bytes"));
+    assert!(table(&long).contains("t.csv, line 3: longer than 65536 bytes"));
     assert!(table(&format!("file,attribute.a\n0.pub,{}\n", "y".repeat(300))).contains("line 2: attribute \"a\""));
     let mut bytes = b"file\n0.pub\n".to_vec();
     bytes.extend([0xff, 0xfe, b'\n']);

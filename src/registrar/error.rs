@@ -1,7 +1,8 @@
 //! Why the registrar refuses.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use unisono_protocol::ClientId;
 use unisono_protocol::keyfile::KeyFileError;
@@ -11,7 +12,7 @@ use unisono_protocol::roster::RosterError;
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Place {
     /// The file.
-    pub path: PathBuf,
+    pub path: Arc<Path>,
     /// Its line, from 1; `None` for the whole file.
     pub line: Option<u64>,
 }

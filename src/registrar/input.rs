@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::Arc;
 
 use unisono_crypto::kem::EncapsulationKey;
 use unisono_crypto::sign::{Level, VerifyingKey};
@@ -155,7 +156,7 @@ enum Keys {
 /// the table's folder) or `client_id`, `identity_key` and `release_key` (hexadecimal, as in such a file); and any number of
 /// `attribute.NAME`.
 pub struct Table {
-    path: PathBuf,
+    path: Arc<Path>,
     lines: Lines,
     columns: usize,
     keys: Keys,

@@ -504,8 +504,7 @@ fn large_table(path: &Path, count: u32) {
     writeln!(file, "client_id,identity_key,release_key").unwrap();
     for i in 0..count {
         let device = &real[i as usize % real.len()];
-        // In the middle of the ML-DSA-44 key, whose bytes are all a key; of the X-Wing key, the first coefficients stay below the
-        // modulus with these twelve bits of 0.
+        // Every value of these bytes of an ML-DSA-44 key, and of the X25519 half of an X-Wing key, is a key.
         let mut identity = device.identity_key.as_bytes().to_vec();
         identity[800..804].copy_from_slice(&i.to_le_bytes());
         let mut release = device.release_key.as_bytes().to_vec();

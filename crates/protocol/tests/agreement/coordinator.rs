@@ -64,11 +64,12 @@ fn keep(device: &Device) -> Kept {
 
 impl Stage {
     pub fn new(params: &proto::RoundParams) -> Self {
-        Self::of(open(params), params.n_max as usize, |_| NOW)
+        Self::of(open(params), |_| NOW)
     }
 
     /// With a server that was opened elsewhere; each device accepts the cohort at its own time.
-    pub fn of(mut server: Server, count: usize, accepts_at: impl Fn(usize) -> u64) -> Self {
+    pub fn of(mut server: Server, accepts_at: impl Fn(&CohortView) -> u64) -> Self {
+        let count = server.params().wire.n_max as usize;
         let mut devices: Vec<Device> = (0..count).map(|i| Device::new(i, &server, 1)).collect();
         let mut adverts = Vec::new();
         for device in &mut devices {
@@ -82,10 +83,10 @@ impl Stage {
         let advertised: Vec<Kept> = devices.iter().map(keep).collect();
         let mut cohort_views = Vec::new();
         let mut messages = BTreeMap::new();
-        for (i, device) in devices.iter_mut().enumerate() {
-            let view = server.view(device.id()).unwrap();
-            device.receive_at(&view, accepts_at(i)).unwrap();
-            let Some(View::Cohort(view)) = view.view else { panic!() };
+        for device in &mut devices {
+            let message = server.view(device.id()).unwrap();
+            let Some(View::Cohort(view)) = message.view.clone() else { panic!() };
+            device.receive_at(&message, accepts_at(&view)).unwrap();
             cohort_views.push(view);
             let message = device.message().unwrap();
             let Some(Step::ShareKeys(shares)) = &message.step else { panic!() };
@@ -183,6 +184,14 @@ impl Stage {
         self.cohort_views.iter().flat_map(|view| &view.neighbours).find(|it| it.index == u)?.roster.clone()
     }
 
+    /// A certificate that the whole committee signed, colluding.
+    pub fn by_all(&self, sharers: &[bool], survivors: &[bool]) -> Certificate {
+        let payload = self.endorsed_bytes(sharers, survivors);
+        let signers = self.cohort.graph.committee().iter().filter(|&&u| sharers[u as usize]);
+        let signatures = signers.take(self.cohort.graph.quorum()).map(|&u| self.signature(u, &payload));
+        self.certificate(sharers, survivors, signatures)
+    }
+
     /// The signature of a client that signs whatever the coordinator likes.
     pub fn signature(&self, u: u32, payload: &[u8]) -> (u32, Vec<u8>) {
         let key = &CAST.identities[u as usize].signing_key;
@@ -228,7 +237,29 @@ impl<'a> Attack<'a> {
     }
 
     pub fn show(&mut self, u: u32, view: View) -> Result<(), ClientError> {
-        self.devices[u as usize].receive(&ServerMessage { view: Some(view) })
+        self.show_at(u, view, NOW)
+    }
+
+    pub fn show_at(&mut self, u: u32, view: View, now: u64) -> Result<(), ClientError> {
+        self.devices[u as usize].receive_at(&ServerMessage { view: Some(view) }, now)
+    }
+
+    /// Shows a device what it must refuse. It has nothing new to send then, and waits on.
+    pub fn refuses(&mut self, u: u32, view: View) -> ClientError {
+        let before = self.devices[u as usize].message().cloned();
+        let error = self.show(u, view).expect_err("the attack went through");
+        assert_eq!(self.devices[u as usize].message(), before.as_ref(), "something leaves the device after {error}");
+        error
+    }
+
+    /// Shows a device what closes the round for it: nothing of it is left.
+    pub fn closes(&mut self, u: u32, view: View, now: u64) -> ClientError {
+        let error = self.show_at(u, view.clone(), now).expect_err("the attack went through");
+        let session = self.devices[u as usize].session.as_ref().unwrap();
+        assert!(session.message().is_none() && session.awaits().is_none());
+        assert_eq!(session.save().err(), Some(ClientError::Erased));
+        assert_eq!(self.show(u, view), Err(ClientError::Erased));
+        error
     }
 
     /// Puts a device back to the state in which it was kept, record and all or without it.

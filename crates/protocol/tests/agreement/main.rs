@@ -11,4 +11,7 @@ mod world;
 mod coordinator;
 mod knowledge;
 
+mod certificates;
+mod encodings;
+mod records;
 mod two_sets;

@@ -10,41 +10,24 @@ use getrandom::SysRng;
 use rand_core::UnwrapErr;
 use unisono::crypto::ring::RingVector;
 use unisono::crypto::sign::{Level, SigningKey};
-use unisono::protocol::client::{Advertised, Confirmed, Joining, Masked, Shared, Trust};
+use unisono::protocol::client::{Session, Trust};
 use unisono::protocol::encoding::{Contribution, modulus_bits};
 use unisono::protocol::keyfile::DeviceKeys;
 use unisono::protocol::policy::{MemoryRecord, Policy};
-use unisono::protocol::proto::{self, ServerMessage, server_message::View};
+use unisono::protocol::proto;
 use unisono::protocol::roster::{Roster, release_key_hash};
-use unisono::protocol::server::{Authority, Closed, Outcome, Server};
+use unisono::protocol::server::{Authority, Closed, Phase, Server};
 
 const CLIENTS: u32 = 12;
 const VANISH: usize = 2;
 const DIMENSION: usize = 1000;
 const NOW: u64 = 1_800_000_000;
 
-/// The view that a client is shown, of the kind that its state waits for.
-macro_rules! view {
-    ($server:expr, $id:expr, $kind:ident) => {
-        match $server.view($id) {
-            Some(ServerMessage { view: Some(View::$kind(view)) }) => view,
-            _ => return Err("the coordinator shows another view".into()),
-        }
-    };
-}
-
-fn next(server: Server) -> Result<Server, Box<dyn Error>> {
-    match server.close()? {
-        Closed::Next(next) => Ok(*next),
-        Closed::Finished(_) => Err("the round is over too early".into()),
-    }
-}
-
-fn finish(server: Server) -> Result<Outcome, Box<dyn Error>> {
-    match server.close()? {
-        Closed::Finished(outcome) => Ok(outcome),
-        Closed::Next(_) => Err("the round goes on".into()),
-    }
+/// A device: its keys, its record, and its side of the round.
+struct Device {
+    keys: DeviceKeys,
+    record: MemoryRecord,
+    session: Session,
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -53,7 +36,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     // The registrar says which devices exist and which coordinator may open rounds.
     let registrar = SigningKey::generate(Level::L65, rng);
     let coordinator = SigningKey::generate(Level::L65, rng);
-    let devices: Vec<DeviceKeys> = (0..CLIENTS).map(|_| DeviceKeys::generate(rng)).collect();
+    let keys: Vec<DeviceKeys> = (0..CLIENTS).map(|_| DeviceKeys::generate(rng)).collect();
     let leaf = |keys: &DeviceKeys| proto::RosterLeaf {
         client_id: keys.client_id.to_vec(),
         identity_key: keys.signing_key.verifying_key().as_bytes().to_vec(),
@@ -62,7 +45,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         not_after: NOW + 86_400,
         attributes: Vec::new(),
     };
-    let leaves = devices.iter().map(leaf).collect();
+    let leaves = keys.iter().map(leaf).collect();
     let roster = Roster::publish(leaves, 1, NOW, &[coordinator.verifying_key()], &[], &registrar)?;
 
     // The coordinator opens a round.
@@ -94,6 +77,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         model_hash: vec![0; 32],
         chunk_elements: 1024,
         opened_at: NOW,
+        min_colluders: 1,
     };
     let authority = Authority { signing_key: coordinator, roster: Arc::new(roster) };
     let mut server = Server::open(&params, Some(authority))?;
@@ -101,62 +85,52 @@ fn main() -> Result<(), Box<dyn Error>> {
     // Phase 0: devices check the offer and advertise keys.
     let policy = Policy { n_min: CLIENTS - VANISH as u32, ..Policy::default() };
     let trust = Trust { registrar: Some(registrar.verifying_key()), policy };
-    let mut records: Vec<MemoryRecord> = devices.iter().map(|_| MemoryRecord::default()).collect();
-    let mut advertised: Vec<Advertised> = Vec::new();
-    for (keys, record) in devices.iter().zip(&mut records) {
-        let joining = Joining::new(server.offer(), Arc::new(keys.identity()), &trust, record, NOW)?;
-        advertised.push(joining.advertise(rng));
-    }
-    for state in &advertised {
-        server.absorb(state.message(), NOW)?;
+    let mut devices = Vec::new();
+    for keys in keys {
+        let mut record = MemoryRecord::default();
+        let session = Session::join(server.offer(), Arc::new(keys.identity()), &trust, &mut record, NOW, rng)?;
+        devices.push(Device { keys, record, session });
     }
 
-    // Phase 1: each device splits its two secrets among its neighbours.
-    let mut server = next(server)?;
-    let mut shared: Vec<Shared> = Vec::new();
-    for (state, (keys, record)) in advertised.into_iter().zip(devices.iter().zip(&mut records)) {
-        shared.push(state.share(&view!(server, keys.client_id, Cohort), record, NOW, rng)?);
-    }
-    for state in &shared {
-        server.absorb(state.message(), NOW)?;
-    }
-
-    // Phase 2: inputs are masked and uploaded; the first two devices vanish instead.
-    let mut server = next(server)?;
+    // What follows: in phase 1 each device splits two secrets among its neighbours, in phase 2 it uploads its masked input, in phase 3
+    // the committee endorses the set of survivors, and in phase 4 survivors reveal one share of each neighbour.
     let round = server.params().clone();
     let mut plain_sum = RingVector::zeros(round.modulus, round.vector_len());
-    let mut masked: Vec<(Masked, &DeviceKeys, &mut MemoryRecord)> = Vec::new();
     let mut means = vec![0f64; DIMENSION];
-    for ((i, state), (keys, record)) in
-        shared.into_iter().enumerate().zip(devices.iter().zip(&mut records)).skip(VANISH)
-    {
-        let update: Vec<f32> = (0..DIMENSION).map(|j| ((i * j) as f32 * 0.01).sin()).collect();
-        means.iter_mut().zip(&update).for_each(|(mean, &x)| *mean += f64::from(x) / f64::from(CLIENTS - VANISH as u32));
-        let contribution = Contribution { update: &update, metrics: &[i as f32], weight: 1.0 };
-        let input = round.quantiser.encode(contribution, DIMENSION, round.modulus, rng)?;
-        plain_sum.add_assign(&input)?;
-        let state = state.mask(&view!(server, keys.client_id, Masking), input, record, NOW)?;
-        server.absorb(state.message(), NOW)?;
-        let upload: Vec<u8> = (0..state.chunks()).filter_map(|chunk| state.chunk(chunk)).flatten().collect();
-        server.absorb_upload(keys.client_id, &upload)?;
-        masked.push((state, keys, record));
-    }
+    let outcome = loop {
+        let phase = server.phase();
+        for (i, Device { keys, record, session }) in devices.iter_mut().enumerate() {
+            // The first two vanish after they have shared their keys.
+            if phase >= Phase::Mask && i < VANISH {
+                continue;
+            }
+            // In phase 0 the advert is owed already. Later the coordinator shows what the device waits for.
+            if phase > Phase::Advertise {
+                let Some(view) = server.view(keys.client_id).and_then(|message| message.view) else { continue };
+                let mut input = None;
+                if session.wants_input() {
+                    let update: Vec<f32> = (0..DIMENSION).map(|j| ((i * j) as f32 * 0.01).sin()).collect();
+                    let share = 1.0 / f64::from(CLIENTS - VANISH as u32);
+                    means.iter_mut().zip(&update).for_each(|(mean, &x)| *mean += share * f64::from(x));
+                    let contribution = Contribution { update: &update, metrics: &[i as f32], weight: 1.0 };
+                    let encoded = round.quantiser.encode(contribution, DIMENSION, round.modulus, rng)?;
+                    plain_sum.add_assign(&encoded)?;
+                    input = Some(encoded);
+                }
+                session.receive(&view, input, record, NOW, rng)?;
+            }
+            server.absorb(session.message().ok_or("the round was closed")?, NOW)?;
+            if phase == Phase::Mask {
+                let upload: Vec<u8> = (0..session.chunks()).filter_map(|chunk| session.chunk(chunk)).flatten().collect();
+                server.absorb_upload(keys.client_id, &upload)?;
+            }
+        }
+        match server.close()? {
+            Closed::Next(next) => server = *next,
+            Closed::Finished(outcome) => break outcome,
+        }
+    };
 
-    // Phase 3: survivors agree on who survives. Phase 4: they release one share of each neighbour.
-    let mut server = next(server)?;
-    let mut confirmed: Vec<(Confirmed, &DeviceKeys, &mut MemoryRecord)> = Vec::new();
-    for (state, keys, record) in masked {
-        let state = state.confirm(&view!(server, keys.client_id, Survivors), record)?;
-        server.absorb(state.message(), NOW)?;
-        confirmed.push((state, keys, record));
-    }
-    let mut server = next(server)?;
-    for (state, keys, record) in confirmed {
-        let done = state.release(&view!(server, keys.client_id, Tags), record)?;
-        server.absorb(done.message(), NOW)?;
-    }
-
-    let outcome = finish(server)?;
     assert!(outcome.sum == plain_sum, "the sum is exact");
     let aggregate = round.quantiser.decode(&outcome.sum, DIMENSION, outcome.survivors.len() as u32)?;
     let worst = aggregate.mean.iter().zip(&means).map(|(&x, mean)| (f64::from(x) - mean).abs()).fold(0.0, f64::max);

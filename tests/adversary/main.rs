@@ -1,5 +1,5 @@
 //! A coordinator that lies, clients that cheat, a network that fails: each test is one attack, and shows both the refusal and
-//! that no secret left the victim. `docs/threat-model.md` has the table.
+//! that no secret left the victim. `docs/security.md` has the table.
 //!
 //! Most attacks run on the real crates in memory; `over_grpc` plays the most telling ones against real processes' code over
 //! real connections.

@@ -131,6 +131,11 @@ impl Error {
         }
     }
 
+    /// Whether a step came after its phase.
+    pub(crate) fn is_late(&self) -> bool {
+        matches!(self, Self::Refused { reason, .. } if reason == "wrong_phase")
+    }
+
     /// Whether the coordinator takes this device again in some later round, and not in this one.
     pub(crate) fn is_suspension(&self) -> bool {
         matches!(self, Self::Refused { reason, .. } if reason == "suspended")

@@ -293,7 +293,7 @@ impl Client {
 
     async fn next_offer(&mut self) -> Result<Offer, Error> {
         loop {
-            let spent = self.record.last(&self.task)?.map_or(0, |last| last.round);
+            let spent = self.record.entry(&self.task)?.map_or(0, |entry| entry.round);
             let request = GetRoundRequest {
                 task: self.task.clone(),
                 after_round: spent.max(self.attempted),

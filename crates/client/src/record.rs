@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use serde::{Deserialize, Serialize};
 use tempfile::NamedTempFile;
 use unisono_protocol::CohortId;
-use unisono_protocol::policy::{Commitment, Participation, ParticipationRecord, RecordError};
+use unisono_protocol::policy::{ParticipationRecord, RecordError, Spent, TaskEntry};
 use unisono_release::{ReleaseError, VersionRecord};
 
 /// The record's file can't be used.
@@ -30,8 +30,12 @@ pub enum RecordFileError {
         /// Which folder.
         path: PathBuf,
     },
-    /// Not what this library wrote. It is never taken for empty: that would allow a round to be answered twice.
-    #[error("the record {} is damaged ({why}); restore it, or enrol the device anew under another id", .path.display())]
+    /// Not what this library wrote. It is never taken for empty, and a copy must not take its place: both would allow a round to
+    /// be answered twice.
+    #[error(
+        "the record {} is damaged ({why}): enrol the device anew under another id; a restored copy would let an input be read",
+        .path.display()
+    )]
     Damaged {
         /// Which file.
         path: PathBuf,
@@ -40,23 +44,39 @@ pub enum RecordFileError {
     },
 }
 
-/// A [`Commitment`].
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+/// A [`TaskEntry`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct StoredCommitment {
+struct StoredEntry {
     round: u64,
     cohort: [u8; 32],
+    masked_for: Option<[u8; 32]>,
     survivors: Option<[u8; 32]>,
+    /// Rounds for which an input was masked.
+    rounds: u64,
+    /// When the last one was, Unix time in seconds.
+    last_at: u64,
+}
+
+impl From<TaskEntry> for StoredEntry {
+    fn from(entry: TaskEntry) -> Self {
+        let TaskEntry { round, cohort, masked_for, survivors, spent: Spent { rounds, last_at } } = entry;
+        Self { round, cohort: cohort.0, masked_for, survivors, rounds, last_at }
+    }
+}
+
+impl From<StoredEntry> for TaskEntry {
+    fn from(stored: StoredEntry) -> Self {
+        let StoredEntry { round, cohort, masked_for, survivors, rounds, last_at } = stored;
+        Self { round, cohort: CohortId(cohort), masked_for, survivors, spent: Spent { rounds, last_at } }
+    }
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Content {
-    /// Last participation by task: round number and Unix time.
-    tasks: BTreeMap<String, (u64, u64)>,
-    /// What the device is bound to, by task. Records of earlier versions have none.
-    #[serde(default)]
-    commitments: BTreeMap<String, StoredCommitment>,
+    /// What the device is bound to, and has spent, by task.
+    tasks: BTreeMap<String, StoredEntry>,
     roster_epoch: u64,
     /// Highest version opened by model id.
     models: BTreeMap<String, u64>,
@@ -108,14 +128,25 @@ impl Record {
 
     /// Changes the content; the change counts only when it is on stable storage.
     fn change(&self, change: impl FnOnce(&mut Content)) -> std::io::Result<()> {
+        self.change_if(|content| {
+            change(content);
+            true
+        })
+        .map(|_| ())
+    }
+
+    /// The same, unless `change` says no; whether it did not. The record is locked in between.
+    fn change_if(&self, change: impl FnOnce(&mut Content) -> bool) -> std::io::Result<bool> {
         let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let mut content = inner.content.clone();
-        change(&mut content);
+        if !change(&mut content) {
+            return Ok(false);
+        }
         if let Some((path, _)) = &inner.file {
             replace(&mut Os, path, &serde_json::to_vec(&content)?)?;
         }
         inner.content = content;
-        Ok(())
+        Ok(true)
     }
 }
 
@@ -168,33 +199,23 @@ fn make_folder(folder: &Path) -> io::Result<()> {
 }
 
 impl ParticipationRecord for Record {
-    fn last(&self, task: &str) -> Result<Option<Participation>, RecordError> {
-        Ok(self.read(|content| content.tasks.get(task).map(|&(round, at)| Participation { round, at })))
+    fn entry(&self, task: &str) -> Result<Option<TaskEntry>, RecordError> {
+        Ok(self.read(|content| content.tasks.get(task).cloned()).map(TaskEntry::from))
     }
 
-    fn spend(&mut self, task: &str, participation: Participation) -> Result<(), RecordError> {
-        self.change(|content| {
-            content.tasks.insert(task.to_owned(), (participation.round, participation.at));
-        })
-        .map_err(|e| RecordError(e.to_string()))
-    }
-
-    fn commitment(&self, task: &str) -> Result<Option<Commitment>, RecordError> {
-        let stored = self.read(|content| content.commitments.get(task).copied());
-        Ok(stored.map(|StoredCommitment { round, cohort, survivors }| Commitment {
-            round,
-            cohort: CohortId(cohort),
-            survivors,
-        }))
-    }
-
-    fn commit(&mut self, task: &str, commitment: Commitment) -> Result<(), RecordError> {
-        let Commitment { round, cohort, survivors } = commitment;
-        let stored = StoredCommitment { round, cohort: cohort.0, survivors };
-        self.change(|content| {
-            content.commitments.insert(task.to_owned(), stored);
-        })
-        .map_err(|e| RecordError(e.to_string()))
+    fn replace(&mut self, task: &str, expected: Option<&TaskEntry>, next: TaskEntry) -> Result<(), RecordError> {
+        let replaced = self.change_if(|content| {
+            if content.tasks.get(task).cloned().map(TaskEntry::from).as_ref() != expected {
+                return false;
+            }
+            content.tasks.insert(task.to_owned(), next.into());
+            true
+        });
+        match replaced {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(RecordError::Changed),
+            Err(error) => Err(RecordError::Failed(error.to_string())),
+        }
     }
 
     fn roster_epoch(&self) -> Result<u64, RecordError> {
@@ -205,7 +226,7 @@ impl ParticipationRecord for Record {
         if epoch <= self.read(|content| content.roster_epoch) {
             return Ok(());
         }
-        self.change(|content| content.roster_epoch = epoch).map_err(|e| RecordError(e.to_string()))
+        self.change(|content| content.roster_epoch = epoch).map_err(|e| RecordError::Failed(e.to_string()))
     }
 }
 
@@ -227,33 +248,33 @@ impl VersionRecord for Record {
 mod tests {
     use super::*;
 
+    fn entry(round: u64) -> TaskEntry {
+        let cohort = CohortId([7; 32]);
+        TaskEntry { round, cohort, masked_for: None, survivors: None, spent: Spent::default() }
+    }
+
     #[test]
     fn what_was_recorded_is_there_after_a_restart_and_one_process_holds_it() {
         let folder = tempfile::tempdir().unwrap();
         let mut record = Record::open(folder.path()).unwrap();
         assert!(matches!(Record::open(folder.path()), Err(RecordFileError::InUse { .. })));
-        assert_eq!(record.last("t").unwrap(), None);
-        record.spend("t", Participation { round: 4, at: 9 }).unwrap();
-        let commitment = Commitment { round: 4, cohort: CohortId([7; 32]), survivors: Some([8; 32]) };
-        record.commit("t", commitment).unwrap();
+        assert_eq!(record.entry("t").unwrap(), None);
+        let first = entry(4);
+        record.replace("t", None, first.clone()).unwrap();
+        assert_eq!(record.replace("t", None, entry(5)), Err(RecordError::Changed));
+        let spent = Spent { rounds: 1, last_at: 9 };
+        let second = TaskEntry { masked_for: Some([8; 32]), survivors: Some([9; 32]), spent, ..first.clone() };
+        record.replace("t", Some(&first), second.clone()).unwrap();
+        // A handle that read before can't replace what another one wrote since.
+        assert_eq!(record.clone().replace("t", Some(&first), entry(6)), Err(RecordError::Changed));
         record.see_roster_epoch(3).unwrap();
         record.see_roster_epoch(2).unwrap();
         record.see("m", 5).unwrap();
         record.see("m", 4).unwrap();
         drop(record);
         let record = Record::open(folder.path()).unwrap();
-        assert_eq!(record.last("t").unwrap(), Some(Participation { round: 4, at: 9 }));
-        assert_eq!((record.commitment("t").unwrap(), record.commitment("u").unwrap()), (Some(commitment), None));
+        assert_eq!((record.entry("t").unwrap(), record.entry("u").unwrap()), (Some(second), None));
         assert_eq!((record.roster_epoch().unwrap(), record.highest("m").unwrap()), (3, 5));
-    }
-
-    #[test]
-    fn a_record_of_the_version_without_commitments_is_read() {
-        let folder = tempfile::tempdir().unwrap();
-        std::fs::write(folder.path().join(NAME), br#"{"tasks":{"t":[3,5]},"roster_epoch":2,"models":{}}"#).unwrap();
-        let record = Record::open(folder.path()).unwrap();
-        assert_eq!(record.last("t").unwrap(), Some(Participation { round: 3, at: 5 }));
-        assert_eq!(record.commitment("t").unwrap(), None);
     }
 
     #[test]
@@ -330,8 +351,7 @@ mod tests {
         let inside = folder.path().join("state");
         let mut record = Record::open(&inside).unwrap();
         std::fs::remove_dir_all(&inside).unwrap();
-        assert!(record.spend("t", Participation { round: 1, at: 0 }).is_err());
-        assert!(record.commit("t", Commitment { round: 1, cohort: CohortId([0; 32]), survivors: None }).is_err());
-        assert_eq!((record.last("t").unwrap(), record.commitment("t").unwrap()), (None, None));
+        assert!(matches!(record.replace("t", None, entry(1)), Err(RecordError::Failed(_))));
+        assert_eq!(record.entry("t").unwrap(), None);
     }
 }

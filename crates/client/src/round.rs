@@ -1,6 +1,7 @@
-//! One round as a device lives it: the protocol's states, driven over the network.
+//! One round as a device lives it: the protocol's session, driven over the network.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use getrandom::SysRng;
 use prost::Message;
@@ -9,13 +10,10 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
 use unisono_crypto::ring::RingVector;
-use unisono_protocol::client::{ClientError, Joining, Masked, Rejected};
+use unisono_protocol::client::{ClientError, Joining, Session};
 use unisono_protocol::encoding::Contribution;
 use unisono_protocol::params::RoundParams;
-use unisono_protocol::proto::{
-    ClientMessage, CohortView, ForwardedTags, MaskingView, RoundOffer, SurvivorsView, UploadHeader,
-    client_message::Step, server_message::View,
-};
+use unisono_protocol::proto::{RoundOffer, UploadHeader, client_message::Step, server_message::View};
 use unisono_protocol::server::Phase;
 use unisono_wire::model::{Model, model_hash};
 use unisono_wire::proto::poll_response::Answer;
@@ -42,40 +40,25 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
     }
 }
 
-/// The error alone; the state that refused goes with the round.
-fn refused<S>(rejected: Rejected<S>) -> Error {
-    Error::Protocol(Box::new(rejected.error))
-}
-
 /// Whether the offer is a genuine one for this task, and will not become acceptable. The number of any other round must not
 /// be believed: a large one would keep this device from all true rounds.
 fn refused_for_good(error: &ClientError) -> bool {
     match error {
         ClientError::Policy(refusal) => refusal.setting != "tasks",
-        ClientError::Spent { .. } | ClientError::AlreadyShared { .. } => true,
+        ClientError::OldRound { .. } => true,
         _ => false,
     }
 }
 
-/// A kind of view, and the phase in which it is shown.
-trait Shown: Sized {
-    fn take(view: View) -> Option<Self>;
+/// Waits until this device's own clock says that the session's secrets are to be erased.
+async fn expiry(session: &Session) -> ClientError {
+    let Some(erase_at) = session.erase_at() else { return std::future::pending().await };
+    // Looked at again now and then: a clock may be set, and a device may sleep.
+    while now() <= erase_at {
+        tokio::time::sleep(Duration::from_secs((erase_at + 1).saturating_sub(now()).clamp(1, 60))).await;
+    }
+    ClientError::Expired { erase_at, now: now() }
 }
-
-macro_rules! shown {
-    ($($type:ty: $variant:ident),*) => {
-        $(impl Shown for $type {
-            fn take(view: View) -> Option<Self> {
-                match view {
-                    View::$variant(view) => Some(view),
-                    _ => None,
-                }
-            }
-        })*
-    };
-}
-
-shown!(CohortView: Cohort, MaskingView: Masking, SurvivorsView: Survivors, ForwardedTags: Tags);
 
 impl Client {
     /// Takes part in the offered round from the first step to the last.
@@ -99,28 +82,32 @@ impl Client {
         self.tell(&Event::Joined { round });
 
         self.tell(&Event::Phase { round, phase: Phase::Advertise });
-        let advertised = blocking(move || joining.advertise(&mut rng())).await;
-        self.submit(advertised.message()).await?;
+        let session = blocking(move || Session::advertise(joining, &mut rng())).await;
+        self.submit(&session).await?;
         meter.assign(Phase::Advertise);
 
-        let view: CohortView = self.poll(&params, Phase::Share).await?;
-        let mut record = self.record.clone();
-        let share = move || advertised.share(&view, &mut record, now(), &mut rng());
-        let shared = blocking(share).await.map_err(refused)?;
+        let view = self.poll(&session).await?;
+        let session = self.receive(session, view, None).await?;
         let training = self.start_training(&params).await?;
-        self.submit(shared.message()).await?;
+        self.submit(&session).await?;
         meter.assign(Phase::Share);
 
-        let view: MaskingView = self.poll(&params, Phase::Mask).await?;
+        let view = self.poll(&session).await?;
         let input = self.input(&params, training).await?;
-        let mut record = self.record.clone();
-        let masked = blocking(move || shared.mask(&view, input, &mut record, now())).await.map_err(refused)?;
-        self.submit(masked.message()).await?;
-        self.upload(&params, &masked).await?;
+        let mut session = self.receive(session, view, Some(input)).await?;
+        self.submit(&session).await?;
+        if let Err(error) = self.upload(&session).await {
+            // Too late for the sum, not for its certificate: this device has masked for the set that others reveal for.
+            if error.is_late() && session.owes_endorsement() {
+                self.unmask(session, &mut meter).await?;
+            }
+            return Err(error);
+        }
+        session.uploaded();
         meter.assign(Phase::Mask);
 
         // The upload is in: from here on the round may be over, with its sum, before this device's shares are needed.
-        match self.unmask(&params, masked, &mut meter).await {
+        match self.unmask(session, &mut meter).await {
             Err(error) if error.is_summed() => {}
             result => result?,
         }
@@ -129,24 +116,39 @@ impl Client {
         Ok(())
     }
 
-    /// The steps after the upload.
-    async fn unmask(&self, params: &RoundParams, masked: Masked, meter: &mut Meter) -> Result<(), Error> {
-        let mut record = self.record.clone();
-        let done = if params.malicious() {
-            let view: SurvivorsView = self.poll(params, Phase::Confirm).await?;
-            let confirmed = masked.confirm(&view, &mut record).map_err(refused)?;
-            self.submit(confirmed.message()).await?;
-            meter.assign(Phase::Confirm);
-            let view: ForwardedTags = self.poll(params, Phase::Unmask).await?;
-            confirmed.release(&view, &mut record).map_err(refused)?
-        } else {
-            let view: SurvivorsView = self.poll(params, Phase::Unmask).await?;
-            masked.release(&view, &mut record).map_err(refused)?
-        };
-        self.submit(done.message()).await
+    /// The steps after the upload: an endorsement, for members of the committee, then the shares. What is left of the round's
+    /// secrets is erased when this returns, also when this device's own clock says that it takes too long.
+    async fn unmask(&self, mut session: Session, meter: &mut Meter) -> Result<(), Error> {
+        while let Some(phase) = session.awaits() {
+            let view = tokio::select! {
+                view = self.poll(&session) => view?,
+                expired = expiry(&session) => return Err(expired.into()),
+            };
+            session = self.receive(session, view, None).await?;
+            match self.submit(&session).await {
+                // The quorum was there without this device.
+                Err(error) if error.is_late() && session.awaits().is_some() => {}
+                result => result?,
+            }
+            if phase == Phase::Confirm && session.awaits().is_some() {
+                meter.assign(Phase::Confirm);
+            }
+        }
+        Ok(())
     }
 
-    async fn submit(&self, message: &ClientMessage) -> Result<(), Error> {
+    /// Lets the session take a view, on a thread that may block. When it refuses, the round is over for this device.
+    async fn receive(&self, mut session: Session, view: View, input: Option<RingVector>) -> Result<Session, Error> {
+        let mut record = self.record.clone();
+        blocking(move || {
+            session.receive(&view, input, &mut record, now(), &mut rng())?;
+            Ok(session)
+        })
+        .await
+    }
+
+    async fn submit(&self, session: &Session) -> Result<(), Error> {
+        let message = session.message().ok_or(ClientError::Erased)?;
         self.connection
             .call(|mut stub: Stub| {
                 let message = message.clone();
@@ -156,8 +158,10 @@ impl Client {
             .map(|_| ())
     }
 
-    /// Waits for a phase, and for what this device gets to see in it.
-    async fn poll<V: Shown>(&self, params: &RoundParams, phase: Phase) -> Result<V, Error> {
+    /// Waits for the phase that the session awaits, and for what this device gets to see in it.
+    async fn poll(&self, session: &Session) -> Result<View, Error> {
+        let params = session.params();
+        let phase = session.awaits().ok_or(ClientError::Erased)?;
         self.tell(&Event::Phase { round: params.wire.round, phase });
         let request = PollRequest {
             round_id: params.round_id.to_vec(),
@@ -177,8 +181,8 @@ impl Client {
                 Some(Answer::Waiting(_)) => {}
                 Some(Answer::Ended(Ended { reason, gave_sum })) => return Err(Error::Ended { reason, gave_sum }),
                 Some(Answer::View(view)) => {
-                    let view = view.view.and_then(V::take);
-                    return view.ok_or_else(|| Error::Answer(format!("phase {phase} came with another phase's view")));
+                    let empty = || Error::Answer(format!("phase {phase} came without a view"));
+                    return view.view.ok_or_else(empty);
                 }
                 None => return Err(Error::Answer("an empty answer to a poll".into())),
             }
@@ -232,18 +236,21 @@ impl Client {
     }
 
     /// Uploads the masked vector, from the first chunk that the coordinator does not have, until it has all.
-    async fn upload(&self, params: &RoundParams, masked: &Masked) -> Result<(), Error> {
-        let Some(Step::Upload(header)) = &masked.message().step else { unreachable!("a masked state's step") };
+    async fn upload(&self, session: &Session) -> Result<(), Error> {
+        let params = session.params();
+        let Some(Step::Upload(header)) = session.message().and_then(|message| message.step.as_ref()) else {
+            return Err(ClientError::Erased.into());
+        };
         let header = UploadHeader::decode(header.payload.as_slice()).map_err(|e| Error::Answer(e.to_string()))?;
         let status =
             UploadStatusRequest { round_id: params.round_id.to_vec(), client_id: self.identity.client_id.to_vec() };
-        while !self.connection.repeat(|| self.upload_missing(masked, &status, &header.hash)).await? {}
+        while !self.connection.repeat(|| self.upload_missing(session, &status, &header.hash)).await? {}
         Ok(())
     }
 
     /// Sends what is missing in one stream; whether the upload is complete. Without any progress that is an error that
     /// passes, so that the pauses of the retry policy apply.
-    async fn upload_missing(&self, masked: &Masked, who: &UploadStatusRequest, hash: &[u8]) -> Result<bool, Error> {
+    async fn upload_missing(&self, session: &Session, who: &UploadStatusRequest, hash: &[u8]) -> Result<bool, Error> {
         let status = async || {
             let call = |mut stub: Stub| {
                 let who = who.clone();
@@ -258,13 +265,13 @@ impl Client {
         // Packed one by one while they are sent: the packed vector is never held as a whole.
         let (sender, receiver) = mpsc::channel(2);
         let feed = async move {
-            for index in first..masked.chunks() {
+            for index in first..session.chunks() {
                 let chunk = UploadChunk {
                     round_id: who.round_id.clone(),
                     client_id: who.client_id.clone(),
                     upload_hash: hash.to_vec(),
                     index,
-                    data: masked.chunk(index).unwrap_or_default(),
+                    data: session.chunk(index).unwrap_or_default(),
                 };
                 if sender.send(chunk).await.is_err() {
                     return;

@@ -2,7 +2,7 @@
 //!
 //! [`Coordinator::start`] takes a [`Config`] and runs until [`Coordinator::stop`]; [`Coordinator::events`] tells what
 //! happens, for logs and live views. It needs a multi-threaded tokio runtime. The coordinator is not trusted by clients:
-//! whatever it does, it learns sums (`docs/threat-model.md`).
+//! whatever it does, it learns sums (`docs/security.md`).
 //!
 //! - `config`: one TOML file; `storage`: SQLite and blobs; `active`: the round at hand, made durable;
 //! - `training`: the loop over rounds; `learning`: optimisers and early stop; `releases`: the model goes out;

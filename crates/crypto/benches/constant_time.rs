@@ -105,8 +105,6 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let known = Secret32::from_bytes([0x5a; 32]);
-    let key = Secret32::from_bytes([3; 32]);
-    let tag = mac(&key, label::CONSISTENCY_TAG, &[b"message"]);
     let fixed_or = |class: bool, fixed: [u8; 32], rng: &mut ChaCha20Rng| if class { random_bytes(rng) } else { fixed };
 
     let control = compare(

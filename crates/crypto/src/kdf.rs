@@ -52,6 +52,8 @@ pub mod label {
         SELF_MASK_COMMITMENT = "self-mask-commitment";
         /// ChaCha20 key of the mask PRG.
         PRG = "prg";
+        /// Stream of a chunk's noise for privacy.
+        NOISE = "noise";
         /// Stream of signs of a round's rotation, public.
         ROTATION = "rotation";
         /// AEAD key of a message with shares.

@@ -209,11 +209,11 @@ impl RingVector {
     /// many zeros as the chunk is long. Chunks have the same places whatever the number of threads.
     ///
     /// # Errors
-    /// [`CryptoError::Length`] when the vector is shorter than `len`.
+    /// [`CryptoError::Length`] when the vector is shorter than `len`; what `fill` fails with, and then some chunks are added.
     pub fn add_chunks(
         &mut self,
         len: usize,
-        fill: impl Fn(usize, &mut [i64]) + Sync + Send,
+        fill: impl Fn(usize, &mut [i64]) -> Result<(), CryptoError> + Sync + Send,
     ) -> Result<(), CryptoError> {
         if len > self.len() {
             return Err(CryptoError::Length { what: "ring vector", expected: len, got: self.len() });
@@ -222,7 +222,7 @@ impl RingVector {
         each_width!(&mut self.elements, v: T => each_chunk(&mut v[..len], |(i, chunk)| {
             let mut values = Zeroizing::new([0i64; CHUNK]);
             let values = &mut values[..chunk.len()];
-            fill(i * CHUNK, values);
+            fill(i * CHUNK, values)?;
             // Negative numbers wrap at the width, which 2^b divides.
             chunk.iter_mut().zip(values).for_each(|(x, value)| *x = x.wrapping_add(*value as T) & mask as T);
             Ok(())
@@ -391,7 +391,10 @@ mod tests {
             let len = if cfg!(miri) { CHUNK + 3 } else { 20_000 };
             let mut vector = RingVector::from_u64(modulus, &vec![1; len]).unwrap();
             let value = |i: usize| (i as i64 - 10_000) * 12_345_678;
-            let fill = |start, out: &mut [i64]| out.iter_mut().enumerate().for_each(|(i, x)| *x = value(start + i));
+            let fill = |start, out: &mut [i64]| {
+                out.iter_mut().enumerate().for_each(|(i, x)| *x = value(start + i));
+                Ok(())
+            };
             vector.add_chunks(len - 1, fill).unwrap();
             let expected = |i: usize| (1i64.wrapping_add(value(i)) as u64) & modulus.mask();
             assert!((0..len - 1).all(|i| vector.get(i) == Some(expected(i))), "b = {bits}");

@@ -56,6 +56,18 @@ pub fn drop_outs(n: u32, assumptions: &Assumptions) -> u32 {
     if n < 5 { 0 } else { fraction.max(1).min(n) }
 }
 
+/// A smallest sum `n_min` that fits a cohort of `n`: nine tenths of those who are expected to survive, fewer where a complete graph
+/// withstands more drop-outs, and enough for two honest inputs. For who has no number of its own.
+///
+/// # Errors
+/// As [`find`], for a cohort of `n`.
+pub fn default_n_min(n: u32, assumptions: &Assumptions) -> Result<u32, DegreeError> {
+    let tolerated = find(n, assumptions)?.tolerated_drop_outs(n).unwrap_or(0);
+    let expected = (n - drop_outs(n, assumptions)) / 10 * 9 + (n - drop_outs(n, assumptions)) % 10;
+    let lowest = expected.min(n - tolerated).max(adversaries(n, assumptions) + 2).max(3).min(n);
+    Ok((lowest..n).find(|&n_min| find(n_min, assumptions).is_ok()).unwrap_or(n))
+}
+
 /// The members of a cohort that sign its certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Committee {

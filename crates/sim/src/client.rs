@@ -1,12 +1,10 @@
-//! One simulated client in one round: the protocol's own states, and what its steps cost.
+//! One simulated client in one round: the protocol's own session, and what its steps cost.
 
 use std::sync::Arc;
 
 use prost::Message;
 use unisono_crypto::ring::RingVector;
-use unisono_protocol::client::{
-    Advertised, ClientError, Confirmed, Joining, KeyPool, Masked, Rejected, Shared, SharedChecks, Trust,
-};
+use unisono_protocol::client::{ClientError, KeyPool, Session, SharedChecks, Trust};
 use unisono_protocol::encoding::Contribution;
 use unisono_protocol::params::RoundParams;
 use unisono_protocol::proto::{ClientMessage, RoundOffer, ServerMessage, server_message::View};
@@ -21,10 +19,7 @@ use crate::update::Update;
 pub(crate) enum State {
     #[default]
     Idle,
-    Advertised(Box<Advertised>),
-    Shared(Box<Shared>),
-    Masked(Box<Masked>),
-    Confirmed(Box<Confirmed>),
+    Playing(Box<Session>),
     /// Finished, vanished, or refused to go on.
     Gone,
 }
@@ -61,99 +56,76 @@ pub(crate) struct Scene<'a> {
     pub update: &'a (dyn Fn(u32, u64) -> Update + Send + Sync),
 }
 
-fn error<S>(rejected: Rejected<S>) -> ClientError {
-    rejected.error
-}
-
 impl Scene<'_> {
     /// Phase 0.
     pub fn advertise(&self, number: usize, device: &mut Device) -> Result<(State, Step), ClientError> {
         let mut cpu = 0.0;
         let mut rng = crypto_rng(self.seed, Purpose::Round, number as u64, self.round);
-        let state = measure(Of::Thread, &mut cpu, || {
-            let joining =
-                Joining::new(self.offer, device.identity.clone(), self.trust, &mut device.record, NOW + self.round)?;
-            let joining = match &self.checks {
-                Some(checks) => joining.share_checks(checks),
-                None => joining,
-            };
-            Ok::<_, ClientError>(joining.advertise(&mut rng))
+        let (identity, now) = (device.identity.clone(), NOW + self.round);
+        let mut session = measure(Of::Thread, &mut cpu, || {
+            Session::join(self.offer, identity, self.trust, &mut device.record, now, &mut rng)
         })?;
-        let message = state.message().clone();
+        if let Some(checks) = &self.checks {
+            session.share_checks(checks);
+        }
+        let message = owed(&session)?;
         let received = self.offer.encoded_len() as u64;
         let step = Step { message, upload: None, received, cpu, computing: self.compute.fixed_ms * 1e-3 };
-        Ok((State::Advertised(Box::new(state)), step))
+        Ok((State::Playing(Box::new(session)), step))
     }
 
-    /// Any later phase. The state is given back advanced; a client that refuses is gone.
+    /// Any later phase. The session is given back advanced; a client that refuses is gone.
     pub fn answer(
         &self,
         number: usize,
         device: &mut Device,
-        state: State,
-        view: &ServerMessage,
+        mut session: Box<Session>,
+        message: &ServerMessage,
     ) -> Result<(State, Step), ClientError> {
         let mut cpu = 0.0;
-        let received = view.encoded_len() as u64;
-        let fixed = self.compute.fixed_ms * 1e-3;
-        let step = |message: &ClientMessage, cpu, computing| Step {
-            message: message.clone(),
-            upload: None,
-            received,
-            cpu,
-            computing: computing + fixed,
-        };
-        match (state, view.view.as_ref()) {
-            (State::Advertised(state), Some(View::Cohort(view))) => {
-                let mut rng = crypto_rng(self.seed, Purpose::Round, number as u64, !self.round);
-                let shared =
-                    measure(Of::Thread, &mut cpu, || state.share(view, &mut device.record, NOW + self.round, &mut rng))
-                        .map_err(error)?;
-                let mut shared = Box::new(shared);
-                shared.share_memory(self.pool);
-                let step = step(shared.message(), cpu, self.compute.neighbour_ms * 1e-3 * view.neighbours.len() as f64);
-                Ok((State::Shared(shared), step))
-            }
-            (State::Shared(state), Some(View::Masking(view))) => {
-                let update = (self.update)(number as u32, self.round);
-                let input = measure(Of::Thread, &mut cpu, || self.encode(number, &update))?;
-                drop(update);
-                let plain = input.clone();
-                let mut masked = measure(Of::Thread, &mut cpu, || {
-                    let masked = state.mask(view, input, &mut device.record, NOW + self.round)?;
-                    Ok::<_, Rejected<Shared>>(Box::new(masked))
-                })
-                .map_err(error)?;
-                let mut packed = Vec::with_capacity(self.params.packed_len() as usize);
-                measure(Of::Thread, &mut cpu, || {
-                    (0..masked.chunks()).filter_map(|i| masked.chunk(i)).for_each(|c| packed.extend(c))
-                });
-                // The simulated connection does not break: what is packed counts as acknowledged.
-                masked.uploaded();
-                let peers = view.deliveries.len() as f64;
-                let masks = (peers + 1.0) * plain.len() as f64 * self.compute.mask_ns * 1e-9;
-                let step = Step {
-                    upload: Some((packed, plain)),
-                    ..step(masked.message(), cpu, self.compute.neighbour_ms * 1e-3 * peers + masks)
-                };
-                Ok((State::Masked(masked), step))
-            }
-            (State::Masked(state), Some(View::Survivors(view))) if self.params.malicious() => {
-                let confirmed =
-                    measure(Of::Thread, &mut cpu, || state.confirm(view, &mut device.record)).map_err(error)?;
-                let step = step(confirmed.message(), cpu, 0.0);
-                Ok((State::Confirmed(Box::new(confirmed)), step))
-            }
-            (State::Masked(state), Some(View::Survivors(view))) => {
-                let done = measure(Of::Thread, &mut cpu, || state.release(view, &mut device.record)).map_err(error)?;
-                Ok((State::Gone, step(done.message(), cpu, 0.0)))
-            }
-            (State::Confirmed(state), Some(View::Tags(view))) => {
-                let done = measure(Of::Thread, &mut cpu, || state.release(view, &mut device.record)).map_err(error)?;
-                Ok((State::Gone, step(done.message(), cpu, 0.0)))
-            }
-            _ => Err(ClientError::Missing("view for this client's phase")),
+        let missing = ClientError::Missing("view for this client's phase");
+        let view = message.view.as_ref().ok_or(missing)?;
+        let mut input = None;
+        if session.wants_input() {
+            let update = (self.update)(number as u32, self.round);
+            input = Some(measure(Of::Thread, &mut cpu, || self.encode(number, &update))?);
         }
+        let plain = input.clone();
+        // The streams of a client's later phases differ by the phase that it waits for.
+        let phase = session.awaits().map_or(0, |phase| phase as u64);
+        let mut rng = crypto_rng(self.seed, Purpose::Round, number as u64, !(self.round << 3 | phase));
+        measure(Of::Thread, &mut cpu, || {
+            session.receive(view, input, &mut device.record, NOW + self.round, &mut rng)
+        })?;
+        let computing = match view {
+            View::Cohort(view) => {
+                session.share_memory(self.pool);
+                self.compute.neighbour_ms * 1e-3 * view.neighbours.len() as f64
+            }
+            View::Masking(view) => {
+                let peers = view.deliveries.len() as f64;
+                let elements = plain.as_ref().map_or(0, RingVector::len) as f64;
+                self.compute.neighbour_ms * 1e-3 * peers + (peers + 1.0) * elements * self.compute.mask_ns * 1e-9
+            }
+            View::Survivors(_) | View::Certificate(_) => 0.0,
+        };
+        let upload = plain.map(|plain| {
+            let mut packed = Vec::with_capacity(self.params.packed_len() as usize);
+            measure(Of::Thread, &mut cpu, || {
+                (0..session.chunks()).filter_map(|i| session.chunk(i)).for_each(|chunk| packed.extend(chunk));
+            });
+            // The simulated connection does not break: what is packed counts as acknowledged.
+            session.uploaded();
+            (packed, plain)
+        });
+        let step = Step {
+            message: owed(&session)?,
+            upload,
+            received: message.encoded_len() as u64,
+            cpu,
+            computing: computing + self.compute.fixed_ms * 1e-3,
+        };
+        Ok((if session.is_done() { State::Gone } else { State::Playing(session) }, step))
     }
 
     fn encode(&self, number: usize, update: &Update) -> Result<RingVector, ClientError> {
@@ -163,4 +135,8 @@ impl Scene<'_> {
         let dimension = self.params.wire.dimension as usize;
         Ok(self.params.quantiser.encode(contribution, dimension, self.params.modulus, &mut rng)?)
     }
+}
+
+fn owed(session: &Session) -> Result<ClientMessage, ClientError> {
+    session.message().cloned().ok_or(ClientError::Erased)
 }

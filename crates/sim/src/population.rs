@@ -83,6 +83,7 @@ impl Population {
             min_gamma: 0.0,
             max_delta: 1.0,
             max_dimension: u64::MAX,
+            min_interval_s: 0,
             allow_semi_honest: !malicious,
             ..Policy::default()
         };

@@ -49,6 +49,12 @@ pub struct Settings {
     pub threshold: u32,
     /// Survivors that every window of the ring must exceed then, a_w.
     pub window_bound: Option<u32>,
+    /// Members of the committee that endorses the set of survivors; `None` in semi-honest mode.
+    pub committee: Option<u32>,
+    /// Signatures that its certificate needs; `None` in semi-honest mode.
+    pub quorum: Option<u32>,
+    /// Most clients that may drop out, whichever they are; `None` for a sparse graph, which is made for `delta`.
+    pub tolerated_drop_outs: Option<u32>,
     /// Seed.
     pub seed: u64,
     /// Whether each signature was verified once for all clients, so that a client's measured time is less than a device's.

@@ -75,9 +75,19 @@ struct Meter {
     sent: Tally,
     received: Tally,
     server: f64,
-    last_arrival: f64,
+    /// Virtual seconds at which accepted steps arrived.
+    arrivals: Vec<f64>,
     answered: usize,
     late: usize,
+}
+
+impl Meter {
+    /// Virtual seconds of a phase in which `expected` clients have answered: until the last came, or until the quorum was there.
+    fn length(&mut self, phase: Phase, expected: usize) -> f64 {
+        self.arrivals.sort_unstable_by(f64::total_cmp);
+        let last = if phase == Phase::Confirm { expected.checked_sub(1) } else { self.arrivals.len().checked_sub(1) };
+        last.and_then(|last| self.arrivals.get(last)).copied().unwrap_or(0.0)
+    }
 }
 
 /// Plays the round; `None` when the observer stopped it. The decoded mean comes with it, when there is one.
@@ -173,7 +183,7 @@ pub(crate) fn play(
         let everybody = meter.answered >= expected;
         let mut ready = || measure(Of::Process, &mut meter.server, || server.ready());
         let early = everybody || (phase == Phase::Unmask && ready());
-        let length = if early { meter.last_arrival } else { deadline };
+        let length = if early { meter.length(phase, expected) } else { deadline };
         report.virtual_seconds += length;
         report.phases.push(PhaseReport {
             phase: phase.name(),
@@ -240,13 +250,24 @@ fn take_turn(
             return (Turn::Silent, 0.0);
         }
         State::Idle if phase == Phase::Advertise => scene.advertise(number, device),
-        before => match measure(Of::Thread, &mut view_seconds, || server.view(device.identity.client_id)) {
-            Some(view) => scene.answer(number, device, before, &view),
-            None => {
-                *state = State::Gone;
-                return (Turn::Silent, view_seconds);
+        State::Idle => {
+            *state = State::Gone;
+            return (Turn::Silent, 0.0);
+        }
+        // Who is not on the committee makes one round trip less.
+        State::Playing(session) if session.awaits().is_some_and(|awaited| awaited > phase) => {
+            *state = State::Playing(session);
+            return (Turn::Silent, 0.0);
+        }
+        State::Playing(session) => {
+            match measure(Of::Thread, &mut view_seconds, || server.view(device.identity.client_id)) {
+                Some(view) => scene.answer(number, device, session, &view),
+                None => {
+                    *state = State::Gone;
+                    return (Turn::Silent, view_seconds);
+                }
             }
-        },
+        }
     };
     match taken {
         Ok((after, step)) => {
@@ -276,7 +297,6 @@ fn absorb(
         meter.late += 1;
         return Err(None);
     }
-    meter.last_arrival = meter.last_arrival.max(arrival);
     let Step { message, upload, .. } = step;
     // Clients rest meanwhile, so the process's time is the coordinator's.
     let accepted = measure(Of::Process, &mut meter.server, || {
@@ -288,6 +308,7 @@ fn absorb(
     });
     accepted.map_err(|refusal| Some(refusal.to_string()))?;
     meter.answered += 1;
+    meter.arrivals.push(arrival);
     if let Some((_, input)) = upload {
         plain.add_assign(&input).map_err(|error| Some(error.to_string()))?;
     }

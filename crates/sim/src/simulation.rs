@@ -3,7 +3,7 @@
 use std::num::NonZero;
 use std::sync::Arc;
 
-use unisono_protocol::degree::{Assumptions, SecurityMode, find};
+use unisono_protocol::degree::{Assumptions, SecurityMode, default_n_min, find};
 use unisono_protocol::encoding::{Quantiser, Rounding};
 use unisono_protocol::params::{MAX_COHORT, ParamsError, RoundParams, honest, quantiser_to_wire};
 use unisono_protocol::privacy::{Accountant, Guarantee, Privacy, Sensitivity};
@@ -184,9 +184,10 @@ impl Builder {
         let assumptions = Assumptions { gamma, delta, min_colluders: 1, mode };
         let infeasible = |source| ParamsError::Infeasible { n: clients, source }.advised(&assumptions);
         let topology = find(clients, &assumptions).map_err(infeasible)?;
-        let lowest = ((f64::from(clients) * (1.0 - delta) * 0.9) as u32).clamp(3, clients);
-        let feasible = |n: &u32| find(*n, &assumptions).is_ok();
-        let n_min = self.n_min.unwrap_or_else(|| (lowest..=clients).find(feasible).unwrap_or(clients));
+        let n_min = match self.n_min {
+            Some(n_min) => n_min,
+            None => default_n_min(clients, &assumptions).map_err(infeasible)?,
+        };
         let privacy = match self.privacy {
             Some((multiplier, delta)) => Some(self.make_private(multiplier, delta, n_min, &assumptions)?),
             None => None,
@@ -204,6 +205,9 @@ impl Builder {
             degree: topology.degree,
             threshold: topology.threshold,
             window_bound: topology.window_bound,
+            committee: topology.committee.map(|committee| committee.size),
+            quorum: topology.committee.map(|committee| committee.quorum),
+            tolerated_drop_outs: topology.tolerated_drop_outs(clients),
             seed: self.seed,
             shared_checks: self.share_checks,
             updates: self.update.as_ref().map_or_else(|| "random".into(), |(name, _)| name.clone()),
@@ -393,6 +397,7 @@ impl Simulation {
             model_hash: vec![0; 32],
             chunk_elements: 1 << 16,
             opened_at: NOW + round,
+            min_colluders: 1,
         }
     }
 }

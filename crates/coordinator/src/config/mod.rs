@@ -119,6 +119,9 @@ pub struct Round {
     /// Once as many clients have answered as the drop-out fraction promises, the phase stays open this much longer, in
     /// milliseconds; absent: until its longest duration.
     pub straggler_grace_ms: Option<u64>,
+    /// Fewest colluders that graph, thresholds and committee are made for, whatever `gamma` says; at least 1.
+    #[serde(default = "min_colluders")]
+    pub min_colluders: u32,
     /// In malicious mode: rounds for which a client is suspended after it dealt wrong shares of a secret of its own; 0: none, and
     /// one client can make every round end.
     #[serde(default = "suspend_rounds")]
@@ -136,6 +139,9 @@ fn minute() -> u64 {
 }
 fn ten_minutes() -> u64 {
     600_000
+}
+fn min_colluders() -> u32 {
+    1
 }
 fn suspend_rounds() -> u64 {
     10

@@ -9,7 +9,7 @@ use zeroize::Zeroizing;
 
 use super::checks::SharedChecks;
 use super::saved;
-use super::{Advertised, ClientError, Confirmed, Done, Identity, Joining, Masked, Rejected, Shared, Trust};
+use super::{Advertised, ClientError, Confirmed, Done, Identity, Joining, KeyPool, Masked, Rejected, Shared, Trust};
 use crate::params::RoundParams;
 use crate::phase::Phase;
 use crate::policy::ParticipationRecord;
@@ -219,6 +219,13 @@ impl Session {
     ) -> Result<Self, ClientError> {
         let (params, state) = saved::read(bytes, offer, identity, registrar)?;
         Ok(Self { params, state })
+    }
+
+    /// For simulations: takes copies of adverts and keys that other devices of the process have too from `pool`.
+    pub fn share_memory(&mut self, pool: &KeyPool) {
+        if let State::Shared(state) = &mut self.state {
+            state.share_memory(pool);
+        }
     }
 
     /// For simulations: see [`Joining::share_checks`].

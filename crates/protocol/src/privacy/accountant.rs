@@ -44,23 +44,48 @@ impl Default for Accountant {
 }
 
 impl Accountant {
+    /// Length of [`Self::to_bytes`].
+    pub const BYTES: usize = 8 * ORDERS.len();
+
     /// Nothing is spent.
     pub fn new() -> Self {
         Self { divergence: vec![0.0; ORDERS.len()] }
     }
 
-    /// Adds `rounds` rounds with the same guarantee.
+    /// Adds `rounds` rounds with the same guarantee. Divergences stay finite, if only just.
     pub fn add(&mut self, guarantee: &Guarantee, rounds: u64) {
+        if rounds == 0 {
+            return;
+        }
         for (sum, alpha) in self.divergence.iter_mut().zip(ORDERS) {
-            *sum += rounds as f64 * skellam(guarantee.sensitivity, guarantee.variance, alpha);
+            // Also where the bound is no number.
+            *sum = (*sum + rounds as f64 * skellam(guarantee.sensitivity, guarantee.variance, alpha)).min(f64::MAX);
         }
     }
 
-    /// As [`Self::add`], by value.
+    /// As [`Self::add`], by value: `spent.clone().and(&guarantee, 1).epsilon(delta)` is what would be spent after one more
+    /// round.
     #[must_use]
     pub fn and(mut self, guarantee: &Guarantee, rounds: u64) -> Self {
         self.add(guarantee, rounds);
         self
+    }
+
+    /// What is spent, to be kept: the divergence at each order, little-endian doubles.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        self.divergence.iter().flat_map(|divergence| divergence.to_le_bytes()).collect()
+    }
+
+    /// What [`Self::to_bytes`] kept; `None` for anything that it never gives: another length, a divergence that is negative,
+    /// infinite, no number, or below the one of a smaller order.
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let (numbers, rest) = bytes.as_chunks();
+        let divergence: Vec<f64> = numbers.iter().map(|number| f64::from_le_bytes(*number)).collect();
+        let good = bytes.len() == Self::BYTES
+            && rest.is_empty()
+            && divergence.iter().all(|divergence| divergence.is_finite() && divergence.is_sign_positive())
+            && divergence.is_sorted();
+        good.then_some(Self { divergence })
     }
 
     /// Smallest epsilon that the rounds are known to satisfy at `delta` (Canonne, Kamath and Steinke 2020, proposition 12).
@@ -172,5 +197,44 @@ mod tests {
         for delta in [0.0, 1.0, -1.0, f64::NAN] {
             assert_eq!(at_once.epsilon(delta), f64::INFINITY);
         }
+    }
+
+    #[test]
+    fn an_account_that_was_kept_goes_on_and_a_damaged_one_is_none() {
+        let guarantee = nearly_gaussian(2.0);
+        let spent = Accountant::new().and(&guarantee, 3);
+        let bytes = spent.to_bytes();
+        assert_eq!(bytes.len(), Accountant::BYTES);
+        let kept = Accountant::from_bytes(&bytes).unwrap();
+        assert_eq!(kept, spent);
+        assert_eq!(kept.and(&guarantee, 4), spent.clone().and(&guarantee, 4));
+        assert_eq!(Accountant::from_bytes(&Accountant::new().to_bytes()), Some(Accountant::new()));
+        // The orders are part of the format: the first and the last divergence are those of 2 and 16384.
+        let at = |i: usize| f64::from_le_bytes(bytes[8 * i..8 * i + 8].try_into().unwrap());
+        assert!((at(0) / (3.0 * 2.0 / 8.0) - 1.0).abs() < 1e-6 && (at(139) / (3.0 * 16384.0 / 8.0) - 1.0).abs() < 1e-6);
+        let with = |i: usize, number: f64| {
+            let mut bytes = bytes.clone();
+            bytes[8 * i..8 * i + 8].copy_from_slice(&number.to_le_bytes());
+            Accountant::from_bytes(&bytes)
+        };
+        assert_eq!(with(5, at(5)), Some(spent));
+        for (i, number) in [(0, -1.0), (0, -0.0), (3, f64::NAN), (139, f64::INFINITY), (7, 0.0), (7, at(9))] {
+            assert_eq!(with(i, number), None, "{number} at {i}");
+        }
+        for wrong in [&[][..], &bytes[8..], &bytes[1..], &[&bytes[..], &[0]].concat(), &[&bytes[..], &[0; 8]].concat()]
+        {
+            assert_eq!(Accountant::from_bytes(wrong), None);
+        }
+    }
+
+    #[test]
+    fn a_round_that_spends_beyond_all_numbers_can_be_kept_and_is_within_no_limit() {
+        let guarantee = nearly_gaussian(1.0);
+        for variance in [0.0, f64::from_bits(1), f64::NAN] {
+            let spent = Accountant::new().and(&Guarantee { variance, ..guarantee }, 1).and(&guarantee, 2);
+            assert!(spent.epsilon(1e-5) > 1e300, "{variance}");
+            assert_eq!(Accountant::from_bytes(&spent.to_bytes()), Some(spent));
+        }
+        assert_eq!(Accountant::new().and(&Guarantee { variance: 0.0, ..guarantee }, 0), Accountant::new());
     }
 }

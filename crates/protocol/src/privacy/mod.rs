@@ -18,8 +18,7 @@ pub use accountant::Accountant;
 use crate::encoding::{EncodingError, Quantiser};
 use noise::Skellam;
 
-/// Largest variance of one client's noise: a Poisson variable of half this mean is an exact integer in an `f64`, far from
-/// where its last bit matters.
+/// Largest variance of one client's noise: the sampler's bounds on its errors hold up to here.
 pub const MAX_NOISE_VARIANCE: f64 = (1u64 << 48) as f64;
 /// Most bits of a quantised element in a round with privacy: the rounding's own error stays below what [`Sensitivity`] adds
 /// for floating-point.
@@ -108,7 +107,7 @@ impl Privacy {
         dimension: usize,
         rng: &mut R,
     ) -> Result<(), CryptoError> {
-        let noise = Skellam::new(self.noise_variance, &Secret32::random(rng))?;
+        let noise = Skellam::new(self.noise_variance, Secret32::random(rng))?;
         vector.add_chunks(dimension, |start, out| noise.fill(start as u64, out))
     }
 }

@@ -11,7 +11,7 @@ use unisono_protocol::roster::{Roster, RosterError};
 use unisono_protocol::server::{Authority, Server};
 use unisono_protocol::signed::{self, SignedError};
 
-use crate::coordinator::{Attack, Stage, forty, twelve};
+use crate::malicious::{Attack, Stage, forty, twelve};
 use crate::world::{CAST, NOW, leaf};
 
 /// Everybody masked for everybody; the last member of the committee did not finish its upload. The victim is in the sum, and not on

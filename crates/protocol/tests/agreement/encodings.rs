@@ -14,7 +14,7 @@ use unisono_protocol::proto::{
 use unisono_protocol::server::{Phase, Reason, Server};
 use unisono_protocol::signed::{self, SignedError};
 
-use crate::coordinator::{Attack, Stage, close, twelve};
+use crate::malicious::{Attack, Stage, close, twelve};
 use crate::world::{CAST, Device, NOW, open};
 
 /// A field beyond all known ones; the first field with a varint again; that one with a byte of padding; the last two fields in

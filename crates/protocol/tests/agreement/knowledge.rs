@@ -15,8 +15,8 @@ use unisono_crypto::shamir::{Interpolator, SecretScalar, Share};
 use unisono_protocol::bitmap;
 use unisono_protocol::proto::{self, SecretKind};
 
-use crate::coordinator::Stage;
 use crate::derivation;
+use crate::malicious::Stage;
 
 /// Coefficients by upload.
 pub type Combination = BTreeMap<usize, i64>;

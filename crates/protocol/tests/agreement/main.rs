@@ -8,8 +8,9 @@ mod derivation;
 #[path = "../rounds/world.rs"]
 mod world;
 
-mod coordinator;
 mod knowledge;
+mod malicious;
+mod plan;
 
 mod certificates;
 mod encodings;

@@ -8,7 +8,7 @@ use unisono_protocol::policy::{MemoryRecord, ParticipationRecord, RecordError, T
 use unisono_protocol::proto::{self, CohortView, ServerMessage, client_message::Step, server_message::View};
 use unisono_protocol::signed;
 
-use crate::coordinator::{Attack, Kept, Stage, forty, twelve};
+use crate::malicious::{Attack, Kept, Stage, forty, twelve};
 use crate::world::{CAST, Device, NOW};
 
 fn entry(record: &MemoryRecord) -> TaskEntry {

@@ -118,6 +118,8 @@ pub mod label {
         SIG_GRANT = "sig-grant";
         /// Signature on a client's request outside a round.
         SIG_CLIENT_REQUEST = "sig-client-request";
+        /// Signature on a coordinator's word that a task is finished.
+        SIG_TASK_FINISHED = "sig-task-finished";
         /// Merkle tree of a roster.
         TREE_ROSTER = "tree-roster";
         /// Merkle tree of a cohort's adverts.

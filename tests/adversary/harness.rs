@@ -15,7 +15,7 @@ use unisono_protocol::proto::{
 use unisono_protocol::server::{Closed, Outcome, Phase, Server};
 
 pub use crate::malicious::forty;
-use crate::world::{CAST, Device, NOW, open, params, plain_sum};
+use crate::world::{Device, NOW, open, params, plain_sum};
 
 /// A complete graph of six: threshold 4, four must sign; one may collude, one may drop out.
 pub fn six() -> RoundParams {
@@ -97,9 +97,9 @@ pub fn saved(device: &Device) -> Vec<u8> {
 
 /// Restarts device `i` from bytes that it saved at some time. Its record is the one at hand.
 pub fn restart(stage: &mut Stage, i: usize, bytes: &[u8]) {
-    let (offer, identity) = (stage.server().offer().clone(), stage.devices[i].identity.clone());
-    let resumed = Session::resume(bytes, &offer, identity, Some(&CAST.registrar.verifying_key()));
-    stage.devices[i].session = Some(resumed.unwrap());
+    let offer = stage.server().offer().clone();
+    let device = &mut stage.devices[i];
+    device.session = Some(Session::resume(bytes, &offer, device.identity.clone(), &device.trust).unwrap());
 }
 
 /// The survivors that are not `gone`.

@@ -16,8 +16,8 @@ use unisono::local::Deployment;
 use unisono::protocol::client::{CertificateFault, ClientError, NeighbourFault};
 use unisono::protocol::policy::PolicyRefusal;
 use unisono::protocol::proto::{
-    Advert, ClientMessage, Cohort, NeighbourAdvert, NeighbourShares, RoundParams, UploadHeader,
-    client_message::Step, server_message::View,
+    Advert, ClientMessage, Cohort, NeighbourAdvert, NeighbourShares, RoundParams, UploadHeader, client_message::Step,
+    server_message::View,
 };
 use unisono::protocol::server::Phase;
 use unisono::protocol::signed::{self, SignedError};
@@ -189,9 +189,8 @@ async fn the_isolated_victim_over_grpc() {
     for (lie, expected) in lies {
         let attacked = attack(Lie::Isolate(lie)).await;
         let refused = refusal(attacked.error);
-        let names_a_signer = |error: &ClientError| {
-            matches!(error, ClientError::Certificate(CertificateFault::Signature { .. }))
-        };
+        let names_a_signer =
+            |error: &ClientError| matches!(error, ClientError::Certificate(CertificateFault::Signature { .. }));
         assert!(refused == expected || names_a_signer(&refused) && names_a_signer(&expected), "{refused}");
         assert_eq!(attacked.sent, [Phase::Advertise, Phase::Share, Phase::Mask, Phase::Confirm], "no shares");
         assert_eq!(attacked.result.outcome.survivors.len(), 5, "its input is in the sum, and in nothing smaller");

@@ -7,7 +7,8 @@ use prost::Message;
 use unisono_protocol::client::ClientError;
 use unisono_protocol::policy::ParticipationRecord;
 use unisono_protocol::proto::{
-    self, Certificate, MaskingView, RoundParams, SurvivorsView, UnmaskShares, client_message::Step, server_message::View,
+    self, Certificate, MaskingView, RoundParams, SurvivorsView, UnmaskShares, client_message::Step,
+    server_message::View,
 };
 use unisono_protocol::server::Phase;
 
@@ -194,6 +195,7 @@ fn the_same_round_run_again_with_another_cohort() {
         let stage = Stage::at(phase, &six(), 6);
         let again = open(&RoundParams { opened_at: 5, ..six() });
         let mut device = Device::new(0, &again, 8);
+        device.trust.policy.min_interval_s = 0;
         device.record = stage.devices[0].record.clone();
         for offer in [again.offer(), stage.server().offer()] {
             assert_eq!(device.join(offer), Err(old(1)));
@@ -221,7 +223,9 @@ fn a_phase_skipped_repeated_or_out_of_order() {
     for phase in [Phase::Share, Phase::Mask, Phase::Confirm, Phase::Unmask] {
         let mut stage = Stage::at(phase, &six(), 6);
         let before = stage.devices[0].message().cloned();
-        for (_, view) in views.iter().filter(|(of, _)| *of != phase) {
+        // A member of the committee that was not asked takes a certificate.
+        let awaits = |of: Phase| of == phase || (phase, of) == (Phase::Confirm, Phase::Unmask);
+        for (_, view) in views.iter().filter(|(of, _)| !awaits(*of)) {
             stage.show(0, view.clone()).unwrap();
             assert_eq!(stage.devices[0].message(), before.as_ref(), "a view of another phase moves nothing");
         }

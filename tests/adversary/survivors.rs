@@ -73,7 +73,11 @@ fn every_way_to_show_two_survivor_sets_to_six_clients() {
         for split in 0..64u32 {
             let sets = [stage.without(first.clone()), stage.without([5])];
             let verdict = play(&stage, &split_by(&stage, colluder, sets, split));
-            if verdict.holds() { whole += 1 } else { none += 1 }
+            if verdict.holds() {
+                whole += 1
+            } else {
+                none += 1
+            }
             certified.extend(verdict.certified.into_iter().map(|(_, survivors)| survivors));
         }
         assert!(whole > 0 && none > 0, "{colluder:?} {first:?}: {whole} with a sum, {none} without");
@@ -111,12 +115,8 @@ fn an_arc_or_a_gap_of_the_ring_cut_off() {
     let everybody = stage.without([]);
     let mut attack = Attack::new(&stage, []);
     attack.mask_all(&everybody);
-    let gaps: [&[i64]; 4] = [
-        &[-1, -2, -3, -4, -5, 9, 10, 11, 12, 13],
-        &[-1, -3, -5, 9, 11, 13],
-        &[-1, -2, -3],
-        &[-1, -3, -4, -5],
-    ];
+    let gaps: [&[i64]; 4] =
+        [&[-1, -2, -3, -4, -5, 9, 10, 11, 12, 13], &[-1, -3, -5, 9, 11, 13], &[-1, -2, -3], &[-1, -3, -4, -5]];
     for (start, gap) in (0..40).step_by(5).flat_map(|start| gaps.map(|gap| (start, gap))) {
         let gone: Vec<u32> = gap.iter().map(|&offset| stage.at(start, offset)).collect();
         let survivors = stage.without(gone);

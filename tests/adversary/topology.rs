@@ -60,11 +60,11 @@ fn a_wrong_degree_threshold_window_bound_committee_or_quorum() {
 #[test]
 fn parameters_that_have_no_secure_graph() {
     let server = open(&six());
-    let weak = RoundParams { gamma: 0.4, delta: 0.4, ..six() };
+    let weak = RoundParams { gamma: 0.2, delta: 0.6, ..six() };
     let mut offer = server.offer().clone();
     offer.params = Some(signed::sign(&weak, label::SIG_ROUND_PARAMS, Some(&CAST.coordinator)));
     let mut device = Device::new(0, &server, 1);
-    assert!(matches!(device.join(&offer), Err(ClientError::Params(ParamsError::Infeasible { n: 4, .. }))));
+    assert!(matches!(device.join(&offer), Err(ClientError::Params(ParamsError::Infeasible { n: 6, .. }))));
     assert!(device.message().is_none());
 }
 
@@ -81,9 +81,8 @@ fn neighbours_that_do_not_follow_from_the_graph() {
     twice.neighbours[1] = twice.neighbours[0].clone();
     let stranger = (1..40).find(|i| !honest.contains(i)).unwrap();
     let mut chosen = view.clone();
-    let mut from = forged.view(honest[0]).neighbours;
-    honest[1..].iter().for_each(|&of| from.extend(forged.view(of).neighbours));
-    chosen.neighbours[0] = from.into_iter().find(|neighbour| neighbour.index == stranger).unwrap();
+    let mut all = (1..40).flat_map(|of| forged.view(of).neighbours);
+    chosen.neighbours[0] = all.find(|neighbour| neighbour.index == stranger).unwrap();
     let mut order = view.clone();
     order.neighbours.swap(3, 4);
     for view in [few, twice, chosen, order] {

@@ -130,10 +130,8 @@ impl Stage {
     pub fn device(&self, u: u32, kept: &Kept) -> Device {
         let mut device = Device::new(u as usize, &self.server, 1);
         device.record = kept.record.clone();
-        let registrar = CAST.registrar.verifying_key();
         let offer = self.server.offer();
-        let resumed = Session::resume(&kept.session, offer, device.identity.clone(), Some(&registrar));
-        let mut session = resumed.unwrap();
+        let mut session = Session::resume(&kept.session, offer, device.identity.clone(), &device.trust).unwrap();
         session.share_checks(&self.checks);
         device.session = Some(session);
         device

@@ -23,6 +23,13 @@ impl Config {
         if self.task.rounds == 0 {
             return setting("task.rounds", &0, "1 or more");
         }
+        let (min, max) = (self.quantiser.min_weight, self.quantiser.max_weight);
+        if !(min >= 0.0 && (min <= max || max.is_nan())) {
+            return setting("quantiser.min_weight", &min, "0 to quantiser.max_weight");
+        }
+        if self.task.max_round_jump > 1 << 32 {
+            return setting("task.max_round_jump", &self.task.max_round_jump, "0 to 4294967296");
+        }
         if let Err((name, got, allowed)) = self.optimizer.check() {
             return setting(name, &got, allowed);
         }
@@ -140,7 +147,12 @@ impl Config {
         let missing = ConfigError::Missing { setting: "quantiser.l2_clip", why: "noise for privacy is made for it" };
         let sensitivity = Sensitivity::of(&quantiser, dimension).ok_or(missing)?;
         let mode = if self.malicious() { SecurityMode::Malicious } else { SecurityMode::SemiHonest };
-        let assumptions = Assumptions { gamma: self.round.gamma, delta: self.round.delta, min_colluders: self.round.min_colluders, mode };
+        let assumptions = Assumptions {
+            gamma: self.round.gamma,
+            delta: self.round.delta,
+            min_colluders: self.round.min_colluders,
+            mode,
+        };
         let contributions = honest(self.round.n_min, self.round.n_max, &assumptions);
         let noise = match (privacy.noise_multiplier, privacy.epsilon) {
             (Some(multiplier), _) => Some(Noise::of_multiplier(multiplier, sensitivity, contributions)),

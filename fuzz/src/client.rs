@@ -572,7 +572,6 @@ pub fn save(device: &Device) -> Option<Vec<u8>> {
 }
 
 fn resume(device: &Device, saved: &[u8], offer: &RoundOffer) -> Session {
-    let registrar = CAST.registrar.verifying_key();
-    let resumed = Session::resume(saved, offer, device.identity.clone(), Some(&registrar));
+    let resumed = Session::resume(saved, offer, device.identity.clone(), &device.trust);
     resumed.expect("a session that was saved is resumed")
 }

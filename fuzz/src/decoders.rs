@@ -80,6 +80,7 @@ decoders![
     signature,
     sealed,
     identifiers,
+    message::<proto::BaseModel>,
 ];
 
 /// Runs one input.

@@ -23,7 +23,7 @@ use unisono_wire::model::Model;
 use unisono_wire::proto as wire;
 
 use super::client::RECORDINGS;
-use super::world::{CAST, Device, NOW};
+use super::world::{Device, NOW};
 
 /// The readers in the order of the first byte. New ones are appended: seeds count on the order.
 pub const READERS: &[fn(&[u8])] = &[
@@ -110,8 +110,7 @@ impl VersionRecord for NoRecord {
 fn saved(which: usize, bytes: &[u8]) {
     let home = &RECORDINGS[which];
     let mut device = Device::new(0, &home.server, 1);
-    let registrar = CAST.registrar.verifying_key();
-    let resume = |bytes: &[u8]| Session::resume(bytes, home.server.offer(), device.identity.clone(), Some(&registrar));
+    let resume = |bytes: &[u8]| Session::resume(bytes, home.server.offer(), device.identity.clone(), &device.trust);
     let Ok(resumed) = resume(bytes) else { return };
     let written = resumed.save().expect("a session that was resumed is saved");
     assert!(resume(&written).is_ok());
@@ -197,7 +196,7 @@ fn service(bytes: &[u8]) {
     }
     let Some((&which, bytes)) = bytes.split_first() else { return };
     // New ones are appended here too.
-    match which % 14 {
+    match which % 15 {
         0 => message::<wire::GetRoundRequest>(bytes),
         1 => message::<wire::GetRoundResponse>(bytes),
         2 => message::<wire::PollRequest>(bytes),
@@ -217,6 +216,7 @@ fn service(bytes: &[u8]) {
         10 => message::<wire::SubmitResponse>(bytes),
         11 => message::<wire::UploadStatusResponse>(bytes),
         12 => message::<wire::GetReleaseRequest>(bytes),
-        _ => message::<wire::FileChunk>(bytes),
+        13 => message::<wire::FileChunk>(bytes),
+        _ => message::<wire::TaskFinished>(bytes),
     }
 }

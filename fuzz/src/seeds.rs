@@ -168,6 +168,8 @@ fn decoders(seeds: &mut Vec<Seed>) {
     let sealed = aead::seal(&Secret32::from_bytes([3; 32]), b"data", b"text").expect("a short text");
     add(38, "sealed", &sealed);
     add(39, "client-id", b"00112233445566778899aabbccddeeff");
+    let model = proto::BaseModel { task: "test".into(), version: 1, hash: vec![0; 32] };
+    add(40, "base-model", &model.encode_to_vec());
 }
 
 fn files(seeds: &mut Vec<Seed>) {
@@ -255,6 +257,7 @@ fn service(seeds: &mut Vec<Seed>) {
     add(11, "upload-status", &wire::UploadStatusResponse { chunks: 5, complete: true }.encode_to_vec());
     add(12, "get-release-request", &wire::GetReleaseRequest { model_id: "digits".into() }.encode_to_vec());
     add(13, "file-chunk", &wire::FileChunk { data: chunk.data }.encode_to_vec());
+    add(14, "task-finished", &wire::TaskFinished { task: "test".into(), round: 3 }.encode_to_vec());
 }
 
 // What the client target does next.

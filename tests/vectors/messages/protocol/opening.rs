@@ -258,15 +258,25 @@ pub fn roster(cases: &mut Cases, signed: &Made<Signed>) -> Made<RosterProof> {
 pub fn offer_and_advert(cases: &mut Cases, signed: &Made<Signed>) {
     cases.add(
         "RoundOffer",
-        RoundOffer { params: Some(signed.message.clone()), roster_head: Some(signed.message.clone()) },
-        &[signed.at(1), signed.at(2)],
-        json!({ "params": signed.json, "roster_head": signed.json }),
+        RoundOffer {
+            params: Some(signed.message.clone()),
+            roster_head: Some(signed.message.clone()),
+            base_model: Some(signed.message.clone()),
+        },
+        &[signed.at(1), signed.at(2), signed.at(3)],
+        json!({ "params": signed.json, "roster_head": signed.json, "base_model": signed.json }),
     );
     cases.add(
         "RoundOffer",
-        RoundOffer { params: Some(signed.message.clone()), roster_head: None },
+        RoundOffer { params: Some(signed.message.clone()), roster_head: None, base_model: None },
         &[signed.at(1)],
-        json!({ "params": signed.json, "roster_head": null }),
+        json!({ "params": signed.json, "roster_head": null, "base_model": null }),
+    );
+    cases.add(
+        "BaseModel",
+        BaseModel { task: "digits".into(), version: 300, hash: HASH.to_vec() },
+        &[Bytes(1, b"digits".into()), Varint(2, 300), Bytes(3, HASH.to_vec())],
+        json!({ "task": "digits", "version": 300, "hash": hex(HASH) }),
     );
     cases.add(
         "Advert",

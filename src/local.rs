@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use unisono_coordinator::{Config, ConfigError};
 use unisono_crypto::secret::Secret32;
 use unisono_crypto::sign::{Level, SigningKey, VerifyingKey};
-use unisono_protocol::degree::{Assumptions, SecurityMode, find};
+use unisono_protocol::degree::{Assumptions, SecurityMode, adversaries, find};
 use unisono_protocol::keyfile::{self, DeviceKeys, Role};
 use unisono_wire::model::ModelError;
 use zeroize::Zeroizing;
@@ -67,10 +67,10 @@ pub struct Deployment {
     pub n_min: u32,
 }
 
-/// The smallest cohort from 60 % of the clients up for which there is a secure graph.
+/// The smallest cohort from 60 % of the clients up that has two honest members, and for which there is a secure graph.
 fn n_min(plan: &Plan) -> u32 {
     let assumptions = Assumptions { gamma: GAMMA, delta: plan.delta, min_colluders: 1, mode: SecurityMode::Malicious };
-    let least = (plan.clients * 3).div_ceil(5).max(3);
+    let least = (plan.clients * 3).div_ceil(5).max(adversaries(plan.clients, &assumptions) + 2).max(3);
     (least..=plan.clients).find(|&n| find(n, &assumptions).is_ok()).unwrap_or(plan.clients)
 }
 

@@ -83,9 +83,12 @@ pub fn client(error: client::ClientError) -> PyErr {
     let text = error.to_string();
     match error {
         E::Policy(_) => class::PolicyError::new_err(text),
-        E::Record(_) | E::Spent { .. } | E::AlreadyShared { .. } | E::NotRecorded { .. } | E::OtherSurvivors { .. } => {
-            class::RecordError::new_err(text)
-        }
+        E::Record(_)
+        | E::OldRound { .. }
+        | E::AlreadyMasked { .. }
+        | E::NotRecorded { .. }
+        | E::OtherSurvivors { .. } => class::RecordError::new_err(text),
+        E::UnexpectedView { .. } | E::Erased | E::NoInput => state(text),
         E::Encoding(error) => encoding(error),
         E::Crypto(error) => crypto(error),
         E::Params(error) => params(error),

@@ -58,8 +58,6 @@ from . import (
     read_public_key,
     sender_of,
 )
-from .records import Commitment
-
 __all__ = ["UnisonoWorkflow", "provision", "unisono_mod"]
 
 _MESSAGE = "unisono.message"
@@ -105,23 +103,14 @@ class _ContextRecord:
     def __init__(self, state: ConfigRecord) -> None:
         self._state = state
 
-    def last(self, task: str) -> tuple[int, int] | None:
-        found = self._state.get(f"spent:{task}")
-        return None if found is None else cast(tuple[int, int], tuple(cast(list[int], found)))
+    def entry(self, task: str) -> bytes | None:
+        return cast("bytes | None", self._state.get(f"entry:{task}"))
 
-    def spend(self, task: str, round_number: int, at: int) -> None:
-        self._state[f"spent:{task}"] = [round_number, at]
-
-    def commitment(self, task: str) -> Commitment | None:
-        if f"round:{task}" not in self._state:
-            return None
-        survivors = cast(bytes, self._state[f"survivors:{task}"])
-        return cast(int, self._state[f"round:{task}"]), cast(bytes, self._state[f"cohort:{task}"]), survivors or None
-
-    def commit(self, task: str, round_number: int, cohort: bytes, survivors: bytes | None) -> None:
-        self._state[f"round:{task}"] = round_number
-        self._state[f"cohort:{task}"] = cohort
-        self._state[f"survivors:{task}"] = survivors or b""
+    def replace(self, task: str, expected: bytes | None, new: bytes) -> bool:
+        if self.entry(task) != expected:
+            return False
+        self._state[f"entry:{task}"] = new
+        return True
 
     def roster_epoch(self) -> int:
         return cast(int, self._state.get("roster_epoch", 0))
@@ -161,7 +150,7 @@ def unisono_mod(
     device as dropped; nothing secret has left it then.
     """
     folder = None if provisioning is None else Path(provisioning)
-    policy = policy or Policy(allow_semi_honest=folder is None)
+    policy = policy or Policy(allow_semi_honest=folder is None, min_interval_s=0)
 
     def mod(msg: Message, context: Context, call_next: ClientAppCallable) -> Message:
         if msg.metadata.message_type != MessageType.TRAIN:
@@ -195,7 +184,9 @@ def unisono_mod(
                 registrar_key=registrar_key,
             )
             view = cast(bytes, incoming["view"])
-            if client.phase == "shared":
+            # Whatever comes of it: a state that has taken this step is saved below, and one that was erased is forgotten.
+            del state["saved"]
+            if client.awaits == "mask":
                 base = _arrays_of(msg.content)
                 del msg.content.config_records[_MESSAGE]
                 before = perf_counter()

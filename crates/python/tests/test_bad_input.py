@@ -44,7 +44,7 @@ def test_an_update_of_another_kind_is_refused_with_what_to_call(at_masking, upda
     client, view = at_masking
     with pytest.raises(unisono.ArrayError, match=words):
         client.receive(view, update=update)
-    assert client.phase == "shared"
+    assert client.awaits == "mask"
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -153,9 +153,15 @@ def negative():
     yield "threads", lambda: unisono.simulate(5, 10, threads=-1)
     yield "bits", lambda: unisono.Quantiser(clip=1.0, bits=-1)
     yield "n_min", lambda: unisono.Policy(n_min=-1)
+    for name in ("min_honest", "min_colluders", "max_rounds", "max_round_s"):
+        yield name, lambda name=name: unisono.Policy(**{name: -1})
+    yield "devices", lambda: unisono.Policy().smallest_sum(-1)
+    yield "min_colluders", lambda: unisono.find_degree(5, min_colluders=-1)
+    yield "clients", lambda: unisono.default_n_min(-1)
+    yield "epoch", lambda: record.see_roster_epoch(-1)
     for name in ("max_dimension", "min_roster_epoch", "min_model_version", "min_interval_s"):
         yield name, lambda name=name: unisono.Policy(**{name: -1})
-    for name in ("round", "model_version", "modulus_bits", "chunk_elements", "now"):
+    for name in ("round", "min_colluders", "model_version", "modulus_bits", "chunk_elements", "now"):
         yield name, lambda name=name: unisono.RoundParams(**common, **{name: -1})
     yield "n", lambda: params.topology(-1)
     for name in ("survivors", "cohort", "rounds"):

@@ -63,8 +63,8 @@ def test_a_device_refuses_a_round_that_promises_too_little(world):
         offer = unisono.ServerRound(params(noise_multiplier=noise)).offer()
         return unisono.ClientRound(offer, world.keys[0], record=unisono.MemoryRecord(), policy=policy)
 
-    assert join(1.0, max_epsilon=limit * 1.01).phase == "advertised"
-    assert join(None).phase == "advertised"
+    assert join(1.0, max_epsilon=limit * 1.01).awaits == "share"
+    assert join(None).awaits == "share"
     with pytest.raises(unisono.PolicyError, match="epsilon"):
         join(1.0, max_epsilon=limit * 0.99)
     with pytest.raises(unisono.PolicyError, match="epsilon"):

@@ -33,6 +33,10 @@ enum Command {
     Registrar(commands::registrar::Command),
     /// Serves a task: rounds, training, release.
     Coordinator(commands::coordinator::Args),
+    /// Commands to a running coordinator: status, abort-round, skip-to-round.
+    Admin(commands::admin::Args),
+    /// Copies a coordinator's state, of a running one too.
+    Backup(commands::admin::Backup),
     /// A device: make its keys, train on its data, open the released model.
     #[command(subcommand)]
     Client(commands::client::Command),
@@ -74,6 +78,8 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Demo(args) => demo::run(args),
         Command::Registrar(command) => commands::registrar::run(command),
         Command::Coordinator(args) => commands::coordinator::run(args),
+        Command::Admin(args) => commands::admin::run(args),
+        Command::Backup(args) => commands::admin::backup(args),
         Command::Client(command) => commands::client::run(command),
         Command::Keys(command) => commands::keys::run(command),
         Command::Simulate(args) => commands::simulate::run(args),

@@ -210,6 +210,7 @@ fn service(seeds: &mut Vec<Seed>) {
     let open = wire::GetRoundResponse {
         state: wire::get_round_response::State::Open as i32,
         offer: Some(RECORDINGS[1].server.offer().clone()),
+        ..wire::GetRoundResponse::default()
     };
     add(1, "get-round-response", &open.encode_to_vec());
     let poll = wire::PollRequest {
@@ -224,7 +225,7 @@ fn service(seeds: &mut Vec<Seed>) {
     let view = RECORDINGS[1].views[1].last().and_then(|views| views.first()).expect("a view");
     for (name, answer) in [
         ("view", Answer::View(view.clone())),
-        ("waiting", Answer::Waiting(wire::Waiting {})),
+        ("waiting", Answer::Waiting(wire::Waiting { reason: "later".into() })),
         ("ended", Answer::Ended(wire::Ended { reason: "over".into(), gave_sum: true })),
     ] {
         add(3, &format!("poll-response-{name}"), &wire::PollResponse { answer: Some(answer) }.encode_to_vec());

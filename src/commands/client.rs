@@ -2,11 +2,12 @@
 
 use std::fs::File;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use getrandom::SysRng;
 use rand_core::UnwrapErr;
-use unisono::client::{Client, ClientBuilder, Event};
+use unisono::client::{Client, ClientBuilder, Event, Retry};
 use unisono::crypto::sign::VerifyingKey;
 use unisono::examples::Examples;
 use unisono::files;
@@ -57,6 +58,9 @@ pub struct Device {
     /// Folder of the device's durable record. Keep it: it is what stops the device from answering a round twice.
     #[arg(long, env = "UNISONO_STATE_DIR")]
     state_dir: PathBuf,
+    /// Seconds without an answer, or of refusals that may pass, after which to give up [default: never; 600 for `open`].
+    #[arg(long, value_name = "SECONDS")]
+    give_up_after: Option<u64>,
 }
 
 #[derive(clap::Args)]
@@ -85,17 +89,32 @@ pub struct Run {
     #[arg(long, default_value_t = 10)]
     n_min: u32,
     /// Smallest adversarial fraction that a round must withstand.
-    #[arg(long, default_value_t = 0.01)]
+    #[arg(long, default_value_t = 0.05)]
     min_gamma: f64,
     /// Largest drop-out fraction for which a round may be made.
-    #[arg(long, default_value_t = 0.4)]
+    #[arg(long, default_value_t = 0.3)]
     max_delta: f64,
-    /// Shortest time between two rounds, in seconds.
-    #[arg(long, default_value_t = 0)]
+    /// Shortest time between two rounds, in seconds; a round that comes earlier is waited for.
+    #[arg(long, default_value_t = 10)]
     min_interval: u64,
     /// Take part only in rounds with noise for differential privacy, whose epsilon is at most this.
     #[arg(long)]
     max_epsilon: Option<f64>,
+    /// Largest epsilon of all rounds of the task together; the record counts it. Needs --max-epsilon.
+    #[arg(long, requires = "max_epsilon")]
+    max_total_epsilon: Option<f64>,
+    /// Most rounds of the task in which this device takes part; the record counts them.
+    #[arg(long)]
+    max_rounds: Option<u64>,
+    /// Take part only in rounds whose base model a publisher of the roster has signed.
+    #[arg(long)]
+    signed_base_model: bool,
+    /// Fewest colluders that a round must withstand, whatever its gamma says.
+    #[arg(long, default_value_t = 1)]
+    min_colluders: u32,
+    /// Fewest honest inputs that a sum must have: n_min less the colluders that are assumed.
+    #[arg(long, default_value_t = 2)]
+    min_honest: u32,
     /// The delta for which --max-epsilon holds.
     #[arg(long, default_value_t = 1e-5)]
     privacy_delta: f64,
@@ -105,11 +124,13 @@ pub struct Run {
 }
 
 impl Device {
-    fn builder(&self, task: &str) -> Result<ClientBuilder> {
+    fn builder(&self, task: &str, give_up_after: Option<u64>) -> Result<ClientBuilder> {
         let keys = read_key(&self.keys, DeviceKeys::from_text)?;
         let parse = |text: &str| keyfile::verifying_key_from_text(Role::Registrar, text);
         let registrar: Option<VerifyingKey> = self.registrar.as_ref().map(|path| read_key(path, parse)).transpose()?;
         let builder = Client::builder(&self.coordinator, task, keys).state_dir(&self.state_dir).on_event(log);
+        let give_up_after = self.give_up_after.or(give_up_after).map(Duration::from_secs);
+        let builder = builder.retry(Retry { give_up_after, ..Retry::default() });
         Ok(match registrar {
             Some(key) => builder.registrar(key),
             None => builder,
@@ -125,6 +146,7 @@ fn log(event: &Event<'_>) {
         Event::Completed { round, traffic } => {
             tracing::info!(round, up = traffic.total_up(), down = traffic.total_down(), "completed");
         }
+        Event::LeftOut { round, after } => tracing::info!(round, ?after, "no room in this round; coming back"),
         Event::Missed { round, error } => tracing::warn!(round, %error, "missed"),
         _ => {}
     }
@@ -151,19 +173,27 @@ pub fn run(command: Command) -> Result<()> {
                 min_gamma: run.min_gamma,
                 max_delta: run.max_delta,
                 min_interval_s: run.min_interval,
+                max_rounds: run.max_rounds,
+                signed_base_model: run.signed_base_model,
+                min_colluders: run.min_colluders,
+                min_honest: run.min_honest,
                 allow_semi_honest: run.allow_semi_honest,
-                privacy: run.max_epsilon.map(|max_epsilon| PrivacyDemand { max_epsilon, delta: run.privacy_delta }),
+                privacy: run.max_epsilon.map(|max_epsilon| PrivacyDemand {
+                    max_epsilon,
+                    max_total_epsilon: run.max_total_epsilon,
+                    delta: run.privacy_delta,
+                }),
                 ..Policy::default()
             };
             let trainer = SoftmaxTrainer::new(examples, sgd, rand::random());
-            let mut client = run.device.builder(&run.task)?.policy(policy).build(trainer)?;
+            let mut client = run.device.builder(&run.task, None)?.policy(policy).build(trainer)?;
             let summary = tokio::runtime::Runtime::new()?.block_on(client.run())?;
             println!("the task is finished: {} rounds completed, {} missed", summary.completed, summary.missed);
             Ok(())
         }
         Command::Open { device, model, out, max_mib } => {
             let no_training = |_: &unisono::client::TrainingRound| Err("this client only opens releases".into());
-            let mut client = device.builder(&model)?.build(no_training)?;
+            let mut client = device.builder(&model, Some(600))?.build(no_training)?;
             let opened = tokio::runtime::Runtime::new()?.block_on(client.open_release(&model, max_mib << 20))?;
             files::replace(&out, &opened.plaintext).with_context(|| format!("can't write {}", out.display()))?;
             let header = &opened.header;

@@ -1,8 +1,10 @@
 //! The subcommands, and what they share.
 
+pub mod admin;
 pub mod client;
 pub mod coordinator;
 pub mod keys;
+pub mod metrics;
 pub mod model;
 pub mod registrar;
 pub mod simulate;

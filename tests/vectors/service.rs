@@ -67,21 +67,37 @@ pub fn cases() -> Vec<Value> {
             &GetRoundResponse {
                 state: get_round_response::State::Open as i32,
                 offer: Some(RoundOffer { params: Some(signed.clone()), roster_head: Some(signed.clone()) }),
+                ..GetRoundResponse::default()
             },
             &[Varint(1, 1), Bytes(2, encode(&[Bytes(1, signed_bytes.clone()), Bytes(2, signed_bytes.clone())]))],
             json!({ "state": "STATE_OPEN", "offer": { "params": signed_json, "roster_head": signed_json } }),
         ),
         case(
             "GetRoundResponse",
-            &GetRoundResponse { state: get_round_response::State::Waiting as i32, offer: None },
-            &[Varint(1, 2)],
-            json!({ "state": "STATE_WAITING" }),
+            &GetRoundResponse {
+                state: get_round_response::State::Waiting as i32,
+                reason: "later".into(),
+                ..GetRoundResponse::default()
+            },
+            &[Varint(1, 2), Bytes(5, b"later".into())],
+            json!({ "state": "STATE_WAITING", "reason": "later" }),
         ),
         case(
             "GetRoundResponse",
-            &GetRoundResponse { state: get_round_response::State::Finished as i32, offer: None },
-            &[Varint(1, 3)],
-            json!({ "state": "STATE_FINISHED" }),
+            &GetRoundResponse {
+                state: get_round_response::State::Finished as i32,
+                finished: Some(signed.clone()),
+                roster_head: Some(signed.clone()),
+                ..GetRoundResponse::default()
+            },
+            &[Varint(1, 3), Bytes(3, signed_bytes.clone()), Bytes(4, signed_bytes.clone())],
+            json!({ "state": "STATE_FINISHED", "finished": signed_json, "roster_head": signed_json }),
+        ),
+        case(
+            "TaskFinished",
+            &TaskFinished { task: "digits".into(), round: 300 },
+            &[Bytes(1, b"digits".into()), Varint(2, 300)],
+            json!({ "task": "digits", "round": 300 }),
         ),
         case(
             "ClientMessage",
@@ -102,8 +118,18 @@ pub fn cases() -> Vec<Value> {
             &[Bytes(1, view_bytes)],
             json!({ "view": { "survivors": { "cohort_id": hex(hash), "survivors": hex(survivors) } } }),
         ),
-        case("Waiting", &Waiting {}, &[], json!({})),
-        case("PollResponse", &answer(Answer::Waiting(Waiting {})), &[Bytes(2, vec![])], json!({ "waiting": {} })),
+        case(
+            "Waiting",
+            &Waiting { reason: "later".into() },
+            &[Bytes(1, b"later".into())],
+            json!({ "reason": "later" }),
+        ),
+        case(
+            "PollResponse",
+            &answer(Answer::Waiting(Waiting { reason: String::new() })),
+            &[Bytes(2, vec![])],
+            json!({ "waiting": {} }),
+        ),
         case(
             "Ended",
             &Ended { reason: "over".into(), gave_sum: true },

@@ -22,26 +22,44 @@ pub(crate) type Stub = CoordinatorClient<Channel>;
 pub(crate) const WAIT_MS: u64 = MAX_WAIT_MS;
 /// A call without an answer for so long is given up, and repeated.
 const CALL_TIMEOUT: Duration = Duration::from_millis(MAX_WAIT_MS + 20_000);
+/// A device that waits says why at this interval.
+const TELL_EVERY: Duration = Duration::from_secs(60);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How calls that failed for the network's sake are repeated: after pauses that double, with jitter.
+/// How calls that failed for the network's sake are repeated: after pauses that double, with jitter. When nothing has come for
+/// [`Retry::LONG`], pauses grow further, up to [`Retry::GROWTH`] times the longest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Retry {
     /// First pause; 200 ms unless set.
     pub first_pause: Duration,
     /// Longest pause; 10 s unless set.
     pub max_pause: Duration,
-    /// Time without any answer after which a call fails; 10 minutes unless set.
-    pub give_up_after: Duration,
+    /// Time without any answer after which a call fails; never unless set.
+    pub give_up_after: Option<Duration>,
+}
+
+impl Retry {
+    /// After so long without an answer, pauses grow beyond the longest.
+    pub const LONG: Duration = Duration::from_secs(600);
+    /// How many times the longest pause they are then.
+    pub const GROWTH: u32 = 6;
+
+    /// Pause before try number `tries` (from 1), jittered down to its half, when `waited` has passed since the first.
+    pub(crate) fn pause(&self, tries: u32, waited: Duration) -> Duration {
+        let longest = if waited < Self::LONG { self.max_pause } else { self.max_pause * Self::GROWTH };
+        let pause = self.first_pause.saturating_mul(1 << tries.saturating_sub(1).min(20)).min(longest);
+        pause.mul_f64(rand::rng().random_range(0.5..1.0))
+    }
+
+    /// Whether to give up.
+    fn is_over(&self, waited: Duration) -> bool {
+        self.give_up_after.is_some_and(|limit| waited >= limit)
+    }
 }
 
 impl Default for Retry {
     fn default() -> Self {
-        Self {
-            first_pause: Duration::from_millis(200),
-            max_pause: Duration::from_secs(10),
-            give_up_after: Duration::from_secs(600),
-        }
+        Self { first_pause: Duration::from_millis(200), max_pause: Duration::from_secs(10), give_up_after: None }
     }
 }
 
@@ -150,20 +168,78 @@ impl Connection {
     where
         F: Future<Output = Result<T, Error>>,
     {
-        let began = tokio::time::Instant::now();
-        let mut pause = self.retry.first_pause;
+        let mut patience = Patience::new(self.retry, &self.observer);
         loop {
             match attempt().await {
-                Err(error) if error.is_passing() && began.elapsed() < self.retry.give_up_after => {
-                    let jittered = pause.mul_f64(rand::rng().random_range(0.5..1.0));
-                    (self.observer)(&Event::Retrying { error: &error, pause: jittered });
-                    tracing::info!(%error, pause = ?jittered, "repeating a call");
-                    tokio::time::sleep(jittered).await;
-                    pause = (pause * 2).min(self.retry.max_pause);
-                }
+                Err(error) if error.is_passing() => patience.retry(error).await?,
                 result => return result,
             }
         }
+    }
+
+    /// Pauses that grow, told and logged; for more than one call that fails in a row.
+    pub fn patience(&self) -> Patience<'_> {
+        Patience::new(self.retry, &self.observer)
+    }
+}
+
+/// Failures in a row, and the pauses after them.
+pub(crate) struct Patience<'a> {
+    retry: Retry,
+    observer: &'a Observer,
+    began: tokio::time::Instant,
+    tries: u32,
+    /// When it was logged last.
+    logged: Option<tokio::time::Instant>,
+}
+
+impl<'a> Patience<'a> {
+    fn new(retry: Retry, observer: &'a Observer) -> Self {
+        Self { retry, observer, began: tokio::time::Instant::now(), tries: 0, logged: None }
+    }
+
+    /// Pauses before the next try; the error again when it is time to give up.
+    pub async fn retry(&mut self, error: Error) -> Result<(), Error> {
+        let waited = self.began.elapsed();
+        if self.retry.is_over(waited) {
+            return Err(error);
+        }
+        self.tries += 1;
+        let pause = self.retry.pause(self.tries, waited);
+        (self.observer)(&Event::Retrying { error: &error, pause });
+        // The first one, then once a minute.
+        if self.logged.is_none_or(|logged| logged.elapsed() >= TELL_EVERY) {
+            self.logged = Some(tokio::time::Instant::now());
+            let (tries, waited) = (self.tries, waited.as_secs());
+            tracing::warn!(%error, tries, waited, ?pause, "trying again");
+        }
+        tokio::time::sleep(pause).await;
+        Ok(())
+    }
+}
+
+/// Tells why a device waits, once a minute.
+pub(crate) struct Waiting<'a> {
+    observer: &'a Observer,
+    began: tokio::time::Instant,
+    told: tokio::time::Instant,
+}
+
+impl<'a> Waiting<'a> {
+    pub fn new(observer: &'a Observer) -> Self {
+        let now = tokio::time::Instant::now();
+        Self { observer, began: now, told: now }
+    }
+
+    /// `why` it goes on.
+    pub fn still(&mut self, why: &str) {
+        if self.told.elapsed() < TELL_EVERY {
+            return;
+        }
+        self.told = tokio::time::Instant::now();
+        let waited = self.began.elapsed();
+        (self.observer)(&Event::StillWaiting { waited, why });
+        tracing::info!(why, waited = waited.as_secs(), "waiting");
     }
 }
 
@@ -172,6 +248,20 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+
+    #[test]
+    fn pauses_grow_with_jitter_and_have_no_end_unless_one_is_set() {
+        let retry = Retry::default();
+        for (tries, least, most) in [(1, 100, 200), (3, 400, 800), (9, 5_000, 10_000), (u32::MAX, 5_000, 10_000)] {
+            let pause = retry.pause(tries, Duration::ZERO).as_millis();
+            assert!((least..=most).contains(&pause), "{tries}: {pause}");
+        }
+        let after_an_hour = retry.pause(500, Duration::from_secs(3600));
+        assert!((Duration::from_secs(10)..=Duration::from_secs(60)).contains(&after_an_hour), "{after_an_hour:?}");
+        assert!(!retry.is_over(Duration::from_secs(10 * 365 * 86_400)));
+        let asked = Retry { give_up_after: Some(Duration::from_secs(5)), ..retry };
+        assert!(!asked.is_over(Duration::from_secs(4)) && asked.is_over(Duration::from_secs(5)));
+    }
 
     #[test]
     fn a_connection_is_made_without_a_runtime_and_an_address_that_is_none_is_refused() {

@@ -1,13 +1,15 @@
 //! What can go wrong for a device, and whether waiting helps.
 
+use std::time::Duration;
+
 use tonic::{Code, Status};
 use unisono_protocol::client::ClientError;
 use unisono_protocol::encoding::EncodingError;
 use unisono_protocol::params::ParamsError;
 use unisono_protocol::policy::RecordError;
 use unisono_protocol::roster::RosterError;
-use unisono_wire::REASON_KEY;
 use unisono_wire::model::ModelError;
+use unisono_wire::{REASON_KEY, RETRY_AFTER_KEY};
 
 use crate::record::RecordFileError;
 use crate::trainer::TrainError;
@@ -42,6 +44,15 @@ pub enum Error {
         reason: String,
         /// The coordinator has the round's sum.
         gave_sum: bool,
+    },
+    /// There was no room in the round for this device, it came too late for it, or too soon after the last one for its own policy. That
+    /// is normal.
+    #[error("this round is without this device: {why}")]
+    LeftOut {
+        /// The coordinator's words, or the policy's.
+        why: String,
+        /// When to come back.
+        after: Duration,
     },
     /// The coordinator's answer is not what the service definition says.
     #[error("the coordinator's answer can't be used: {0}")]
@@ -115,7 +126,13 @@ impl Error {
         let passing = match status.code() {
             Code::Unavailable | Code::DeadlineExceeded | Code::Aborted | Code::ResourceExhausted => true,
             // Without a reason these come from a broken connection or a proxy, not from a coordinator.
-            Code::Cancelled | Code::Unknown | Code::Internal => reason.is_empty(),
+            Code::Cancelled
+            | Code::Unknown
+            | Code::Internal
+            | Code::PermissionDenied
+            | Code::Unauthenticated
+            | Code::NotFound
+            | Code::Unimplemented => reason.is_empty(),
             _ => false,
         };
         let status = Box::new(status);
@@ -141,19 +158,92 @@ impl Error {
         matches!(self, Self::Refused { reason, .. } if reason == "suspended")
     }
 
+    /// What the refusal of an advert is: a device that found no room, or came too late, is left out, and that is no failure.
+    pub(crate) fn of_advert(self) -> Self {
+        let Self::Refused { reason, status } = &self else { return self };
+        if !matches!(reason.as_str(), "full" | "wrong_phase" | "no_such_round" | "round_finished") {
+            return self;
+        }
+        let after = status.metadata().get(RETRY_AFTER_KEY).and_then(|value| value.to_str().ok()?.parse().ok());
+        // However long it says, a device asks again within the hour.
+        let after = Duration::from_millis(after.unwrap_or(0)).min(Duration::from_secs(3600));
+        Self::LeftOut { why: status.message().to_owned(), after }
+    }
+
+    /// When there was no room in the round for this device: when to come back.
+    pub(crate) fn left_out(&self) -> Option<Duration> {
+        if let Self::LeftOut { after, .. } = self { Some(*after) } else { None }
+    }
+
+    /// Whether the roster has no such device: it was revoked, or is not published yet.
+    pub(crate) fn is_unknown_device(&self) -> bool {
+        matches!(self, Self::Refused { reason, .. } if reason == "unknown_client")
+    }
+
     /// Whether the same call may succeed later.
     pub(crate) fn is_passing(&self) -> bool {
         matches!(self, Self::Unreachable(_))
     }
 
-    /// Whether no later round can go better: an unknown, revoked or expired device, an unknown task, a broken record, a
-    /// trainer that panicked.
+    /// Whether no later round can go better, by a coordinator's own reasoned refusal or by what is wrong here: an expired enrolment,
+    /// an unknown task, a broken record, a trainer that panicked. A device that the roster does not have may be published later: it
+    /// is final only for one that has taken part before, see [`Client::run`](crate::Client::run).
     pub fn is_final(&self) -> bool {
         match self {
-            Self::Refused { status, .. } => matches!(status.code(), Code::PermissionDenied | Code::NotFound),
+            Self::Refused { reason, .. } => {
+                matches!(reason.as_str(), "expired_client" | "no_such_task" | "release_key" | "no_releases" | "revoked")
+            }
             Self::Endpoint { .. } | Self::TrainerPanicked | Self::Record(_) | Self::NoRegistrar => true,
             Self::Protocol(error) => matches!(&**error, ClientError::Record(_)),
             _ => false,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic::metadata::MetadataValue;
+
+    use super::*;
+
+    fn error(code: Code, reason: &'static str) -> Error {
+        let mut status = Status::new(code, "words");
+        if !reason.is_empty() {
+            status.metadata_mut().insert(REASON_KEY, MetadataValue::from_static(reason));
+        }
+        Error::of_status(status)
+    }
+
+    #[test]
+    fn only_a_coordinators_reasoned_refusal_is_final() {
+        // A proxy's 401, 403, 404 and 501 come without a reason, and go away.
+        for code in [Code::Unauthenticated, Code::PermissionDenied, Code::NotFound, Code::Unimplemented] {
+            let error = error(code, "");
+            assert!(error.is_passing() && !error.is_final(), "{code:?}");
+        }
+        for reason in ["expired_client", "no_such_task"] {
+            let error = error(Code::PermissionDenied, reason);
+            assert!(!error.is_passing() && error.is_final(), "{reason}");
+        }
+        // Not yet valid by the other's clock; not yet published; out of step.
+        for reason in ["roster", "unknown_client", "signature", "wrong_phase"] {
+            let error = error(Code::PermissionDenied, reason);
+            assert!(!error.is_passing() && !error.is_final(), "{reason}");
+        }
+    }
+
+    #[test]
+    fn a_device_without_room_is_told_when_to_come_back() {
+        let mut status = Status::new(Code::FailedPrecondition, "full");
+        status.metadata_mut().insert(REASON_KEY, MetadataValue::from_static("full"));
+        let left_out = |status: &Status| Error::of_status(status.clone()).of_advert().left_out();
+        assert_eq!(left_out(&status), Some(Duration::ZERO));
+        status.metadata_mut().insert(RETRY_AFTER_KEY, MetadataValue::from_static("1500"));
+        assert_eq!(left_out(&status), Some(Duration::from_millis(1500)));
+        status.metadata_mut().insert(RETRY_AFTER_KEY, MetadataValue::from(u64::MAX));
+        assert_eq!(left_out(&status), Some(Duration::from_secs(3600)));
+        // Too late is no failure either; a wrong signature is one.
+        assert!(error(Code::FailedPrecondition, "wrong_phase").of_advert().left_out().is_some());
+        assert!(error(Code::InvalidArgument, "signature").of_advert().left_out().is_none());
     }
 }

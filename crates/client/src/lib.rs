@@ -28,6 +28,7 @@
 
 mod connection;
 mod error;
+mod finished;
 mod record;
 mod release;
 mod round;
@@ -47,8 +48,8 @@ use unisono_protocol::server::Phase;
 use unisono_wire::proto::get_round_response::State;
 use unisono_wire::proto::{GetRoundRequest, GetRoundResponse};
 
-use connection::Connection;
 pub use connection::Retry;
+use connection::{Connection, Waiting};
 pub use error::Error;
 pub use record::{Record, RecordFileError};
 pub use release::OpenedRelease;
@@ -101,6 +102,20 @@ pub enum Event<'a> {
         round: u64,
         /// Why.
         error: &'a Error,
+    },
+    /// There was no room in the round for this device, which is no failure; it comes back.
+    LeftOut {
+        /// Number of the round.
+        round: u64,
+        /// When it comes back.
+        after: Duration,
+    },
+    /// The client has waited for another minute.
+    StillWaiting {
+        /// How long, in all.
+        waited: Duration,
+        /// For what, in the coordinator's words.
+        why: &'a str,
     },
     /// A call failed and will be repeated.
     Retrying {
@@ -161,7 +176,8 @@ impl ClientBuilder {
         self
     }
 
-    /// Rounds missed in a row after which [`Client::run`] gives up; 10 unless set.
+    /// Rounds missed in a row after which [`Client::run`] gives up; never unless set. Rounds without room for this device, and those for
+    /// which it is suspended, are not counted.
     pub fn max_failures(mut self, rounds: u64) -> Self {
         self.max_failures = rounds.max(1);
         self
@@ -232,7 +248,7 @@ impl Client {
             policy: Policy::default(),
             state_dir: None,
             retry: Retry::default(),
-            max_failures: 10,
+            max_failures: u64::MAX,
             observer: Arc::new(|_| {}),
         }
     }
@@ -241,45 +257,72 @@ impl Client {
         (self.observer)(event);
     }
 
-    /// Takes part in rounds until the coordinator says that the task is finished.
+    /// Takes part in rounds until the coordinator says that the task is finished, which in malicious mode it has to sign. Whatever
+    /// else fails is tried again after growing pauses, without an end unless one is set ([`Retry::give_up_after`],
+    /// [`ClientBuilder::max_failures`]).
     ///
     /// # Errors
-    /// What can't get better by waiting ([`Error::is_final`]), or the last of [`ClientBuilder::max_failures`] rounds missed in a row
-    /// (those for which the coordinator has suspended this device are not counted).
+    /// What can't get better by waiting ([`Error::is_final`], and that the roster does not have this device though it has taken part
+    /// before), or the last of the tries that were set.
     pub async fn run(&mut self) -> Result<Summary, Error> {
         let mut summary = Summary::default();
         let mut failures = 0;
+        let (began, mut since) = (tokio::time::Instant::now(), None);
         while let Some(result) = self.run_round().await? {
-            match result {
+            let error = match result {
                 Ok(()) => {
                     summary.completed += 1;
-                    failures = 0;
+                    (failures, since) = (0, None);
+                    continue;
                 }
-                Err(error) => {
-                    summary.missed += 1;
-                    failures += u64::from(!error.is_suspension());
-                    if failures >= self.max_failures {
-                        return Err(error);
-                    }
-                }
+                Err(error) => error,
+            };
+            if error.left_out().is_some() {
+                continue;
+            }
+            summary.missed += 1;
+            if error.is_suspension() {
+                continue;
+            }
+            failures += 1;
+            let waited = since.get_or_insert(began.elapsed()).abs_diff(began.elapsed());
+            if failures >= self.max_failures || self.gives_up(&error, waited) {
+                return Err(error);
+            }
+            // The round's end is not this device's doing: the next one may come at once.
+            if !matches!(error, Error::Ended { .. }) {
+                tokio::time::sleep(self.connection.retry().pause(failures.min(64) as u32, waited)).await;
             }
         }
         Ok(summary)
     }
 
+    /// Whether an error that is not final has lasted too long.
+    fn gives_up(&self, error: &Error, waited: Duration) -> bool {
+        let limit = self.connection.retry().give_up_after;
+        matches!(error, Error::Refused { .. }) && limit.is_some_and(|limit| waited >= limit)
+    }
+
     /// Waits for the next round and takes part in it: `None` when the task is finished, otherwise whether the round was
-    /// completed or why not. A missed round is told to the observer too.
+    /// completed or why not. A missed round is told to the observer too. Where there was no room ([`Error::LeftOut`]) it returns when
+    /// it is time to come back.
     ///
     /// # Errors
-    /// What can't get better by waiting ([`Error::is_final`]).
+    /// What can't get better by waiting, as in [`Self::run`].
     pub async fn run_round(&mut self) -> Result<Option<Result<(), Error>>, Error> {
         let Offer::Round(offer) = self.next_offer().await? else { return Ok(None) };
         let before = self.attempted;
         match self.take_part(&offer).await {
             Ok(()) => Ok(Some(Ok(()))),
             Err(error) => {
+                if let Some(after) = error.left_out() {
+                    self.tell(&Event::LeftOut { round: self.attempted, after });
+                    tokio::time::sleep(after).await;
+                    return Ok(Some(Err(error)));
+                }
                 self.tell(&Event::Missed { round: self.attempted, error: &error });
-                if error.is_final() {
+                let revoked = error.is_unknown_device() && self.record.entry(&self.task)?.is_some();
+                if error.is_final() || revoked {
                     return Err(error);
                 }
                 if self.attempted == before {
@@ -292,6 +335,9 @@ impl Client {
     }
 
     async fn next_offer(&mut self) -> Result<Offer, Error> {
+        let mut record = self.record.clone();
+        let mut waiting = Waiting::new(&self.observer);
+        let mut patience = self.connection.patience();
         loop {
             let spent = self.record.entry(&self.task)?.map_or(0, |entry| entry.round);
             let request = GetRoundRequest {
@@ -303,11 +349,31 @@ impl Client {
                 let request = request.clone();
                 async move { stub.get_round(request).await }
             };
-            let GetRoundResponse { state, offer } = self.connection.call(call).await?;
-            match (State::try_from(state), offer) {
-                (Ok(State::Open), Some(offer)) => return Ok(Offer::Round(Box::new(offer))),
-                (Ok(State::Finished), _) => return Ok(Offer::Finished),
-                _ => self.tell(&Event::Waiting),
+            let response = match self.connection.call(call).await {
+                Ok(response) => response,
+                // A proxy's words, or a coordinator's that says no for now.
+                Err(error @ Error::Refused { .. }) if !error.is_final() => {
+                    patience.retry(error).await?;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            match (State::try_from(response.state), response) {
+                (Ok(State::Open), GetRoundResponse { offer: Some(offer), .. }) => {
+                    return Ok(Offer::Round(Box::new(offer)));
+                }
+                (Ok(State::Finished), response) => {
+                    match finished::check(&response, &self.task, request.after_round, &self.trust, &mut record) {
+                        Ok(()) => return Ok(Offer::Finished),
+                        // Somebody on the way says so, or an older word is repeated: it is no reason to leave.
+                        Err(error) => patience.retry(error).await?,
+                    }
+                }
+                (_, response) => {
+                    self.tell(&Event::Waiting);
+                    waiting.still(&response.reason);
+                    patience = self.connection.patience();
+                }
             }
         }
     }

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use tempfile::NamedTempFile;
 use unisono_protocol::CohortId;
 use unisono_protocol::policy::{ParticipationRecord, RecordError, Spent, TaskEntry};
+use unisono_protocol::privacy::Accountant;
 use unisono_release::{ReleaseError, VersionRecord};
 
 /// The record's file can't be used.
@@ -56,19 +57,28 @@ struct StoredEntry {
     rounds: u64,
     /// When the last one was, Unix time in seconds.
     last_at: u64,
+    /// Those without noise.
+    unprotected: u64,
+    /// The account of those with noise, as [`Accountant::to_bytes`] gives it; empty before the first.
+    account: Vec<u8>,
 }
 
 impl From<TaskEntry> for StoredEntry {
     fn from(entry: TaskEntry) -> Self {
-        let TaskEntry { round, cohort, masked_for, survivors, spent: Spent { rounds, last_at } } = entry;
-        Self { round, cohort: cohort.0, masked_for, survivors, rounds, last_at }
+        let TaskEntry { round, cohort, masked_for, survivors, spent } = entry;
+        let Spent { rounds, last_at, unprotected, account } = spent;
+        let account = if account == Accountant::new() { Vec::new() } else { account.to_bytes() };
+        Self { round, cohort: cohort.0, masked_for, survivors, rounds, last_at, unprotected, account }
     }
 }
 
-impl From<StoredEntry> for TaskEntry {
-    fn from(stored: StoredEntry) -> Self {
-        let StoredEntry { round, cohort, masked_for, survivors, rounds, last_at } = stored;
-        Self { round, cohort: CohortId(cohort), masked_for, survivors, spent: Spent { rounds, last_at } }
+impl StoredEntry {
+    /// `None` when the account was not written by this library.
+    fn entry(&self) -> Option<TaskEntry> {
+        let Self { round, cohort, masked_for, survivors, rounds, last_at, unprotected, .. } = *self;
+        let account = if self.account.is_empty() { Some(Accountant::new()) } else { Accountant::from_bytes(&self.account) };
+        let spent = Spent { rounds, last_at, unprotected, account: account? };
+        Some(TaskEntry { round, cohort: CohortId(cohort), masked_for, survivors, spent })
     }
 }
 
@@ -114,8 +124,7 @@ impl Record {
         })?;
         let path = folder.join(NAME);
         let content = match std::fs::read(&path) {
-            Ok(bytes) => serde_json::from_slice(&bytes)
-                .map_err(|e| RecordFileError::Damaged { path: path.clone(), why: e.to_string() })?,
+            Ok(bytes) => read_content(&bytes).map_err(|why| RecordFileError::Damaged { path: path.clone(), why })?,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Content::default(),
             Err(source) => return Err(RecordFileError::Io { path, source }),
         };
@@ -147,6 +156,14 @@ impl Record {
         }
         inner.content = content;
         Ok(true)
+    }
+}
+
+fn read_content(bytes: &[u8]) -> Result<Content, String> {
+    let content: Content = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
+    match content.tasks.iter().find(|(_, stored)| stored.entry().is_none()) {
+        Some((task, _)) => Err(format!("the privacy account of task {task:?} is not one")),
+        None => Ok(content),
     }
 }
 
@@ -200,12 +217,12 @@ fn make_folder(folder: &Path) -> io::Result<()> {
 
 impl ParticipationRecord for Record {
     fn entry(&self, task: &str) -> Result<Option<TaskEntry>, RecordError> {
-        Ok(self.read(|content| content.tasks.get(task).cloned()).map(TaskEntry::from))
+        Ok(self.read(|content| content.tasks.get(task).and_then(StoredEntry::entry)))
     }
 
     fn replace(&mut self, task: &str, expected: Option<&TaskEntry>, next: TaskEntry) -> Result<(), RecordError> {
         let replaced = self.change_if(|content| {
-            if content.tasks.get(task).cloned().map(TaskEntry::from).as_ref() != expected {
+            if content.tasks.get(task).and_then(StoredEntry::entry).as_ref() != expected {
                 return false;
             }
             content.tasks.insert(task.to_owned(), next.into());
@@ -246,6 +263,8 @@ impl VersionRecord for Record {
 
 #[cfg(test)]
 mod tests {
+    use unisono_protocol::privacy::{Guarantee, Sensitivity};
+
     use super::*;
 
     fn entry(round: u64) -> TaskEntry {
@@ -262,7 +281,9 @@ mod tests {
         let first = entry(4);
         record.replace("t", None, first.clone()).unwrap();
         assert_eq!(record.replace("t", None, entry(5)), Err(RecordError::Changed));
-        let spent = Spent { rounds: 1, last_at: 9 };
+        let guarantee = Guarantee { sensitivity: Sensitivity { l1: 9.0, l2: 3.0 }, contributions: 1, variance: 100.0 };
+        let account = Accountant::new().and(&guarantee, 1);
+        let spent = Spent { rounds: 1, last_at: 9, unprotected: 0, account };
         let second = TaskEntry { masked_for: Some([8; 32]), survivors: Some([9; 32]), spent, ..first.clone() };
         record.replace("t", Some(&first), second.clone()).unwrap();
         // A handle that read before can't replace what another one wrote since.
@@ -280,8 +301,18 @@ mod tests {
     #[test]
     fn a_damaged_record_is_not_taken_for_an_empty_one() {
         let folder = tempfile::tempdir().unwrap();
-        std::fs::write(folder.path().join(NAME), b"{\"tasks\":").unwrap();
-        assert!(matches!(Record::open(folder.path()), Err(RecordFileError::Damaged { .. })));
+        let account = format!("{:?}", vec![255; Accountant::BYTES]);
+        let entry = format!(
+            r#"{{"round":1,"cohort":{:?},"masked_for":null,"survivors":null,"rounds":1,"last_at":9,"unprotected":0,"account":{account}}}"#,
+            [7; 32]
+        );
+        let spoilt = format!(r#"{{"tasks":{{"t":{entry}}},"roster_epoch":1,"models":{{}}}}"#);
+        for bytes in [b"{\"tasks\":".as_slice(), spoilt.as_bytes(), br#"{"tasks":{"t":[3,5]},"roster_epoch":2,"models":{}}"#] {
+            std::fs::write(folder.path().join(NAME), bytes).unwrap();
+            let error = Record::open(folder.path()).err().unwrap();
+            assert!(matches!(error, RecordFileError::Damaged { .. }), "{error}");
+            assert!(error.to_string().contains("enrol the device anew"), "{error}");
+        }
     }
 
     /// Counts what is asked of the system, and dies or fails at one of them.

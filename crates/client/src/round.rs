@@ -13,6 +13,7 @@ use unisono_crypto::ring::RingVector;
 use unisono_protocol::client::{ClientError, Joining, Session};
 use unisono_protocol::encoding::Contribution;
 use unisono_protocol::params::RoundParams;
+use unisono_protocol::policy::ParticipationRecord;
 use unisono_protocol::proto::{RoundOffer, UploadHeader, client_message::Step, server_message::View};
 use unisono_protocol::server::Phase;
 use unisono_wire::model::{Model, model_hash};
@@ -21,7 +22,7 @@ use unisono_wire::proto::{
     Ended, GetModelRequest, PollRequest, RoundPhase, UploadChunk, UploadStatusRequest, UploadStatusResponse,
 };
 
-use crate::connection::{Stub, WAIT_MS};
+use crate::connection::{Stub, WAIT_MS, Waiting};
 use crate::traffic::Meter;
 use crate::{Client, Error, Event, TrainingRound, Update, now};
 
@@ -65,6 +66,13 @@ impl Client {
     pub(crate) async fn take_part(&mut self, offer: &RoundOffer) -> Result<(), Error> {
         let joining = match Joining::new(offer, self.identity.clone(), &self.trust, &mut self.record, now()) {
             Ok(joining) => joining,
+            Err(ClientError::Policy(refusal)) if refusal.setting == "min_interval_s" => {
+                // The same round may still be open when it is time.
+                let last_at = self.record.entry(&self.task)?.map_or(0, |entry| entry.spent.last_at);
+                let due = last_at.saturating_add(self.trust.policy.min_interval_s);
+                let after = Duration::from_secs(due.saturating_sub(now()).clamp(1, 3600));
+                return Err(Error::LeftOut { why: refusal.to_string(), after });
+            }
             Err(error) => {
                 if refused_for_good(&error)
                     && let Some(Ok(params)) = offer.params.as_ref().map(|it| RoundParams::from_payload(&it.payload))
@@ -83,7 +91,7 @@ impl Client {
 
         self.tell(&Event::Phase { round, phase: Phase::Advertise });
         let session = blocking(move || Session::advertise(joining, &mut rng())).await;
-        self.submit(&session).await?;
+        self.submit(&session).await.map_err(Error::of_advert)?;
         meter.assign(Phase::Advertise);
 
         let view = self.poll(&session).await?;
@@ -169,6 +177,7 @@ impl Client {
             phase: RoundPhase::from(phase) as i32,
             wait_ms: WAIT_MS,
         };
+        let mut waiting = Waiting::new(&self.observer);
         loop {
             let response = self
                 .connection
@@ -178,7 +187,9 @@ impl Client {
                 })
                 .await?;
             match response.answer {
-                Some(Answer::Waiting(_)) => {}
+                Some(Answer::Waiting(answer)) => {
+                    waiting.still(&format!("round {}, before phase {phase}: {}", params.wire.round, answer.reason));
+                }
                 Some(Answer::Ended(Ended { reason, gave_sum })) => return Err(Error::Ended { reason, gave_sum }),
                 Some(Answer::View(view)) => {
                     let empty = || Error::Answer(format!("phase {phase} came without a view"));

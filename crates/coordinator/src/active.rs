@@ -2,15 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use prost::Message;
 use tokio::sync::Mutex;
+use unisono_crypto::sign::SigningKey;
 use unisono_protocol::proto::{self, ClientMessage};
 use unisono_protocol::roster::Roster;
-use unisono_protocol::server::{Abort, Accepted, Authority, Closed, OpenError, Outcome, Refusal, Server};
+use unisono_protocol::server::{Abort, Accepted, Authority, Closed, OpenError, Outcome, Phase, Refusal, Server};
 use unisono_protocol::{ClientId, RoundId};
 
 use crate::config::RoundKeys;
+use crate::now_ms;
 use crate::storage::{Event, OpenRound, Store, StoreError};
 
 /// Why a stored round can't go on.
@@ -57,12 +60,24 @@ pub struct Active {
     pending: Vec<Event>,
     /// Uploads that have begun.
     pub uploads: BTreeMap<ClientId, UploadState>,
+    /// When the phase at hand began: Unix time in milliseconds.
+    began_ms: u64,
+    /// Whether the phase at hand is one that a restart interrupted.
+    pub interrupted: bool,
 }
 
 impl Active {
-    fn new(server: Server, stored: u64) -> Self {
+    fn new(server: Server, stored: u64, began_ms: u64, interrupted: bool) -> Self {
         let (round_id, number) = (server.params().round_id, server.params().wire.round);
-        Self { server: Some(server), round_id, number, stored, pending: Vec::new(), uploads: BTreeMap::new() }
+        let (server, uploads) = (Some(server), BTreeMap::new());
+        Self { server, round_id, number, stored, pending: Vec::new(), uploads, began_ms, interrupted }
+    }
+
+    /// What is left of a phase's longest duration. The time of day may have been set meanwhile: it is never more than that.
+    pub fn remaining(&self, phase: Phase) -> Duration {
+        let deadlines = self.server().params().wire.deadlines.unwrap_or_default();
+        let limit = phase.deadline_ms(&deadlines);
+        Duration::from_millis(self.began_ms.saturating_add(limit).saturating_sub(now_ms()).min(limit))
     }
 
     /// Opens a round and records it.
@@ -78,7 +93,7 @@ impl Active {
         let server = Server::open(params, authority)?;
         let round_id = server.params().round_id;
         store.insert_round(round_id, &params.task, params.round, &params.encode_to_vec(), roster).await?;
-        Ok(Self::new(server, 0))
+        Ok(Self::new(server, 0, now_ms(), false))
     }
 
     /// Brings a stored round to where it was.
@@ -100,6 +115,7 @@ impl Active {
             return Err(diverged(&"the parameters have another hash"));
         }
         let chunks = server.params().chunks();
+        let mut began_ms = params.opened_at.saturating_mul(1000);
         for event in &stored.events {
             match event {
                 Event::Message(bytes, at) => {
@@ -110,18 +126,27 @@ impl Active {
                     let upload = store.read_upload(stored.round_id, *client, chunks).await?;
                     server.absorb_upload(*client, &upload).map_err(|e| diverged(&e))?;
                 }
-                Event::Close => match server.close().map_err(|e| diverged(&e))? {
-                    Closed::Next(next) => server = *next,
-                    Closed::Finished(_) => return Err(diverged(&"it was finished")),
-                },
+                Event::Close(at) => {
+                    match server.close().map_err(|e| diverged(&e))? {
+                        Closed::Next(next) => server = *next,
+                        Closed::Finished(_) => return Err(diverged(&"it was finished")),
+                    }
+                    // Earlier versions did not say when.
+                    began_ms = if *at == 0 { now_ms() } else { *at };
+                }
             }
         }
-        Ok(Self::new(server, stored.events.len() as u64))
+        Ok(Self::new(server, stored.events.len() as u64, began_ms, true))
     }
 
     /// The state machine.
     pub fn server(&self) -> &Server {
         self.server.as_ref().expect("only `close` takes it, and puts it back or ends the round")
+    }
+
+    /// See [`Server::sign_base_model`].
+    pub fn sign_base_model(&mut self, publisher: &SigningKey) {
+        self.server.as_mut().expect("as in `server`").sign_base_model(publisher);
     }
 
     /// See [`Server::suspend`].
@@ -179,10 +204,11 @@ impl Active {
     /// The storage (the phase is still open then), or the abort that ended the round.
     pub async fn close(&mut self, store: &Store) -> Result<Result<Option<Outcome>, Abort>, StoreError> {
         self.flush(store).await?;
-        let last = self.server().phase() == unisono_protocol::server::Phase::Unmask;
+        let last = self.server().phase() == Phase::Unmask;
+        let at = now_ms();
         // The last phase is closed again after a restart: its end is recorded with the new model.
         if !last {
-            store.append_events(self.round_id, self.stored, &[Event::Close]).await?;
+            store.append_events(self.round_id, self.stored, &[Event::Close(at)]).await?;
             self.stored += 1;
         }
         let server = self.server.take().expect("as in `server`");
@@ -190,10 +216,65 @@ impl Active {
             Ok(Closed::Next(next)) => {
                 self.server = Some(*next);
                 self.uploads.clear();
+                (self.began_ms, self.interrupted) = (at, false);
                 Ok(None)
             }
             Ok(Closed::Finished(outcome)) => Ok(Some(outcome)),
             Err(abort) => Err(abort),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config() -> crate::Config {
+        let text = r#"
+            listen = "127.0.0.1:0"
+            state_dir = "state"
+            [task]
+            name = "t"
+            rounds = 1
+            initial_model = "m"
+            [round]
+            mode = "semi-honest"
+            n_min = 3
+            n_max = 5
+            gamma = 0.05
+            delta = 0.2
+            advertise_ms = 60000
+            [quantiser]
+            bits = 8
+            clip = 1.0
+            max_weight = 1.0
+        "#;
+        toml::from_str(text).unwrap()
+    }
+
+    #[tokio::test]
+    async fn after_a_restart_a_phase_has_its_remaining_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).await.unwrap();
+        let left = async |number: u64, ago_s: u64| {
+            let mut params = config().params(number, 0, [0; 32], 8, (0, Vec::new())).unwrap();
+            params.opened_at = crate::now() - ago_s;
+            let opened = Active::open(&store, &params, None).await.unwrap();
+            let stored = store.open_round("t").await.unwrap().unwrap();
+            let active = Active::recover(&store, &stored, None).await.unwrap();
+            assert!(active.interrupted && !opened.interrupted);
+            store.abort_round(active.round_id, "enough").await.unwrap();
+            active.remaining(Phase::Advertise).as_secs_f64()
+        };
+        let some = left(1, 50).await;
+        assert!((8.0..=10.0).contains(&some), "{some}");
+        assert_eq!(left(2, 500).await, 0.0);
+        // A clock that was set back does not lengthen it.
+        let mut params = config().params(3, 0, [0; 32], 8, (0, Vec::new())).unwrap();
+        params.opened_at = crate::now() + 5_000;
+        Active::open(&store, &params, None).await.unwrap();
+        let stored = store.open_round("t").await.unwrap().unwrap();
+        let active = Active::recover(&store, &stored, None).await.unwrap();
+        assert_eq!(active.remaining(Phase::Advertise), Duration::from_secs(60));
     }
 }

@@ -24,6 +24,23 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub(crate) struct Connection {
     stream: TcpStream,
     _place: OwnedSemaphorePermit,
+    _counted: Counted,
+}
+
+/// One of the connections in the metrics.
+struct Counted;
+
+impl Counted {
+    fn new() -> Self {
+        metrics::gauge!("unisono_connections").increment(1.0);
+        Self
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        metrics::gauge!("unisono_connections").decrement(1.0);
+    }
 }
 
 /// The connections of `listener` that began with the preface, at most `limit` at a time.
@@ -47,7 +64,7 @@ pub(crate) fn incoming(listener: TcpListener, limit: usize) -> ReceiverStream<io
             tokio::spawn(async move {
                 if matches!(tokio::time::timeout(PREFACE_TIMEOUT, begins_well(&stream)).await, Ok(Ok(true))) {
                     let _ = stream.set_nodelay(true);
-                    let _ = sender.send(Ok(Connection { stream, _place: place })).await;
+                    let _ = sender.send(Ok(Connection { stream, _place: place, _counted: Counted::new() })).await;
                 }
             });
         }

@@ -6,21 +6,27 @@
 //!
 //! - `config`: one TOML file; `storage`: SQLite and blobs; `active`: the round at hand, made durable;
 //! - `training`: the loop over rounds; `learning`: optimisers and early stop; `releases`: the model goes out;
-//! - `connections`: who may connect; `service`: the gRPC calls, their limits and errors.
+//! - `plausible`: which sums are used; `roster`: which roster is in force;
+//! - `connections`: who may connect; `service`: the gRPC calls, their limits and errors; `asked`: devices that wait for a round;
+//! - `admin`: what an operator asks of a running coordinator.
 
 mod active;
+pub mod admin;
+mod asked;
 pub mod config;
 mod connections;
 pub mod learning;
+mod plausible;
 mod privacy;
 mod releases;
+mod roster;
 mod service;
 pub mod storage;
 mod training;
 
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::net::TcpListener;
 use tokio::sync::{Mutex, Notify, broadcast, watch};
@@ -33,6 +39,7 @@ use unisono_wire::proto::coordinator_server::CoordinatorServer;
 use active::Active;
 pub use config::{Config, ConfigError};
 use config::{ReleaseKeys, RoundKeys};
+pub use roster::RosterRefused;
 use storage::{Store, StoreError};
 
 /// Why a coordinator could not start, or stopped.
@@ -55,20 +62,39 @@ pub enum CoordinatorError {
     /// A round can't be opened.
     #[error("can't open a round: {0}")]
     Open(String),
-    /// The model that the sum gives is none.
-    #[error("the new model: {0}")]
+    /// A stored model is none.
+    #[error("the stored model: {0}")]
     Model(#[from] unisono_wire::model::ModelError),
-    /// The sum can't be decoded.
-    #[error("the sum of round {round} can't be decoded: {source}")]
-    Decode {
-        /// Number of the round.
-        round: u64,
-        /// The cause.
-        source: unisono_protocol::encoding::EncodingError,
-    },
+    /// There is no roster that can be in force.
+    #[error("no roster can be used: {0}")]
+    Roster(#[from] RosterRefused),
     /// The release.
     #[error("the release: {0}")]
     Release(#[from] unisono_release::ReleaseError),
+    /// An error of this software.
+    #[error("the training loop panicked: {0}")]
+    Panicked(String),
+}
+
+impl CoordinatorError {
+    /// A short name for metrics and devices, stable over versions.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Config(_) => "configuration",
+            Self::Store(_) | Self::Roster(RosterRefused::Store(_)) => "storage",
+            Self::Listen { .. } => "address",
+            Self::Open(_) => "open",
+            Self::Model(_) => "model",
+            Self::Roster(_) => "roster",
+            Self::Release(_) => "release",
+            Self::Panicked(_) => "panic",
+        }
+    }
+
+    /// Whether waiting may help by itself: the disk has room again, a lock is gone.
+    pub fn may_pass(&self) -> bool {
+        matches!(self, Self::Store(error) | Self::Roster(RosterRefused::Store(error)) if error.may_pass())
+    }
 }
 
 /// What happens, in order.
@@ -170,8 +196,18 @@ enum Stage {
     Idle,
     /// A round is at hand.
     Running(Box<Active>),
+    /// Something failed that has nothing to do with devices: they are asked to wait, and it is tried again.
+    Failed(Failed),
     /// Over.
     Finished,
+}
+
+/// Why training does not go on.
+struct Failed {
+    /// [`CoordinatorError::code`].
+    code: &'static str,
+    /// For the operator; it may name files.
+    reason: String,
 }
 
 /// How a round ended.
@@ -194,7 +230,19 @@ struct Shared {
     store: Store,
     round_keys: Option<RoundKeys>,
     release_keys: Option<ReleaseKeys>,
+    /// The roster in force.
+    rosters: roster::Rosters,
     stage: Mutex<Stage>,
+    /// Why devices can't be served now; `None`: they can. As in the stage, which may be locked for long.
+    unready: std::sync::Mutex<Option<String>>,
+    /// The word that the task is finished, with the round that it names.
+    farewell: Mutex<Option<(u64, unisono_protocol::proto::Signed)>>,
+    /// Devices that wait for a round.
+    asked: asked::Asked,
+    /// What an operator has ordered.
+    orders: admin::Orders,
+    /// How long the last round took after its phase 0; for devices that are told when to come back.
+    pace: std::sync::Mutex<Option<Duration>>,
     /// End of the last round, for clients that ask for it.
     last_end: Mutex<Option<End>>,
     /// Counts changes of round or phase: wakes long polls.
@@ -213,6 +261,26 @@ impl Shared {
     fn changed(&self) {
         self.changes.send_modify(|count| *count += 1);
     }
+
+    /// Sets the stage, and wakes who waits for it.
+    async fn enter(&self, stage: Stage) {
+        let unready = match &stage {
+            Stage::Starting => Some("starting".to_owned()),
+            Stage::Failed(failed) => Some(format!("failed: {}", failed.reason)),
+            Stage::Idle | Stage::Running(_) | Stage::Finished => None,
+        };
+        *self.stage.lock().await = stage;
+        *self.unready.lock().unwrap_or_else(PoisonError::into_inner) = unready;
+        self.changed();
+    }
+
+    /// The roster in force; `None` in semi-honest mode.
+    async fn roster(&self) -> Result<Option<Arc<unisono_protocol::roster::Roster>>, RosterRefused> {
+        match &self.round_keys {
+            Some(keys) => self.rosters.current(&self.store, keys).await.map(Some),
+            None => Ok(None),
+        }
+    }
 }
 
 /// Unix time in seconds.
@@ -220,11 +288,31 @@ fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
 }
 
+/// Unix time in milliseconds.
+fn now_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_millis() as u64)
+}
+
+/// Tells whether devices can be served.
+#[derive(Clone)]
+pub struct Health(Arc<Shared>);
+
+impl Health {
+    /// Whether devices can be served now.
+    ///
+    /// # Errors
+    /// Why not, for the operator.
+    pub fn ready(&self) -> Result<(), String> {
+        self.0.unready.lock().unwrap_or_else(PoisonError::into_inner).clone().map_or(Ok(()), Err)
+    }
+}
+
 /// A running coordinator.
 pub struct Coordinator {
     shared: Arc<Shared>,
     address: SocketAddr,
     service: JoinHandle<()>,
+    admin: Option<JoinHandle<()>>,
     /// Taken when it has been waited for.
     training: Option<JoinHandle<Result<(), CoordinatorError>>>,
 }
@@ -236,10 +324,11 @@ impl Coordinator {
     /// [`CoordinatorError`]: configuration, storage or address.
     pub async fn start(config: Config) -> Result<Self, CoordinatorError> {
         let (round_keys, release_keys) = (config.round_keys()?, config.release_keys()?);
-        if let Some(keys) = &round_keys {
-            keys.read_roster()?;
-        }
         let store = Store::open(&config.state_dir).await?;
+        let rosters = roster::Rosters::open(&store, round_keys.as_ref()).await?;
+        if let Some(keys) = &round_keys {
+            rosters.current(&store, keys).await?;
+        }
         if store.get_model(&config.task.name, 0).await?.is_none() {
             let model = config.initial_model()?.to_safetensors()?;
             store.put_model(&config.task.name, 0, model, None).await?;
@@ -251,7 +340,13 @@ impl Coordinator {
             store,
             round_keys,
             release_keys,
+            rosters,
             stage: Mutex::new(Stage::Starting),
+            unready: std::sync::Mutex::new(Some("starting".into())),
+            farewell: Mutex::new(None),
+            asked: asked::Asked::default(),
+            orders: admin::Orders::default(),
+            pace: std::sync::Mutex::new(None),
             last_end: Mutex::new(None),
             changes: watch::Sender::new(0),
             accepted: Notify::new(),
@@ -271,9 +366,17 @@ impl Coordinator {
                 tracing::error!(%error, "the service stopped");
             }
         });
+        let admin = match admin::listen(&shared.config.state_dir) {
+            Ok(listener) => Some(tokio::spawn(admin::serve(shared.clone(), listener))),
+            Err(error) => {
+                let folder = shared.config.state_dir.display();
+                tracing::error!(%error, %folder, "no admin socket: its path may have 100 bytes at most");
+                None
+            }
+        };
         let training = Some(tokio::spawn(training::run(shared.clone())));
         tracing::info!(%address, mode = if shared.config.malicious() { "malicious" } else { "semi-honest" }, "serving");
-        Ok(Self { shared, address, service, training })
+        Ok(Self { shared, address, service, admin, training })
     }
 
     /// The address on which clients are served.
@@ -286,20 +389,29 @@ impl Coordinator {
         self.shared.events.subscribe()
     }
 
-    /// Waits until training is over (or can't go on); clients are still served afterwards.
+    /// Tells whether devices can be served, also while it is held elsewhere.
+    pub fn health(&self) -> Health {
+        Health(self.shared.clone())
+    }
+
+    /// Waits until training is over; clients are still served afterwards. What fails meanwhile is logged, counted and tried again.
     ///
     /// # Errors
-    /// Why training can't go on, told once.
+    /// [`CoordinatorError::Panicked`], told once.
     pub async fn trained(&mut self) -> Result<(), CoordinatorError> {
         let Some(training) = &mut self.training else { return Ok(()) };
         let result = training.await;
         self.training = None;
-        result.unwrap_or_else(|panic| Err(CoordinatorError::Open(format!("the training loop failed: {panic}"))))
+        result.unwrap_or_else(|panic| Err(CoordinatorError::Panicked(panic.to_string())))
     }
 
     /// Stops at once, as a `kill` would, and releases the state folder.
     pub async fn stop(self) {
         self.service.abort();
+        if let Some(admin) = self.admin {
+            admin.abort();
+            let _ = admin.await;
+        }
         if let Some(training) = self.training {
             training.abort();
             let _ = training.await;

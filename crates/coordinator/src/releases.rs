@@ -33,10 +33,7 @@ pub(crate) async fn release(shared: &Shared, last: Option<&FinishedRound>) -> Re
     let task = &shared.config.task.name;
     let damaged = || StoreError::Damaged(format!("version {} of the model is missing", last.model_version));
     let model = shared.store.get_model(task, last.model_version).await?.ok_or_else(damaged)?;
-    let roster_epoch = match &shared.round_keys {
-        Some(keys) => keys.read_roster()?.head().epoch,
-        None => 0,
-    };
+    let roster_epoch = shared.roster().await?.map_or(0, |roster| roster.head().epoch);
     let mode = if shared.config.malicious() { ProvenanceMode::Malicious } else { ProvenanceMode::SemiHonest };
     let created_at = now();
     let fields = ReleaseHeader {
@@ -78,15 +75,21 @@ pub(crate) async fn release(shared: &Shared, last: Option<&FinishedRound>) -> Re
 /// Checks a device's request and issues its grant.
 pub(crate) async fn issue(shared: &Shared, request: &GrantRequest) -> Result<GrantResponse, Status> {
     let store = |error: StoreError| refuse(tonic::Code::Unavailable, "storage", &error);
-    let (Some(keys), Some(round_keys)) = (&shared.release_keys, &shared.round_keys) else {
-        return Err(refuse(tonic::Code::FailedPrecondition, "no_releases", &"this coordinator releases no models"));
-    };
+    let no_releases = || refuse(tonic::Code::FailedPrecondition, "no_releases", &"this coordinator releases no models");
+    let keys = shared.release_keys.as_ref().ok_or_else(no_releases)?;
+    if shared.round_keys.is_none() {
+        return Err(no_releases());
+    }
     let malformed = |why: &dyn ToString| refuse(tonic::Code::InvalidArgument, "malformed", &why.to_string());
     let signed = request.request.as_ref().ok_or_else(|| malformed(&"there is no signed request"))?;
     let body = GrantRequestBody::decode(signed.payload.as_slice()).map_err(|e| malformed(&e))?;
     let client = ClientId::from_slice(&body.client_id).ok_or_else(|| malformed(&"the client id has no 16 bytes"))?;
     // The roster as it is now: a revoked device gets no grant.
-    let roster = round_keys.read_roster().map_err(|e| refuse(tonic::Code::Unavailable, "roster", &e))?;
+    let no_roster = |error: crate::RosterRefused| {
+        tracing::error!(%error, "no grant can be issued");
+        refuse(tonic::Code::Unavailable, "roster", &"the coordinator has no roster that it can use; try again")
+    };
+    let roster = shared.roster().await.map_err(no_roster)?.ok_or_else(no_releases)?;
     let epoch = roster.head().epoch;
     let unknown = || {
         let why = format!("the roster of epoch {epoch} has no client {client}: never enrolled, or revoked");

@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 use std::fmt::Display;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -13,14 +13,15 @@ use tokio::time::Instant;
 use tokio_stream::StreamExt;
 use tonic::metadata::MetadataValue;
 use tonic::{Code, Request, Response, Status, Streaming};
+use unisono_crypto::kdf::label;
 use unisono_protocol::proto::ClientMessage;
 use unisono_protocol::server::{Accepted, Phase, Reason, Refusal};
-use unisono_protocol::{ClientId, RoundId};
+use unisono_protocol::{ClientId, RoundId, signed};
 use unisono_wire::proto::coordinator_server::Coordinator;
 use unisono_wire::proto::get_round_response::State;
 use unisono_wire::proto::poll_response::Answer;
 use unisono_wire::proto::*;
-use unisono_wire::{FILE_CHUNK_LEN, MAX_WAIT_MS, REASON_KEY};
+use unisono_wire::{FILE_CHUNK_LEN, MAX_WAIT_MS, REASON_KEY, RETRY_AFTER_KEY};
 
 use crate::active::{Active, StepError, UploadState};
 use crate::{Event, Shared, Stage, StoreError, now, releases};
@@ -85,11 +86,29 @@ fn client_id(bytes: &[u8]) -> Result<ClientId, Status> {
     ClientId::from_slice(bytes).ok_or_else(|| malformed(&format!("a client id has 16 bytes, not {}", bytes.len())))
 }
 
+/// For a device that there was no room for: shortest and longest time until it comes back.
+const RETRY_AFTER: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(600));
+/// As long as no round has shown how long one takes.
+const RETRY_AFTER_UNKNOWN: Duration = Duration::from_secs(5);
+
+/// The refusal while training can't go on. What the operator has to know is in the log.
+fn failed(code: &str) -> Status {
+    let why = format!("the task can't go on now ({code}); the coordinator tries again, and its log says why");
+    refuse(Code::Unavailable, "task_failed", &why)
+}
+
 type FileStream = tokio_stream::Iter<std::vec::IntoIter<Result<FileChunk, Status>>>;
 
 fn file_stream(file: &[u8]) -> Response<FileStream> {
     let chunks: Vec<_> = file.chunks(FILE_CHUNK_LEN).map(|data| Ok(FileChunk { data: data.to_vec() })).collect();
     Response::new(tokio_stream::iter(chunks))
+}
+
+/// How far the phase at hand is, for a log.
+fn still_open(active: &Active) -> String {
+    let (server, progress) = (active.server(), active.server().progress());
+    let left = active.remaining(server.phase()).as_secs();
+    format!("phase {} ({} of {} clients, {left} s left)", server.phase(), progress.answered, progress.expected)
 }
 
 /// Runs what changes a round as a task: a client that hangs up must not stop it between the round's state and the disk.
@@ -104,9 +123,14 @@ impl Service {
         Self { shared }
     }
 
-    /// The refusal of a step, counted, logged and told.
+    /// The refusal of a step, counted, logged and told. A device for which there is no room is told when to come back.
     fn refused(&self, refusal: Refusal) -> Status {
-        let status = status_of(&refusal);
+        let mut status = status_of(&refusal);
+        if matches!(refusal.reason, Reason::Full { .. }) {
+            let pace = *self.shared.pace.lock().unwrap_or_else(PoisonError::into_inner);
+            let after = pace.unwrap_or(RETRY_AFTER_UNKNOWN).clamp(RETRY_AFTER.0, RETRY_AFTER.1);
+            status.metadata_mut().insert(RETRY_AFTER_KEY, MetadataValue::from(after.as_millis() as u64));
+        }
         let phase = refusal.phase.name();
         counter!("unisono_refusals_total", "phase" => phase, "reason" => refusal.reason.code()).increment(1);
         tracing::warn!(%refusal, "refused");
@@ -126,6 +150,7 @@ impl Service {
         match stage {
             Stage::Running(active) if active.round_id == id => Ok(active),
             Stage::Starting => Err(refuse(Code::Unavailable, "starting", &"the coordinator is starting; try again")),
+            Stage::Failed(why) => Err(failed(why.code)),
             _ => {
                 let (gave_sum, why) = self.end_of(id).await;
                 let reason = if gave_sum { "round_finished" } else { "no_such_round" };
@@ -174,7 +199,16 @@ impl Service {
             return Ok((*arrived, false));
         }
         let store = &self.shared.store;
-        let upload = store.read_upload(round, client, chunks).await.map_err(|e| storage(&e))?;
+        let upload = match store.read_upload(round, client, chunks).await {
+            Ok(upload) => upload,
+            // A chunk that was there is gone: it is asked for again.
+            Err(error @ StoreError::Damaged(_)) => {
+                tracing::error!(%error, "a stored chunk is gone; its client sends it again");
+                *arrived = store.count_chunks(round, client).await.map_err(|e| storage(&e))?;
+                return Ok((*arrived, false));
+            }
+            Err(error) => return Err(storage(&error)),
+        };
         let mut stage = self.shared.stage.lock().await;
         let active = self.running(&mut stage, round).await?;
         match active.absorb_upload(store, client, &upload).await {
@@ -194,16 +228,19 @@ impl Service {
     async fn answer(&self, round: RoundId, client: ClientId, phase: Phase) -> Answer {
         let ended = |reason: String| Answer::Ended(Ended { reason, gave_sum: false });
         let mut stage = self.shared.stage.lock().await;
-        let server = match self.running(&mut stage, round).await {
-            Ok(active) => active.server(),
-            Err(status) if status.code() == Code::Unavailable => return Answer::Waiting(Waiting {}),
+        let active = match self.running(&mut stage, round).await {
+            Ok(active) => active,
+            Err(status) if status.code() == Code::Unavailable => {
+                return Answer::Waiting(Waiting { reason: status.message().to_owned() });
+            }
             Err(_) => {
                 let (gave_sum, reason) = self.end_of(round).await;
                 return Answer::Ended(Ended { reason, gave_sum });
             }
         };
+        let server = active.server();
         match server.phase().cmp(&phase) {
-            Ordering::Less => Answer::Waiting(Waiting {}),
+            Ordering::Less => Answer::Waiting(Waiting { reason: still_open(active) }),
             Ordering::Equal => match server.view(client) {
                 Some(view) => Answer::View(view),
                 None => ended(format!("phase {phase} goes on without client {client}")),
@@ -215,6 +252,43 @@ impl Service {
             },
             Ordering::Greater => ended(format!("phase {phase} is over")),
         }
+    }
+
+    /// Why a device that has been in round `after` waits while round `number` is at hand.
+    fn reached(&self, number: u64, after: u64) -> String {
+        if after > number {
+            return format!(
+                "the coordinator is in round {number}, this device has been in round {after}: the coordinator's state went back, \
+                 which its operator can mend"
+            );
+        }
+        format!("round {number} goes on without this device, which has been in it; the next one can be joined")
+    }
+
+    /// The word that the task is finished: in malicious mode signed, so that nobody else can say it.
+    async fn farewell(&self, after_round: u64) -> Result<Response<GetRoundResponse>, Status> {
+        let shared = &self.shared;
+        // A device whose record is ahead, as after a restored backup, is told as well that no further round comes.
+        let round = shared.asked.reached().max(after_round);
+        let no_roster = |error: crate::RosterRefused| {
+            tracing::error!(%error, "devices can't be told that the task is finished");
+            failed("roster")
+        };
+        let roster_head = shared.roster().await.map_err(no_roster)?.map(|roster| roster.signed_head().clone());
+        let mut farewell = shared.farewell.lock().await;
+        let finished = match &*farewell {
+            Some((known, signed)) if *known == round => signed.clone(),
+            _ => {
+                let message = TaskFinished { task: shared.config.task.name.clone(), round };
+                let key = shared.round_keys.as_ref().map(|keys| &keys.signing_key);
+                signed::sign(&message, label::SIG_TASK_FINISHED, key)
+            }
+        };
+        if round == shared.asked.reached() {
+            *farewell = Some((round, finished.clone()));
+        }
+        let (state, finished) = (State::Finished as i32, Some(finished));
+        Ok(Response::new(GetRoundResponse { state, finished, roster_head, ..Default::default() }))
     }
 
     /// For a call that waits up to `wait_ms` for a change.
@@ -306,19 +380,35 @@ impl Coordinator for Service {
             return Err(refuse(Code::NotFound, "no_such_task", &why));
         }
         let mut patience = self.patience(request.wait_ms);
+        let _place = self.shared.asked.wait(request.after_round);
         loop {
-            let state = match &*self.shared.stage.lock().await {
-                Stage::Running(active)
-                    if active.number > request.after_round && active.server().phase() == Phase::Advertise =>
-                {
-                    let offer = Some(active.server().offer().clone());
-                    return Ok(Response::new(GetRoundResponse { state: State::Open as i32, offer }));
+            let reason = match &*self.shared.stage.lock().await {
+                Stage::Running(active) => {
+                    let (server, number) = (active.server(), active.number);
+                    let progress = server.progress();
+                    if number <= request.after_round {
+                        self.reached(number, request.after_round)
+                    } else if server.phase() != Phase::Advertise {
+                        format!("round {number} is in {}; the next one can be joined", still_open(active))
+                    } else if progress.answered >= server.params().wire.n_max as usize {
+                        format!("round {number} has all its clients; the next one can be joined")
+                    } else {
+                        let offer = Some(server.offer().clone());
+                        let response = GetRoundResponse { state: State::Open as i32, offer, ..Default::default() };
+                        return Ok(Response::new(response));
+                    }
                 }
-                Stage::Finished => State::Finished,
-                _ => State::Waiting,
+                Stage::Finished => String::new(),
+                Stage::Failed(why) => return Err(failed(why.code)),
+                Stage::Starting => "the coordinator is starting".into(),
+                Stage::Idle => "the next round is about to begin".into(),
             };
-            if state == State::Finished || !patience.more().await {
-                return Ok(Response::new(GetRoundResponse { state: state as i32, offer: None }));
+            if reason.is_empty() {
+                return self.farewell(request.after_round).await;
+            }
+            if !patience.more().await {
+                let state = State::Waiting as i32;
+                return Ok(Response::new(GetRoundResponse { state, reason, ..Default::default() }));
             }
         }
     }

@@ -1,45 +1,150 @@
 //! The loop over rounds: opens them, closes their phases, applies their sums, and releases the model at the end.
 
-use std::sync::Arc;
+use std::any::Any;
+use std::panic::AssertUnwindSafe;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use metrics::{counter, gauge, histogram};
-use unisono_protocol::ClientId;
+use unisono_protocol::encoding::{Aggregate, EncodingError};
+use unisono_protocol::params::RoundParams;
 use unisono_protocol::server::{Authority, Outcome, Phase, Progress, Report, Server};
-use unisono_wire::model::{Model, model_hash};
+use unisono_protocol::{ClientId, RoundId};
+use unisono_wire::model::{Model, ModelError, model_hash};
 
 use crate::active::{Active, RecoverError};
+use crate::admin::{Order, What};
 use crate::learning::{self, Moments};
+use crate::plausible::{self, Implausible};
 use crate::privacy::Account;
 use crate::storage::FinishedRound;
-use crate::{CoordinatorError, End, Event, RoundResult, Shared, Stage, now, releases};
+use crate::{CoordinatorError, End, Event, Failed, RoundResult, Shared, Stage, StoreError, now, releases};
 
-/// Pause before a failed write is tried again.
-const STORE_PAUSE: Duration = Duration::from_secs(1);
+/// First pause before what failed is tried again; it doubles.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+/// Longest pause where waiting may help by itself, as with a full disk.
+const LONGEST_PASSING: Duration = Duration::from_secs(10);
+/// Longest pause where somebody has to do something.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// A round that fails so often in the same way when it is replayed is aborted.
+const MOST_REPLAYS: u64 = 2;
+/// After a restart a phase stays open for at least so long, and grace for stragglers does not begin before: devices dial again after
+/// pauses.
+const RECONNECT: Duration = Duration::from_secs(15);
+/// A phase that does not close says why at this interval.
+const REPORT_EVERY: Duration = Duration::from_secs(60);
+/// How often a phase 0 whose time is over looks for devices that are ahead.
+const LATE_TICK: Duration = Duration::from_secs(1);
 
-/// Runs rounds until the task is finished.
+/// Runs rounds until the task is finished. What fails is told, counted and tried again: devices are asked to wait meanwhile, and never
+/// told that the task is finished.
 pub(crate) async fn run(shared: Arc<Shared>) -> Result<(), CoordinatorError> {
-    let result = loop {
-        match train(&shared).await {
-            // As after a restart: everything is read from the storage again once it works, the round at hand too.
-            Err(CoordinatorError::Store(error)) if error.may_pass() => {
-                tracing::error!(%error, "storage failed; trying again");
-                *shared.stage.lock().await = Stage::Starting;
-                shared.changed();
-                tokio::time::sleep(STORE_PAUSE).await;
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let began = Instant::now();
+        let replayed = Mutex::new(None);
+        let error = match catch_panic(train(&shared, &replayed)).await {
+            Ok(Ok(())) => {
+                gauge!("unisono_task_failed").set(0.0);
+                shared.enter(Stage::Finished).await;
+                return Ok(());
             }
-            result => break result,
+            Ok(Err(error)) => error,
+            Err(panic) => CoordinatorError::Panicked(panic),
+        };
+        let longest = if error.may_pass() { LONGEST_PASSING } else { LONGEST_PAUSE };
+        if began.elapsed() > 2 * LONGEST_PAUSE {
+            pause = FIRST_PAUSE;
         }
-    };
-    if let Err(error) = &result {
-        tracing::error!(%error, "training stopped");
+        counter!("unisono_task_failures_total", "reason" => error.code()).increment(1);
+        gauge!("unisono_task_failed").set(1.0);
+        tracing::error!(%error, code = error.code(), retry_in = ?pause, "training can't go on; trying again");
+        shared.enter(Stage::Failed(Failed { code: error.code(), reason: error.to_string() })).await;
+        let round = *replayed.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(round_id) = round.filter(|_| !error.may_pass())
+            && let Err(error) = failed_again(&shared, round_id, &error.to_string()).await
+        {
+            tracing::error!(%error, "a round that fails again and again could not be aborted");
+        }
+        rest(&shared, pause).await;
+        pause = (pause * 2).min(longest);
     }
-    *shared.stage.lock().await = Stage::Finished;
-    shared.changed();
-    result
 }
 
-async fn train(shared: &Shared) -> Result<(), CoordinatorError> {
+/// The future's result, or what it panicked with.
+async fn catch_panic<T>(future: impl Future<Output = T>) -> Result<T, String> {
+    let mut future = std::pin::pin!(future);
+    let poll = |context: &mut std::task::Context<'_>| {
+        let polled = std::panic::catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(context)));
+        match polled {
+            Ok(std::task::Poll::Pending) => std::task::Poll::Pending,
+            Ok(std::task::Poll::Ready(value)) => std::task::Poll::Ready(Ok(value)),
+            Err(panic) => std::task::Poll::Ready(Err(panic_text(&*panic))),
+        }
+    };
+    std::future::poll_fn(poll).await
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "without a message".into())
+}
+
+/// Counts that a replayed round failed, and aborts it when that was so often enough.
+async fn failed_again(shared: &Shared, round_id: RoundId, reason: &str) -> Result<(), StoreError> {
+    let times = shared.store.count_replay_failure(round_id, reason).await?;
+    if times < MOST_REPLAYS {
+        return Ok(());
+    }
+    let reason = format!("it failed in the same way when it was replayed {times} times: {reason}");
+    tracing::error!(%round_id, %reason, "round aborted");
+    counter!("unisono_rounds_total", "result" => "replay_failed").increment(1);
+    shared.store.abort_round(round_id, &reason).await?;
+    shared.emit(Event::RoundAborted { round: shared.asked.reached(), reason: reason.clone(), suspects: Vec::new() });
+    *shared.last_end.lock().await = Some(End { round_id, gave_sum: false, reason });
+    Ok(())
+}
+
+/// A pause while training can't go on; an operator's order ends it.
+async fn rest(shared: &Shared, pause: Duration) {
+    let until = tokio::time::Instant::now() + pause;
+    loop {
+        let given = shared.orders.given.notified();
+        if let Some(order) = shared.orders.take() {
+            let result = order_at_rest(shared, &order.what).await;
+            order.done(result.unwrap_or_else(|error| Err(error.to_string())));
+            return;
+        }
+        if tokio::time::timeout_at(until, given).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Carries out an order while no round is at hand, though one may be stored.
+async fn order_at_rest(shared: &Shared, what: &What) -> Result<Result<String, String>, StoreError> {
+    let task = &shared.config.task.name;
+    let open = shared.store.open_round(task).await?;
+    let reason = match what {
+        What::Abort if open.is_none() => return Ok(Err("no round is open".into())),
+        What::Abort => "an operator aborted it".to_owned(),
+        What::SkipTo(number) => {
+            let last = shared.store.last_round_number(task).await?;
+            if *number <= last {
+                return Ok(Err(format!("round {number} is not above round {last}, the last one")));
+            }
+            shared.store.raise_round_floor(task, number - 1).await?;
+            format!("an operator skipped to round {number}")
+        }
+    };
+    if let Some(open) = open {
+        shared.store.abort_round(open.round_id, &reason).await?;
+        *shared.last_end.lock().await = Some(End { round_id: open.round_id, gave_sum: false, reason: reason.clone() });
+    }
+    Ok(Ok(reason))
+}
+
+async fn train(shared: &Shared, replayed: &Mutex<Option<RoundId>>) -> Result<(), CoordinatorError> {
     let task = &shared.config.task;
     let mut account = Account::open(shared).await?;
     loop {
@@ -48,31 +153,44 @@ async fn train(shared: &Shared) -> Result<(), CoordinatorError> {
             // After a restart: devices may not know yet that it is.
             shared.last_end.lock().await.get_or_insert_with(|| End::with_sum(last.round_id));
         }
-        if let Some(early) = over(shared, &finished) {
+        shared.asked.reach(shared.store.last_round_number(&task.name).await?);
+        // With an epsilon for the whole task, a sum that was learned and not used counts as a round.
+        let spent = match &shared.config.privacy {
+            Some(privacy) if privacy.epsilon.is_some() => shared.store.discarded_rounds(&task.name).await?,
+            _ => 0,
+        };
+        if let Some(early) = over(shared, &finished, spent) {
             releases::release(shared, finished.last()).await?;
             shared.emit(Event::TrainingFinished { rounds: finished.len() as u64, early });
             tracing::info!(rounds = finished.len(), early, "training is finished");
             return Ok(());
         }
-        let mut active = match recover(shared).await? {
+        let mut active = match recover(shared, replayed).await? {
             Some(active) => active,
             None => open(shared, finished.last()).await?,
         };
         suspend(shared, &mut active).await?;
+        if let (Some(keys), true) = (&shared.release_keys, shared.config.malicious()) {
+            active.sign_base_model(&keys.publisher);
+        }
         let (round, round_id, phase) = (active.number, active.round_id, active.server().phase());
+        shared.asked.reach(round);
+        gauge!("unisono_round").set(round as f64);
+        gauge!("unisono_task_failed").set(0.0);
         tracing::info!(round, %round_id, %phase, "round opened");
         shared.emit(Event::RoundOpened { round, round_id, phase });
-        *shared.stage.lock().await = Stage::Running(Box::new(active));
-        shared.changed();
-        if !play(shared, &mut account).await? {
+        shared.enter(Stage::Running(Box::new(active))).await;
+        let sum = play(shared, &mut account).await?;
+        *replayed.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        if !sum {
             tokio::time::sleep(Duration::from_millis(task.pause_after_abort_ms)).await;
         }
     }
 }
 
-/// Whether training is over, and if so whether before the last round.
-fn over(shared: &Shared, finished: &[FinishedRound]) -> Option<bool> {
-    if finished.len() as u64 >= shared.config.task.rounds {
+/// Whether training is over, and if so whether before the last round. `spent` is how many further rounds count as successful ones.
+fn over(shared: &Shared, finished: &[FinishedRound], spent: u64) -> Option<bool> {
+    if finished.len() as u64 + spent >= shared.config.task.rounds {
         return Some(false);
     }
     let stop = shared.config.early_stop.as_ref()?;
@@ -81,20 +199,38 @@ fn over(shared: &Shared, finished: &[FinishedRound]) -> Option<bool> {
     stop.should_stop(&values).then_some(true)
 }
 
+/// Says how many drop-outs the cohort that has just been closed withstands, louder where that is fewer than `delta` says.
+fn say_tolerance(server: &Server) {
+    let (params, clients) = (server.params(), server.progress().expected as u32);
+    let tolerated = params.topology(clients).ok().and_then(|topology| topology.tolerated_drop_outs(clients));
+    // A sparse graph is made for delta.
+    let Some(tolerated) = tolerated else { return };
+    let (round, delta) = (params.wire.round, params.wire.delta);
+    if f64::from(tolerated) < (delta * f64::from(clients)).floor() {
+        tracing::warn!(round, clients, tolerated, delta, "the cohort withstands fewer drop-outs than delta says");
+    } else {
+        tracing::info!(round, clients, tolerated, "drop-outs that the cohort withstands");
+    }
+}
+
 /// The round that a restart interrupted, if it can go on; otherwise it is aborted.
-async fn recover(shared: &Shared) -> Result<Option<Active>, CoordinatorError> {
+async fn recover(shared: &Shared, replayed: &Mutex<Option<RoundId>>) -> Result<Option<Active>, CoordinatorError> {
     let Some(stored) = shared.store.open_round(&shared.config.task.name).await? else { return Ok(None) };
+    *replayed.lock().unwrap_or_else(PoisonError::into_inner) = Some(stored.round_id);
     match Active::recover(&shared.store, &stored, shared.round_keys.as_ref()).await {
         Ok(active) => {
             tracing::info!(round = active.number, events = stored.events.len(), "going on after a restart");
             Ok(Some(active))
         }
-        Err(RecoverError::Store(error)) => Err(error.into()),
+        Err(RecoverError::Store(error)) if error.may_pass() => Err(error.into()),
+        // What it needs is missing or damaged, or it is another round by now.
         Err(error) => {
             let reason = format!("it can't go on after a restart: {error}");
             tracing::warn!(round_id = %stored.round_id, %reason, "round aborted");
+            counter!("unisono_rounds_total", "result" => "not_recovered").increment(1);
             shared.store.abort_round(stored.round_id, &reason).await?;
             *shared.last_end.lock().await = Some(End { round_id: stored.round_id, gave_sum: false, reason });
+            *replayed.lock().unwrap_or_else(PoisonError::into_inner) = None;
             Ok(None)
         }
     }
@@ -104,12 +240,9 @@ async fn open(shared: &Shared, last: Option<&FinishedRound>) -> Result<Active, C
     let task = &shared.config.task.name;
     let version = last.map_or(0, |round| round.model_version);
     let (model, bytes) = stored_model(shared, version).await?;
-    let authority = match &shared.round_keys {
-        Some(keys) => {
-            let roster = Arc::new(keys.read_roster()?);
-            Some(Authority { signing_key: keys.signing_key.clone(), roster })
-        }
-        None => None,
+    let authority = match (&shared.round_keys, shared.roster().await?) {
+        (Some(keys), Some(roster)) => Some(Authority { signing_key: keys.signing_key.clone(), roster }),
+        _ => None,
     };
     let roster = authority.as_ref().map(|authority| authority.roster.head());
     let roster = roster.map_or((0, Vec::new()), |head| (head.epoch, head.root.to_vec()));
@@ -143,15 +276,25 @@ async fn stored_model(shared: &Shared, version: u64) -> Result<(Model, Vec<u8>),
     Ok((Model::from_safetensors(&bytes)?, bytes))
 }
 
-/// Plays the round at hand to its end; whether it gave a sum.
+/// Plays the round at hand to its end; whether it gave a sum that was used.
 async fn play(shared: &Shared, account: &mut Option<Account>) -> Result<bool, CoordinatorError> {
     let mut seconds = Vec::new();
     loop {
         let began = Instant::now();
-        wait(shared).await;
+        let next = wait(shared).await;
         let mut stage = shared.stage.lock().await;
         let Stage::Running(active) = &mut *stage else { return Ok(false) };
         let (round, round_id, phase) = (active.number, active.round_id, active.server().phase());
+        if let Next::End { reason, code, skip_to, order } = next {
+            *stage = Stage::Idle;
+            drop(stage);
+            let ended = end_early(shared, round, round_id, &reason, code, skip_to).await;
+            if let Some(order) = order {
+                order.done(ended.as_ref().map(|()| format!("round {round}: {reason}")).map_err(ToString::to_string));
+            }
+            ended?;
+            return Ok(false);
+        }
         let (missing, params) = (active.server().missing(), active.server().params().clone());
         let closed = active.close(&shared.store).await?;
         let took = began.elapsed().as_secs_f64();
@@ -159,6 +302,9 @@ async fn play(shared: &Shared, account: &mut Option<Account>) -> Result<bool, Co
         histogram!("unisono_phase_seconds", "phase" => phase.name()).record(took);
         counter!("unisono_missing_total", "phase" => phase.name()).increment(missing.len() as u64);
         tracing::info!(round, %phase, missing = missing.len(), seconds = took, "phase closed");
+        if phase == Phase::Advertise && matches!(closed, Ok(None)) {
+            say_tolerance(active.server());
+        }
         shared.emit(Event::PhaseClosed { round, phase, missing, seconds: took });
         let result = match closed {
             Ok(None) => {
@@ -171,11 +317,14 @@ async fn play(shared: &Shared, account: &mut Option<Account>) -> Result<bool, Co
         };
         *stage = Stage::Idle;
         drop(stage);
+        reset_gauges();
         let sum = match result {
             Ok(outcome) => {
                 *shared.last_end.lock().await = Some(End::with_sum(round_id));
-                finish(shared, account, round, params, outcome, seconds).await?;
-                true
+                let after_advertise: f64 = seconds.iter().skip(1).map(|(_, seconds)| seconds).sum();
+                *shared.pace.lock().unwrap_or_else(PoisonError::into_inner) =
+                    Duration::try_from_secs_f64(after_advertise).ok();
+                finish(shared, account, round, params, outcome, seconds).await?
             }
             Err(abort) => {
                 tracing::warn!(round, reason = %abort, "round aborted");
@@ -192,6 +341,35 @@ async fn play(shared: &Shared, account: &mut Option<Account>) -> Result<bool, Co
         };
         shared.changed();
         return Ok(sum);
+    }
+}
+
+/// Ends the round at hand without a sum, for another reason than the protocol's.
+async fn end_early(
+    shared: &Shared,
+    round: u64,
+    round_id: RoundId,
+    reason: &str,
+    code: &'static str,
+    skip_to: Option<u64>,
+) -> Result<(), StoreError> {
+    tracing::warn!(round, reason, "round aborted");
+    reset_gauges();
+    if let Some(number) = skip_to {
+        shared.store.raise_round_floor(&shared.config.task.name, number - 1).await?;
+    }
+    shared.store.abort_round(round_id, reason).await?;
+    counter!("unisono_rounds_total", "result" => code).increment(1);
+    *shared.last_end.lock().await = Some(End { round_id, gave_sum: false, reason: reason.to_owned() });
+    shared.emit(Event::RoundAborted { round, reason: reason.to_owned(), suspects: Vec::new() });
+    shared.changed();
+    Ok(())
+}
+
+/// Between rounds no phase is at hand.
+fn reset_gauges() {
+    for name in ["unisono_phase_answered", "unisono_phase_expected", "unisono_phase_late"] {
+        gauge!(name).set(0.0);
     }
 }
 
@@ -220,46 +398,120 @@ async fn record_suspects(
     Ok(())
 }
 
+/// What comes after waiting in a phase.
+enum Next {
+    /// The phase is closed.
+    Close,
+    /// The round ends without a sum.
+    End { reason: String, code: &'static str, skip_to: Option<u64>, order: Option<Order> },
+}
+
 /// Waits until the phase may be closed: everybody has answered, its time is over, or the grace for stragglers is. Phase 0 also
-/// waits for `n_min` clients, unless some are suspended: then the round ends, so that their time passes.
-async fn wait(shared: &Shared) {
-    let (phase, limit) = match &*shared.stage.lock().await {
+/// waits for `n_min` clients, unless some are suspended: then the round ends, so that their time passes. It ends as well when an
+/// operator says so, and when as many devices as are needed are in later rounds already: this coordinator's state went back.
+async fn wait(shared: &Shared) -> Next {
+    let began = tokio::time::Instant::now();
+    let (number, phase, remaining, back) = match &*shared.stage.lock().await {
         Stage::Running(active) => {
-            let deadlines = active.server().params().wire.deadlines.unwrap_or_default();
             let phase = active.server().phase();
-            (phase, Duration::from_millis(phase.deadline_ms(&deadlines)))
+            let limit =
+                Duration::from_millis(phase.deadline_ms(&active.server().params().wire.deadlines.unwrap_or_default()));
+            let back = active.interrupted.then(|| began + RECONNECT.min(limit));
+            (active.number, phase, active.remaining(phase), back.unwrap_or(began))
         }
-        _ => return,
+        _ => return Next::Close,
     };
     gauge!("unisono_phase").set(f64::from(phase as u32));
     let grace = shared.config.round.straggler_grace_ms.map(Duration::from_millis);
-    let mut deadline = tokio::time::Instant::now() + limit;
-    let mut graced = false;
+    let mut deadline = (began + remaining).max(back);
+    let (mut graced, mut report) = (false, began + REPORT_EVERY);
     loop {
-        let late = tokio::time::Instant::now() >= deadline;
-        let accepted = shared.accepted.notified();
+        let now = tokio::time::Instant::now();
+        let late = now >= deadline;
+        let (accepted, given) = (shared.accepted.notified(), shared.orders.given.notified());
+        if let Some(order) = shared.orders.take()
+            && let Some(end) = ordered(order, number)
+        {
+            return end;
+        }
+        let devices = shared.asked.count();
         match &*shared.stage.lock().await {
             Stage::Running(active) => {
                 let server = active.server();
-                let enough =
-                    phase != Phase::Advertise || server.progress().answered >= server.params().wire.n_min as usize;
+                let (Progress { answered, expected }, n_min) = (server.progress(), server.params().wire.n_min as usize);
+                gauge!("unisono_phase_answered").set(answered as f64);
+                gauge!("unisono_phase_expected").set(expected as f64);
+                gauge!("unisono_phase_late").set(f64::from(u8::from(late)));
+                let enough = phase != Phase::Advertise || answered >= n_min;
                 if (late && (enough || server.suspends())) || tokio::task::block_in_place(|| server.ready()) {
-                    return;
+                    return Next::Close;
+                }
+                if now >= report {
+                    report = now + REPORT_EVERY;
+                    let (waiting, ahead) = (devices.waiting, devices.ahead);
+                    let open_for = began.elapsed().as_secs();
+                    if ahead > 0 {
+                        let highest = devices.highest;
+                        tracing::warn!(
+                            round = number,
+                            ahead,
+                            highest,
+                            "devices are ahead: if this state went back, `unisono admin skip-to-round` mends it"
+                        );
+                    }
+                    tracing::info!(round = number, %phase, answered, expected, n_min, late, open_for, waiting, ahead, "phase is open");
+                }
+                if late && let Some(end) = jump(shared, number, n_min.saturating_sub(answered)) {
+                    return end;
                 }
                 if let Some(grace) = grace.filter(|_| !graced && as_promised(server)) {
                     graced = true;
-                    deadline = deadline.min(tokio::time::Instant::now() + grace);
+                    deadline = deadline.min(now.max(back) + grace);
                     continue;
                 }
             }
-            _ => return,
+            _ => return Next::Close,
         }
-        if late {
-            accepted.await;
-        } else {
-            let _ = tokio::time::timeout_at(deadline, accepted).await;
+        let tick = if late { now + LATE_TICK } else { deadline };
+        tokio::select! {
+            () = accepted => {}
+            () = given => {}
+            () = tokio::time::sleep_until(tick.min(report)) => {}
         }
     }
+}
+
+/// What an operator's order makes of the round at hand; one that can't be carried out is answered here.
+fn ordered(order: Order, number: u64) -> Option<Next> {
+    let (reason, code, skip_to) = match order.what {
+        What::Abort => ("an operator aborted it".to_owned(), "operator", None),
+        What::SkipTo(to) if to > number => (format!("an operator skipped to round {to}"), "operator", Some(to)),
+        What::SkipTo(to) => {
+            order.done(Err(format!("round {to} is not above round {number}, which is at hand")));
+            return None;
+        }
+    };
+    Some(Next::End { reason, code, skip_to, order: Some(order) })
+}
+
+/// When phase 0 is over and `needed` devices are missing, while as many are in later rounds already: on with their number.
+fn jump(shared: &Shared, number: u64, needed: usize) -> Option<Next> {
+    let most = shared.config.task.max_round_jump;
+    let to = shared.asked.jump(needed, most).filter(|&to| to > number)?;
+    let devices = shared.asked.count();
+    counter!("unisono_round_jumps_total").increment(1);
+    let reason = format!(
+        "{} devices are ahead of this coordinator, whose state went back (a restored backup?): on with round {to}",
+        devices.ahead
+    );
+    tracing::error!(
+        round = number,
+        to,
+        ahead = devices.ahead,
+        highest = devices.highest,
+        "the state went back; skipping rounds"
+    );
+    Some(Next::End { reason, code: "behind", skip_to: Some(to), order: None })
 }
 
 /// Whether as many clients have answered as the assumed drop-out fraction leaves of those who may.
@@ -269,68 +521,148 @@ fn as_promised(server: &Server) -> bool {
     answered as f64 + 1e-9 >= promised && answered >= server.params().wire.n_min as usize
 }
 
-/// Applies a sum to the model, and records both.
+/// Why a sum is not used.
+#[derive(Debug, thiserror::Error)]
+enum Unused {
+    #[error("it can't be decoded: {0}")]
+    Decode(#[from] EncodingError),
+    #[error("it is none of honest updates: {0}")]
+    Implausible(#[from] Implausible),
+    #[error("the model that it gives is none: {0}")]
+    Model(#[from] ModelError),
+    #[error("the model that it gives has elements that are no finite numbers")]
+    NotFinite,
+    #[error("what it is applied to is lost: {0}")]
+    Base(String),
+}
+
+impl Unused {
+    /// A short name for metrics, stable over versions.
+    fn code(&self) -> &'static str {
+        match self {
+            Self::Decode(EncodingError::ZeroWeight { .. }) => "zero_weight",
+            Self::Decode(_) => "undecodable_sum",
+            Self::Implausible(implausible) => implausible.code(),
+            Self::Model(_) | Self::NotFinite => "model",
+            Self::Base(_) => "base_model",
+        }
+    }
+}
+
+/// What a sum gives.
+struct Applied {
+    aggregate: Aggregate,
+    model: Vec<u8>,
+    moments: Option<Vec<u8>>,
+}
+
+/// Decodes a sum and applies it to the model. Nothing that devices can send is an error of the coordinator.
+async fn apply(
+    shared: &Shared,
+    params: &RoundParams,
+    outcome: &Outcome,
+) -> Result<Result<Applied, Unused>, StoreError> {
+    let survivors = outcome.survivors.len() as u32;
+    let aggregate = tokio::task::block_in_place(|| {
+        let aggregate = params.quantiser.decode(&outcome.sum, params.wire.dimension as usize, survivors)?;
+        plausible::check(&params.quantiser, shared.config.quantiser.min_weight, &aggregate, survivors)?;
+        Ok::<_, Unused>(aggregate)
+    });
+    let aggregate = match aggregate {
+        Ok(aggregate) => aggregate,
+        Err(unused) => return Ok(Err(unused)),
+    };
+    let (task, base) = (&shared.config.task.name, params.wire.model_version);
+    let model = match stored_model(shared, base).await {
+        Ok((model, _)) => model,
+        Err(CoordinatorError::Store(error)) if error.may_pass() => return Err(error),
+        Err(error) => return Ok(Err(Unused::Base(error.to_string()))),
+    };
+    let moments = shared.store.get_moments(task, base).await?;
+    let step = || {
+        let mut moments = read_moments(moments).map_err(|error| Unused::Base(error.to_string()))?;
+        let values = learning::step(&shared.config.optimizer, &mut moments, model.values(), &aggregate.mean);
+        if !values.iter().chain(&moments.first).chain(&moments.second).all(|x| x.is_finite()) {
+            return Err(Unused::NotFinite);
+        }
+        let model = model.with_values(values)?.to_safetensors()?;
+        Ok((model, write_moments(&moments)?))
+    };
+    let stepped = tokio::task::block_in_place(step);
+    Ok(stepped.map(|(model, moments)| Applied { aggregate, model, moments }))
+}
+
+/// Applies a sum to the model, and records both; whether it was used. One that is not ends its round, and training goes on.
 async fn finish(
     shared: &Shared,
     account: &mut Option<Account>,
     round: u64,
-    params: Arc<unisono_protocol::params::RoundParams>,
+    params: Arc<RoundParams>,
     outcome: Outcome,
     seconds: Vec<(Phase, f64)>,
-) -> Result<(), CoordinatorError> {
+) -> Result<bool, CoordinatorError> {
     let task = &shared.config.task.name;
     log_reports(round, &outcome.reports);
     for misdealt in &outcome.misdealt {
         tracing::warn!(round, what = misdealt.code(), "{misdealt}; there is a sum all the same");
     }
     record_suspects(shared, round, &outcome.suspects(), "sum").await?;
-    let survivors = outcome.survivors.len() as u32;
-    let dimension = params.wire.dimension as usize;
-    let aggregate = params.quantiser.decode(&outcome.sum, dimension, survivors);
-    let aggregate = aggregate.map_err(|source| CoordinatorError::Decode { round, source })?;
-
-    let base = params.wire.model_version;
-    let (model, _) = stored_model(shared, base).await?;
-    let mut moments = read_moments(shared.store.get_moments(task, base).await?)?;
-    let values = learning::step(&shared.config.optimizer, &mut moments, model.values(), &aggregate.mean);
-    let model = model.with_values(values)?.to_safetensors()?;
-    let model_version = base + 1;
-    shared.store.put_model(task, model_version, model.clone(), write_moments(&moments)?).await?;
-    let finished = FinishedRound {
-        round_id: params.round_id,
-        model_version,
-        cohort: outcome.cohort.len() as u32,
-        survivors,
-        metrics: aggregate.metrics.clone(),
+    let (cohort, survivors) = (outcome.cohort.len() as u32, outcome.survivors.len() as u32);
+    let applied = apply(shared, &params, &outcome).await?;
+    // Learned is learned, whether it is used or not.
+    let privacy = |account: &mut Option<Account>| {
+        let spent = account.as_mut().map(|account| account.add(&params, survivors, cohort))?;
+        gauge!("unisono_privacy_epsilon").set(spent.total_epsilon);
+        let (epsilon, total_epsilon, delta) = (spent.epsilon, spent.total_epsilon, spent.delta);
+        tracing::info!(round, epsilon, total_epsilon, delta, "privacy spent");
+        Some(spent)
     };
+    let Applied { aggregate, model, moments } = match applied {
+        Ok(applied) => applied,
+        Err(unused) => {
+            let reason = format!("the sum is not used: {unused}");
+            tracing::error!(round, survivors, cohort, code = unused.code(), %reason, "round ended");
+            shared.store.discard_round(params.round_id, &reason, cohort, survivors).await?;
+            counter!("unisono_rounds_total", "result" => unused.code()).increment(1);
+            privacy(account);
+            shared.emit(Event::RoundAborted { round, reason, suspects: Vec::new() });
+            return Ok(false);
+        }
+    };
+    let model_version = params.wire.model_version + 1;
+    shared.store.put_model(task, model_version, model.clone(), moments).await?;
+    let metrics = aggregate.metrics.clone();
+    let finished = FinishedRound { round_id: params.round_id, model_version, cohort, survivors, metrics };
     shared.store.finish_round(&finished).await?;
     counter!("unisono_rounds_total", "result" => "sum").increment(1);
     let metrics: Vec<String> = shared.config.metrics.iter().zip(&aggregate.metrics).map(named).collect();
-    tracing::info!(round, survivors, cohort = finished.cohort, model_version, ?metrics, "round finished");
-    let privacy = account.as_mut().map(|account| account.add(&params, survivors, finished.cohort));
-    if let Some(spent) = privacy {
-        gauge!("unisono_privacy_epsilon").set(spent.total_epsilon);
-        let noise_deviation = aggregate.noise_deviation;
-        let (epsilon, total_epsilon, delta) = (spent.epsilon, spent.total_epsilon, spent.delta);
-        tracing::info!(round, epsilon, total_epsilon, delta, noise_deviation, "privacy spent");
-    }
+    tracing::info!(
+        round,
+        survivors,
+        cohort,
+        model_version,
+        noise_deviation = aggregate.noise_deviation,
+        ?metrics,
+        "round finished"
+    );
+    let privacy = privacy(account);
     let result = RoundResult { round, params, outcome, aggregate, model_version, model, seconds, privacy };
     shared.emit(Event::RoundFinished(Arc::new(result)));
-    Ok(())
+    Ok(true)
 }
 
 fn named((metric, value): (&crate::config::Metric, &f32)) -> String {
     format!("{}={value:.4}", metric.name)
 }
 
-fn read_moments(bytes: Option<Vec<u8>>) -> Result<Moments, CoordinatorError> {
+fn read_moments(bytes: Option<Vec<u8>>) -> Result<Moments, ModelError> {
     let Some(bytes) = bytes else { return Ok(Moments::default()) };
     let stored = Model::from_safetensors(&bytes)?;
     let part = |name| stored.tensor(name).map(|(_, values)| values.to_vec()).unwrap_or_default();
     Ok(Moments { first: part("first"), second: part("second") })
 }
 
-fn write_moments(moments: &Moments) -> Result<Option<Vec<u8>>, CoordinatorError> {
+fn write_moments(moments: &Moments) -> Result<Option<Vec<u8>>, ModelError> {
     if moments.first.is_empty() {
         return Ok(None);
     }

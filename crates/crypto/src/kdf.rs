@@ -100,6 +100,8 @@ pub mod label {
         SIG_ROSTER = "sig-roster";
         /// Signature on round parameters.
         SIG_ROUND_PARAMS = "sig-round-params";
+        /// Signature of a publisher on a round's base model.
+        SIG_BASE_MODEL = "sig-base-model";
         /// Signature on a cohort.
         SIG_COHORT = "sig-cohort";
         /// Signature on an advert.
@@ -118,6 +120,8 @@ pub mod label {
         SIG_GRANT = "sig-grant";
         /// Signature on a client's request outside a round.
         SIG_CLIENT_REQUEST = "sig-client-request";
+        /// Signature on a coordinator's word that a task is finished.
+        SIG_TASK_FINISHED = "sig-task-finished";
         /// Merkle tree of a roster.
         TREE_ROSTER = "tree-roster";
         /// Merkle tree of a cohort's adverts.

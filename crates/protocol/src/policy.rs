@@ -5,12 +5,16 @@ use std::collections::BTreeMap;
 use crate::degree::{self, SecurityMode};
 use crate::ids::CohortId;
 use crate::params::{RoundParams, SUITE_V1};
+use crate::privacy::Accountant;
 
 /// The differential privacy that a device demands.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct PrivacyDemand {
     /// Largest epsilon of one round, by what its parameters promise at the least (zero-out adjacency).
     pub max_epsilon: f64,
+    /// Largest epsilon of all rounds of a task together, at the same delta; `None`: no limit. A round without noise that this device
+    /// took part in before exceeds any.
+    pub max_total_epsilon: Option<f64>,
     /// The delta for which epsilon is computed, above 0 and below 1.
     pub delta: f64,
 }
@@ -41,6 +45,9 @@ pub struct Policy {
     pub min_roster_epoch: u64,
     /// Oldest base model.
     pub min_model_version: u64,
+    /// Whether a base model must be signed by a publisher that the roster names. A coordinator that chooses base models freely can
+    /// make one whose updates tell single examples (docs/security.md). It helps where the coordinator does not hold the publisher's key.
+    pub signed_base_model: bool,
     /// Shortest time between two masked inputs for one task, in seconds. A coordinator that runs many rounds learns more from the
     /// differences of their sums.
     pub min_interval_s: u64,
@@ -70,6 +77,7 @@ impl Default for Policy {
             allow_semi_honest: false,
             min_roster_epoch: 0,
             min_model_version: 0,
+            signed_base_model: false,
             min_interval_s: 10,
             max_rounds: None,
             min_honest: 2,
@@ -145,7 +153,7 @@ impl Policy {
                 "min_model_version",
             );
         }
-        if let Some(PrivacyDemand { max_epsilon, delta }) = self.privacy {
+        if let Some(PrivacyDemand { max_epsilon, delta, .. }) = self.privacy {
             let limit = format!("{max_epsilon} at delta = {delta}");
             let Some(guarantee) = params.guarantee() else {
                 return refuse("the round's noise for differential privacy", &"absent", &limit, "privacy.max_epsilon");
@@ -156,10 +164,32 @@ impl Policy {
                 return refuse("the round's epsilon", &format!("{epsilon:.4}"), &limit, "privacy.max_epsilon");
             }
         }
-        let Some(TaskEntry { round, spent, .. }) = entry else { return Ok(()) };
-        let limit = round.saturating_add(MAX_ROUND_JUMP);
-        if wire.round > limit {
+        if let Some(TaskEntry { round, .. }) = entry
+            && wire.round > round.saturating_add(MAX_ROUND_JUMP)
+        {
+            let limit = round.saturating_add(MAX_ROUND_JUMP);
             return refuse("the round's number", &wire.round, &limit, "the record's last round");
+        }
+        self.check_budget(params, &entry.map(|entry| entry.spent.clone()).unwrap_or_default(), now)
+    }
+
+    /// Compares what the rounds of a task would have cost with this one with the limits over rounds. `now` is Unix time in seconds.
+    /// It is asked before a round is joined, and again before the masked input leaves.
+    ///
+    /// # Errors
+    /// [`PolicyRefusal`] for the first limit that is crossed.
+    pub fn check_budget(&self, params: &RoundParams, spent: &Spent, now: u64) -> Result<(), PolicyRefusal> {
+        let refuse = |what, value: &dyn ToString, limit: &dyn ToString, setting| {
+            Err(PolicyRefusal { what, value: value.to_string(), limit: limit.to_string(), setting })
+        };
+        if let Some(PrivacyDemand { max_total_epsilon: Some(limit), delta, .. }) = self.privacy {
+            let total = spent.after(params, now).epsilon(delta);
+            let within = total <= limit;
+            if !within {
+                let (value, limit) = (format!("{total:.4}"), format!("{limit} at delta = {delta}"));
+                let what = "the epsilon of this device's rounds in the task";
+                return refuse(what, &value, &limit, "privacy.max_total_epsilon");
+            }
         }
         if self.max_rounds.is_some_and(|max_rounds| spent.rounds >= max_rounds) {
             let limit = self.max_rounds.unwrap_or_default();
@@ -185,12 +215,29 @@ pub struct Spent {
     pub rounds: u64,
     /// When it last did, Unix time in seconds; 0 before the first.
     pub last_at: u64,
+    /// Those of the rounds that had no noise.
+    pub unprotected: u64,
+    /// The divergences of those that had.
+    pub account: Accountant,
 }
 
 impl Spent {
     /// With one more round, masked for at `now` (Unix time in seconds). A clock that was set back does not make it earlier.
-    pub fn after(before: &Self, _params: &RoundParams, now: u64) -> Self {
-        Self { rounds: before.rounds.saturating_add(1), last_at: before.last_at.max(now) }
+    #[must_use]
+    pub fn after(&self, params: &RoundParams, now: u64) -> Self {
+        let mut spent = self.clone();
+        spent.rounds = spent.rounds.saturating_add(1);
+        spent.last_at = spent.last_at.max(now);
+        match params.guarantee() {
+            Some(guarantee) => spent.account.add(&guarantee, 1),
+            None => spent.unprotected = spent.unprotected.saturating_add(1),
+        }
+        spent
+    }
+
+    /// Epsilon of all rounds together at `delta` (section 12); infinite after a round without noise.
+    pub fn epsilon(&self, delta: f64) -> f64 {
+        if self.unprotected > 0 { f64::INFINITY } else { self.account.epsilon(delta) }
     }
 }
 

@@ -135,7 +135,15 @@ impl Head {
         const WHAT: &str = "roster head";
         let wire: proto::RosterHead = signed::verify(head, label::SIG_ROSTER, Some(registrar), WHAT)?;
         let keys = |keys: &[Vec<u8>]| -> Result<Vec<VerifyingKey>, SignedError> {
-            keys.iter().map(|key| VerifyingKey::from_bytes(key).map_err(|e| SignedError::malformed(WHAT, e))).collect()
+            let key = |bytes: &Vec<u8>| {
+                let key = VerifyingKey::from_bytes(bytes).map_err(|e| SignedError::malformed(WHAT, e))?;
+                if key.level() != Level::L65 {
+                    let why = "a coordinator's or publisher's key is Ed25519 + ML-DSA-65";
+                    return Err(SignedError::malformed(WHAT, why));
+                }
+                Ok(key)
+            };
+            keys.iter().map(key).collect()
         };
         Ok(Self {
             epoch: wire.epoch,

@@ -191,7 +191,7 @@ impl Shape<'_> {
             publisher_keys: Vec::new(),
         };
         let roster_head = self.malicious.then(|| self.signed(&head, Level::L65));
-        proto::RoundOffer { params: Some(self.signed(&params, Level::L65)), roster_head }.encoded_len() as u64
+        proto::RoundOffer { params: Some(self.signed(&params, Level::L65)), roster_head, base_model: None }.encoded_len() as u64
     }
 
     fn advert(&self) -> Signed {

@@ -165,7 +165,7 @@ impl Client {
 #[pymethods]
 impl Client {
     #[new]
-    #[pyo3(signature = (endpoint, task, keys, trainer, *, registrar_key=None, policy=None, state_dir=None, max_failures=10))]
+    #[pyo3(signature = (endpoint, task, keys, trainer, *, registrar_key=None, policy=None, state_dir=None, max_failures=None))]
     #[allow(clippy::too_many_arguments)] // arguments of a Python constructor
     fn new(
         py: Python<'_>,
@@ -176,7 +176,7 @@ impl Client {
         registrar_key: Option<&[u8]>,
         policy: Option<&Policy>,
         state_dir: Option<PathBuf>,
-        #[pyo3(from_py_with = named::max_failures)] max_failures: u64,
+        #[pyo3(from_py_with = named::max_failures)] max_failures: Option<u64>,
     ) -> PyResult<Self> {
         if !trainer.bind(py).is_callable() {
             let kind = trainer.bind(py).get_type().name()?;
@@ -185,7 +185,10 @@ impl Client {
             )));
         }
         let keys = keyfile::DeviceKeys::from_text(&keys.keys.to_text()).map_err(errors::key_file)?;
-        let mut builder = sdk::Client::builder(endpoint, task, keys).max_failures(max_failures);
+        let mut builder = sdk::Client::builder(endpoint, task, keys);
+        if let Some(rounds) = max_failures {
+            builder = builder.max_failures(rounds);
+        }
         if let Some(key) = registrar_key {
             builder = builder.registrar(verifying_key(key)?);
         }

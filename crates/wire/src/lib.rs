@@ -18,6 +18,8 @@ pub const FILE_CHUNK_LEN: usize = 256 << 10;
 pub const MAX_WAIT_MS: u64 = 20_000;
 /// Metadata key under which an error carries its short stable name.
 pub const REASON_KEY: &str = "unisono-reason";
+/// Metadata key under which an error says when to come back, in milliseconds from now.
+pub const RETRY_AFTER_KEY: &str = "unisono-retry-after-ms";
 
 impl From<Phase> for proto::RoundPhase {
     fn from(phase: Phase) -> Self {

@@ -70,6 +70,14 @@ pub struct Task {
     /// Pause after a round that was aborted, in milliseconds.
     #[serde(default = "default_pause")]
     pub pause_after_abort_ms: u64,
+    /// Largest step by which round numbers are raised at once when so many devices are in later rounds that none can be had without
+    /// them, as after a restored backup; 0: never.
+    #[serde(default = "max_round_jump")]
+    pub max_round_jump: u64,
+}
+
+fn max_round_jump() -> u64 {
+    10_000
 }
 
 fn default_pause() -> u64 {
@@ -172,6 +180,9 @@ pub struct Quantiser {
     pub l2_clip: Option<f32>,
     /// Largest weight of a client.
     pub max_weight: f32,
+    /// Smallest weight that the trainers give; a sum with less than it for each client is not used. 0: not known.
+    #[serde(default)]
+    pub min_weight: f32,
     /// How scaled values are rounded.
     #[serde(default = "stochastic")]
     pub rounding: Rounding,

@@ -23,6 +23,13 @@ impl Config {
         if self.task.rounds == 0 {
             return setting("task.rounds", &0, "1 or more");
         }
+        let (min, max) = (self.quantiser.min_weight, self.quantiser.max_weight);
+        if !(min >= 0.0 && (min <= max || max.is_nan())) {
+            return setting("quantiser.min_weight", &min, "0 to quantiser.max_weight");
+        }
+        if self.task.max_round_jump > 1 << 32 {
+            return setting("task.max_round_jump", &self.task.max_round_jump, "0 to 4294967296");
+        }
         if let Err((name, got, allowed)) = self.optimizer.check() {
             return setting(name, &got, allowed);
         }

@@ -7,9 +7,11 @@
 //! avoided: when SQLite has undone one on its own account, as on a full disk, sqlx 0.9 goes on as if it were open, and later
 //! ones become parts of it that are never committed.
 
+mod backup;
 mod blobs;
 mod releases;
 mod rounds;
+mod tasks;
 
 use std::fs::File;
 use std::path::Path;
@@ -23,6 +25,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, S
 use tokio_stream::StreamExt;
 use unisono_protocol::RoundId;
 
+pub use backup::{BackupError, backup};
 pub use releases::StoredRelease;
 pub use rounds::{Event, FinishedRound, OpenRound};
 
@@ -80,6 +83,9 @@ CREATE TABLE IF NOT EXISTS releases (
     model_id TEXT NOT NULL, version INTEGER NOT NULL, header_hash BLOB NOT NULL UNIQUE, wrapped_key BLOB NOT NULL,
     model_version INTEGER NOT NULL, PRIMARY KEY (model_id, version)
 );
+CREATE TABLE IF NOT EXISTS tasks (task TEXT PRIMARY KEY, round_floor INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS replay_failures (round_id BLOB PRIMARY KEY, reason TEXT NOT NULL, times INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS roster_epochs (registrar BLOB PRIMARY KEY, epoch INTEGER NOT NULL);
 ";
 
 /// Database and blobs of one coordinator.
@@ -188,7 +194,7 @@ mod tests {
         let store = Store::open(folder.path()).await.unwrap();
         let round = RoundId([7; 32]);
         store.insert_round(round, "task", 1, b"parameters", None).await.unwrap();
-        let events = [Event::Message(vec![1; 20_000], 5), Event::Close];
+        let events = [Event::Message(vec![1; 20_000], 5), Event::Close(9)];
         limit(&store, 1).await;
         for _ in 0..5 {
             let error = store.append_events(round, 0, &events[..1]).await.unwrap_err();
@@ -208,6 +214,33 @@ mod tests {
         assert!(store.open_round("task").await.unwrap().is_none());
         let left: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM events").fetch_one(&store.db).await.unwrap();
         assert_eq!(left, 0);
+    }
+
+    #[tokio::test]
+    async fn floors_and_failures_are_there_after_a_restart() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).await.unwrap();
+        let round = RoundId([7; 32]);
+        store.insert_round(round, "task", 3, b"parameters", None).await.unwrap();
+        assert_eq!(store.last_round_number("task").await.unwrap(), 3);
+        for (floor, last) in [(2, 3), (9, 9), (5, 9)] {
+            store.raise_round_floor("task", floor).await.unwrap();
+            assert_eq!(store.last_round_number("task").await.unwrap(), last);
+        }
+        assert_eq!(store.last_round_number("another").await.unwrap(), 0);
+        assert_eq!(store.count_replay_failure(round, "one").await.unwrap(), 1);
+        store.close().await;
+        drop(store);
+        let store = Store::open(folder.path()).await.unwrap();
+        assert_eq!(store.last_round_number("task").await.unwrap(), 9);
+        assert_eq!(store.count_replay_failure(round, "one").await.unwrap(), 2);
+        assert_eq!(store.count_replay_failure(round, "another").await.unwrap(), 1, "in another way");
+        // A sum that was learned and not used counts for privacy, and is no successful round.
+        store.discard_round(round, "implausible", 5, 4).await.unwrap();
+        assert!(store.open_round("task").await.unwrap().is_none());
+        assert_eq!(store.discarded_rounds("task").await.unwrap(), 1);
+        assert_eq!(store.finished_params("task").await.unwrap(), [(b"parameters".to_vec(), 5, 4)]);
+        assert!(store.finished_rounds("task").await.unwrap().is_empty());
     }
 
     #[tokio::test]

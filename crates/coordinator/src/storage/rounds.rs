@@ -14,8 +14,8 @@ pub enum Event {
     Message(Vec<u8>, u64),
     /// A complete upload, whose chunks are among the blobs.
     Upload(ClientId),
-    /// The phase was closed.
-    Close,
+    /// The phase was closed, at that Unix time in milliseconds: the next one began.
+    Close(u64),
 }
 
 /// A round whose end is not recorded.
@@ -69,13 +69,17 @@ impl Store {
         Ok(())
     }
 
-    /// Highest number of a round of `task`; 0 before the first.
+    /// Highest number of a round of `task`, or the number to which [`Self::raise_round_floor`] has set it, whichever is larger; 0
+    /// before the first.
     ///
     /// # Errors
     /// [`StoreError::Database`].
     pub async fn last_round_number(&self, task: &str) -> Result<u64, StoreError> {
-        let row = sqlx::query("SELECT COALESCE(MAX(number), 0) FROM rounds WHERE task = ?").bind(task);
-        Ok(row.fetch_one(&self.db).await?.try_get::<i64, _>(0)? as u64)
+        let row = sqlx::query(
+            "SELECT MAX(COALESCE((SELECT MAX(number) FROM rounds WHERE task = ?1), 0),
+                        COALESCE((SELECT round_floor FROM tasks WHERE task = ?1), 0))",
+        );
+        Ok(row.bind(task).fetch_one(&self.db).await?.try_get::<i64, _>(0)? as u64)
     }
 
     /// The round of `task` whose end is not recorded.
@@ -110,7 +114,7 @@ impl Store {
                 let (kind, body, at) = match event {
                     Event::Message(bytes, at) => (0, bytes.clone(), *at),
                     Event::Upload(client) => (1, client.to_vec(), 0),
-                    Event::Close => (2, Vec::new(), 0),
+                    Event::Close(at) => (2, Vec::new(), *at),
                 };
                 let row = row.push_bind(round_id.to_vec()).push_bind(seq as i64);
                 row.push_bind(kind).push_bind(body).push_bind(at as i64);
@@ -170,6 +174,38 @@ impl Store {
         self.delete_folder(&BlobPath::from_iter(["uploads", &round_id.to_string()])).await
     }
 
+    /// Records the end of a round whose sum was learned and not used, and forgets what it accepted. For privacy it counts.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn discard_round(
+        &self,
+        round_id: RoundId,
+        reason: &str,
+        cohort: u32,
+        survivors: u32,
+    ) -> Result<(), StoreError> {
+        sqlx::query(
+            "UPDATE rounds SET state = 'discarded', reason = ?, roster = NULL, cohort = ?, survivors = ? WHERE round_id = ?",
+        )
+        .bind(reason)
+        .bind(cohort)
+        .bind(survivors)
+        .bind(round_id.to_vec())
+        .execute(&self.db)
+        .await?;
+        self.delete_folder(&BlobPath::from_iter(["uploads", &round_id.to_string()])).await
+    }
+
+    /// Number of rounds of `task` whose sums were learned and not used.
+    ///
+    /// # Errors
+    /// [`StoreError::Database`].
+    pub async fn discarded_rounds(&self, task: &str) -> Result<u64, StoreError> {
+        let row = sqlx::query("SELECT COUNT(*) FROM rounds WHERE task = ? AND state = 'discarded'").bind(task);
+        Ok(row.fetch_one(&self.db).await?.try_get::<i64, _>(0)? as u64)
+    }
+
     /// Records a successful round, whose model was put before, and forgets what it accepted.
     ///
     /// # Errors
@@ -215,13 +251,15 @@ impl Store {
         rows.iter().map(read).collect()
     }
 
-    /// Encoded `RoundParams`, cohort and survivors of the successful rounds of `task` in order.
+    /// Encoded `RoundParams`, cohort and survivors of the rounds of `task` whose sums were learned, in order; also of those whose
+    /// sums were not used.
     ///
     /// # Errors
     /// [`StoreError::Database`].
     pub async fn finished_params(&self, task: &str) -> Result<Vec<(Vec<u8>, u32, u32)>, StoreError> {
         let rows = sqlx::query(
-            "SELECT params, cohort, survivors FROM rounds WHERE task = ? AND state = 'finished' ORDER BY number",
+            "SELECT params, cohort, survivors FROM rounds
+             WHERE task = ? AND state IN ('finished', 'discarded') ORDER BY number",
         )
         .bind(task)
         .fetch_all(&self.db)
@@ -238,7 +276,7 @@ fn read_event(row: &SqliteRow) -> Result<Event, StoreError> {
             let client = ClientId::from_slice(&body);
             Ok(Event::Upload(client.ok_or_else(|| StoreError::Damaged("an upload names no client".into()))?))
         }
-        2 => Ok(Event::Close),
+        2 => Ok(Event::Close(at as u64)),
         _ => Err(StoreError::Damaged(format!("an event is of kind {kind}: made by a newer version?"))),
     }
 }

@@ -5,12 +5,12 @@
 //! secrets shared in two cohorts, two inputs under the same masks, or shares revealed for two sets of survivors would give
 //! away an input.
 
-use super::ClientError;
 use super::mask::Participant;
+use super::{ClientError, Round};
 use crate::cohort::Cohort;
 use crate::pairwise;
 use crate::params::RoundParams;
-use crate::policy::{ParticipationRecord, Spent, TaskEntry};
+use crate::policy::{ParticipationRecord, TaskEntry};
 
 /// Refuses a round that is not above the last one in which this device shared its keys.
 pub(super) fn refuse_old(params: &RoundParams, entry: Option<&TaskEntry>) -> Result<(), ClientError> {
@@ -60,17 +60,19 @@ fn entry_of(
 /// Records the round as spent: an input masked for the set with hash `sharers` is about to leave. Once a round, also for the
 /// same set: a second input under the same masks would give away the difference.
 pub(super) fn spend(
-    params: &RoundParams,
+    round: &Round,
     cohort: &Cohort,
     sharers: [u8; 32],
     record: &mut dyn ParticipationRecord,
     now: u64,
 ) -> Result<(), ClientError> {
+    let params = &round.params;
     let entry = entry_of(params, cohort, record)?;
     if entry.masked_for.is_some() {
         return Err(ClientError::AlreadyMasked { task: params.wire.task.clone(), round: params.wire.round });
     }
-    let spent = Spent::after(&entry.spent, params, now);
+    round.policy.check_budget(params, &entry.spent, now)?;
+    let spent = entry.spent.after(params, now);
     let next = TaskEntry { masked_for: Some(sharers), spent, ..entry.clone() };
     Ok(record.replace(&params.wire.task, Some(&entry), next)?)
 }

@@ -60,6 +60,9 @@ pub enum ClientError {
         /// Epoch of the head.
         head: u64,
     },
+    /// This device's policy demands a base model that a publisher has signed.
+    #[error("this device's policy refuses the round's base model: {0} (set by `signed_base_model`)")]
+    UnsignedBaseModel(&'static str),
     /// No coordinator key of the roster verifies the parameters.
     #[error("the round's parameters are not signed by a coordinator that the roster names")]
     UntrustedCoordinator,

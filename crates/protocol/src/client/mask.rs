@@ -155,7 +155,7 @@ impl Shared {
             peers.push(peer);
         }
 
-        commit::spend(params, cohort, sharers, record, now)?;
+        commit::spend(round, cohort, sharers, record, now)?;
         input.apply_masks(&masks)?;
 
         let mut hasher = Hasher::new(label::UPLOAD);

@@ -106,8 +106,8 @@ struct Round {
     /// In malicious mode: the roster's head and the coordinator's key from it.
     authority: Option<(Arc<Head>, VerifyingKey)>,
     identity: Arc<Identity>,
-    /// Longest time for which this device keeps the round's secrets after it accepted the cohort, in seconds.
-    max_round_s: u64,
+    /// This device's limits; those over rounds and on time are asked again later.
+    policy: Arc<Policy>,
     /// What this device does not verify on its own, in a simulation.
     checks: Option<Arc<SharedChecks>>,
 }
@@ -149,7 +149,7 @@ impl Round {
     fn erase_at(&self, accepted_at: u64) -> u64 {
         let deadlines = self.params.wire.deadlines.unwrap_or_default();
         let left = Phase::ALL[1..].iter().fold(0u64, |sum, phase| sum.saturating_add(phase.deadline_ms(&deadlines)));
-        accepted_at.saturating_add((left / 1000).saturating_mul(2).saturating_add(60).min(self.max_round_s))
+        accepted_at.saturating_add((left / 1000).saturating_mul(2).saturating_add(60).min(self.policy.max_round_s))
     }
 
     fn refuse_late(&self, accepted_at: u64, now: u64) -> Result<(), ClientError> {
@@ -195,11 +195,14 @@ impl Joining {
         let entry = record.entry(&params.wire.task)?;
         commit::refuse_old(&params, entry.as_ref())?;
         trust.policy.check(&params, entry.as_ref(), now)?;
+        if trust.policy.signed_base_model {
+            offer::verify_base_model(offer, &params, authority.as_ref())?;
+        }
         if let Some((head, _)) = &authority {
             record.see_roster_epoch(head.epoch)?;
         }
-        let max_round_s = trust.policy.max_round_s;
-        Ok(Self { round: Round { params: Arc::new(params), authority, identity, max_round_s, checks: None } })
+        let policy = Arc::new(trust.policy.clone());
+        Ok(Self { round: Round { params: Arc::new(params), authority, identity, policy, checks: None } })
     }
 
     /// The accepted parameters.

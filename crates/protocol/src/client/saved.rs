@@ -19,7 +19,7 @@ use super::mask::{Masked, Participant, Peer, Shares};
 use super::session::State;
 use super::share::{Committee, Neighbour, Shared};
 use super::unmask::{Confirmed, Done};
-use super::{Advertised, ClientError, Identity, Round, Secrets, offer};
+use super::{Advertised, ClientError, Identity, Round, Secrets, Trust, offer};
 use crate::bitmap;
 use crate::cohort::{Advert, Cohort};
 use crate::graph::Graph;
@@ -76,10 +76,8 @@ struct Saved {
     committee: Vec<u64>,
     #[prost(uint64, tag = "15")]
     accepted_at: u64,
-    #[prost(uint64, tag = "16")]
-    max_round_s: u64,
     /// Always there, and last: bytes that are cut short have none.
-    #[prost(message, optional, tag = "17")]
+    #[prost(message, optional, tag = "16")]
     message: Option<ClientMessage>,
 }
 
@@ -131,7 +129,6 @@ impl Saved {
         saved.phase = phase;
         saved.message = Some(message.clone());
         saved.round_id = round.map_or_else(|| message.round_id.clone(), |round| round.params.round_id.to_vec());
-        saved.max_round_s = round.map_or(0, |round| round.max_round_s);
         saved
     }
 
@@ -254,13 +251,13 @@ pub(super) fn read(
     bytes: &[u8],
     offer: &proto::RoundOffer,
     identity: Arc<Identity>,
-    registrar: Option<&VerifyingKey>,
+    trust: &Trust,
 ) -> Result<(Arc<RoundParams>, State), ClientError> {
     let saved = damaged(Saved::decode(bytes).ok(), "the bytes are not a saved session")?;
-    let (params, authority) = offer::verify(offer, registrar)?;
+    let (params, authority) = offer::verify(offer, trust.registrar.as_ref())?;
     let params = Arc::new(params);
     let round =
-        Round { params: params.clone(), authority, identity, max_round_s: saved.max_round_s, checks: None };
+        Round { params: params.clone(), authority, identity, policy: Arc::new(trust.policy.clone()), checks: None };
     let message = damaged(saved.message.clone(), "its message is missing")?;
     let round_id = &params.round_id.0;
     if saved.round_id != round_id || message.round_id != round_id || message.client_id != round.identity.client_id.0 {

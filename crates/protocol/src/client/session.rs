@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use rand_core::CryptoRng;
 use unisono_crypto::ring::RingVector;
-use unisono_crypto::sign::VerifyingKey;
 use zeroize::Zeroizing;
 
 use super::checks::SharedChecks;
@@ -207,7 +206,7 @@ impl Session {
     }
 
     /// Reads what [`Self::save`] wrote. The offer is the one that the round began with; it is checked again. The policy was
-    /// asked when the round was joined; the record is asked by the next step.
+    /// asked when the round was joined, but for its limits over rounds; those, and the record, are asked by the next steps.
     ///
     /// # Errors
     /// [`ClientError::Saved`] for bytes that are not a saved session, or that of another round or device; any error about the offer.
@@ -215,9 +214,9 @@ impl Session {
         bytes: &[u8],
         offer: &RoundOffer,
         identity: Arc<Identity>,
-        registrar: Option<&VerifyingKey>,
+        trust: &Trust,
     ) -> Result<Self, ClientError> {
-        let (params, state) = saved::read(bytes, offer, identity, registrar)?;
+        let (params, state) = saved::read(bytes, offer, identity, trust)?;
         Ok(Self { params, state })
     }
 

@@ -1,6 +1,7 @@
 //! Whole rounds in memory, under a seeded scheduler: the result is the exact sum of the survivors or a typed error, never
 //! anything else.
 
+mod budget;
 mod liars;
 mod lying;
 mod network;

@@ -76,7 +76,7 @@ fn a_device_that_demands_privacy_refuses_less_and_says_which_limit() {
     let join = |wire: &proto::RoundParams, max_epsilon| {
         let server = open(wire);
         let mut device = Device::new(0, &server, 1);
-        device.trust.policy.privacy = Some(PrivacyDemand { max_epsilon, delta: 1e-5 });
+        device.trust.policy.privacy = Some(PrivacyDemand { max_epsilon, max_total_epsilon: None, delta: 1e-5 });
         device.join(server.offer())
     };
     let refusal = |result| match result {

@@ -1,6 +1,6 @@
 //! Devices that keep nothing but bytes between two messages.
 
-use unisono_protocol::client::{ClientError, Session};
+use unisono_protocol::client::{ClientError, Session, Trust};
 use unisono_protocol::proto::RoundOffer;
 use unisono_protocol::roster::Roster;
 use unisono_protocol::server::{Closed, Outcome, Server};
@@ -12,8 +12,7 @@ fn restart(device: &mut Device, offer: &RoundOffer) {
     let Some(session) = &device.session else { return };
     let saved = session.save().unwrap();
     let before = device.message().cloned();
-    let registrar = CAST.registrar.verifying_key();
-    let resumed = Session::resume(&saved, offer, device.identity.clone(), Some(&registrar)).unwrap();
+    let resumed = Session::resume(&saved, offer, device.identity.clone(), &device.trust).unwrap();
     device.session = Some(resumed);
     assert_eq!(device.message().cloned(), before, "a repeated message has the same bytes");
 }
@@ -70,9 +69,9 @@ fn a_saved_state_is_refused_when_cut_or_of_another_round_or_device() {
     let mut device = Device::new(0, &server, 1);
     device.join(server.offer()).unwrap();
     let saved = device.session.as_ref().unwrap().save().unwrap();
-    let registrar = CAST.registrar.verifying_key();
+    let trust = device.trust.clone();
     let resume = |bytes: &[u8], offer: &RoundOffer, device: usize| {
-        Session::resume(bytes, offer, CAST.identities[device].clone(), Some(&registrar)).err()
+        Session::resume(bytes, offer, CAST.identities[device].clone(), &trust).err()
     };
     assert_eq!(resume(&saved, server.offer(), 0), None);
     assert!(matches!(resume(&saved, server.offer(), 1), Some(ClientError::Saved(_))));
@@ -81,7 +80,8 @@ fn a_saved_state_is_refused_when_cut_or_of_another_round_or_device() {
     for len in 0..saved.len() {
         assert!(resume(&saved[..len], server.offer(), 0).is_some(), "cut to {len} bytes");
     }
-    assert!(Session::resume(&saved, server.offer(), CAST.identities[0].clone(), None).is_err());
+    let nobody = Trust { registrar: None, policy: trust.policy.clone() };
+    assert!(Session::resume(&saved, server.offer(), CAST.identities[0].clone(), &nobody).is_err());
 }
 
 /// The reader of an offer is one for joining and resuming: the resumed one once took a head of another roster.
@@ -94,8 +94,7 @@ fn a_saved_state_is_refused_under_an_offer_with_the_head_of_another_roster() {
     let leaves = vec![leaf(&device.identity, NOW)];
     let other = Roster::publish(leaves, 8, NOW, &[CAST.coordinator.verifying_key()], &[], &CAST.registrar).unwrap();
     let offer = RoundOffer { roster_head: Some(other.signed_head().clone()), ..server.offer().clone() };
-    let registrar = CAST.registrar.verifying_key();
-    let resumed = Session::resume(&saved, &offer, device.identity.clone(), Some(&registrar));
+    let resumed = Session::resume(&saved, &offer, device.identity.clone(), &device.trust);
     assert_eq!(resumed.err(), Some(ClientError::OtherRoster { proposed: 7, head: 8 }));
 }
 
@@ -111,7 +110,6 @@ fn a_saved_state_whose_message_is_of_another_round_is_refused() {
     // The session's own, its advert's, its message's.
     let third = places.nth(2).unwrap();
     saved[third] ^= 1;
-    let registrar = CAST.registrar.verifying_key();
-    let resumed = Session::resume(&saved, server.offer(), CAST.identities[0].clone(), Some(&registrar));
+    let resumed = Session::resume(&saved, server.offer(), CAST.identities[0].clone(), &device.trust);
     assert!(matches!(resumed.err(), Some(ClientError::Saved("it is of another round or device"))));
 }

@@ -125,8 +125,13 @@ impl Device {
     }
 
     pub fn join(&mut self, offer: &proto::RoundOffer) -> Result<(), ClientError> {
+        self.join_at(offer, NOW)
+    }
+
+    /// The same, at another time.
+    pub fn join_at(&mut self, offer: &proto::RoundOffer, now: u64) -> Result<(), ClientError> {
         let (identity, record) = (self.identity.clone(), &mut self.record);
-        let session = Session::join(offer, identity, &self.trust, record, NOW, &mut self.rng)?;
+        let session = Session::join(offer, identity, &self.trust, record, now, &mut self.rng)?;
         // Miri takes minutes to verify a signature, so each is verified once for all devices.
         #[cfg(miri)]
         let session = {

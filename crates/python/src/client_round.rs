@@ -30,6 +30,11 @@ fn offer_of(bytes: &[u8]) -> PyResult<proto::RoundOffer> {
     proto::RoundOffer::decode(bytes).map_err(|error| errors::malformed("offer", error))
 }
 
+fn trust(registrar_key: Option<&[u8]>, policy: Option<&Policy>, offer: &proto::RoundOffer) -> PyResult<Trust> {
+    let policy = policy.map_or_else(|| Policy::default().for_offer(offer), |policy| policy.for_offer(offer));
+    Ok(Trust { registrar: registrar_key.map(verifying_key).transpose()?, policy })
+}
+
 /// What the device owes, as bytes.
 fn message_of(session: &Session) -> PyResult<Vec<u8>> {
     let message = session.message().ok_or_else(|| errors::client(ClientError::Erased))?;
@@ -51,8 +56,7 @@ impl ClientRound {
         #[pyo3(from_py_with = named::now)] now: Option<u64>,
     ) -> PyResult<Self> {
         let offer = offer_of(offer)?;
-        let policy = policy.map_or_else(|| Policy::default().for_offer(&offer), |policy| policy.for_offer(&offer));
-        let trust = Trust { registrar: registrar_key.map(verifying_key).transpose()?, policy };
+        let trust = trust(registrar_key, policy, &offer)?;
         let mut py_record = PyRecord(record.clone_ref(py));
         let session = threads::detach(py, || {
             Session::join(&offer, keys.identity(), &trust, &mut py_record, unix_time(now), &mut *rng(None))
@@ -62,9 +66,9 @@ impl ClientRound {
     }
 
     /// Goes on with a round whose state `save` gave. The record refuses what a state saved
-    /// earlier would answer otherwise than the device did.
+    /// earlier would answer otherwise than the device did. Of the policy, the limits over rounds and on time are asked again.
     #[staticmethod]
-    #[pyo3(signature = (saved, offer, keys, *, record, registrar_key=None))]
+    #[pyo3(signature = (saved, offer, keys, *, record, registrar_key=None, policy=None))]
     fn resume(
         py: Python<'_>,
         saved: &[u8],
@@ -72,11 +76,12 @@ impl ClientRound {
         keys: &DeviceKeys,
         record: Py<PyAny>,
         registrar_key: Option<&[u8]>,
+        policy: Option<&Policy>,
     ) -> PyResult<Self> {
         let offer = offer_of(offer)?;
-        let registrar = registrar_key.map(verifying_key).transpose()?;
-        let session = threads::detach(py, || Session::resume(saved, &offer, keys.identity(), registrar.as_ref()))?
-            .map_err(errors::client)?;
+        let trust = trust(registrar_key, policy, &offer)?;
+        let session =
+            threads::detach(py, || Session::resume(saved, &offer, keys.identity(), &trust))?.map_err(errors::client)?;
         Ok(Self { params: session.params().clone(), session: Exclusive::new(session), record })
     }
 

@@ -82,7 +82,7 @@ pub fn client(error: client::ClientError) -> PyErr {
     use client::ClientError as E;
     let text = error.to_string();
     match error {
-        E::Policy(_) => class::PolicyError::new_err(text),
+        E::Policy(_) | E::UnsignedBaseModel(_) => class::PolicyError::new_err(text),
         E::Record(_)
         | E::OldRound { .. }
         | E::AlreadyMasked { .. }

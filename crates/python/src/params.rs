@@ -489,7 +489,11 @@ impl RoundParams {
 /// - `max_round_s`: seconds for which the device keeps a round's secrets at most after it accepted the cohort.
 /// - `tasks`: names of the tasks in which it takes part; empty for any.
 /// - `max_epsilon` (above 0): only rounds whose noise promises at most that epsilon at `privacy_delta` (above 0, below 1), each counted
-///   alone: see `RoundParams.epsilon`. None allows rounds without noise.
+///   alone: see `RoundParams.epsilon`.
+/// - `max_total_epsilon` (above 0): largest epsilon of all rounds of a task together, at `privacy_delta`. The account is in the device's
+///   record and grows before a masked input leaves. A round without noise before exceeds any limit.
+///   Where both are None, rounds without noise are allowed.
+/// - `signed_base_model`: whether a publisher that the roster names must have signed the base model (`ServerRound.sign_base_model`).
 #[pyclass(frozen, module = "unisono")]
 pub struct Policy {
     /// Its `n_min` is the one for a large roster.
@@ -543,7 +547,8 @@ impl Policy {
     #[pyo3(signature = (
         *, n_min=None, min_honest=2, min_gamma=0.05, min_colluders=1, max_delta=0.3, max_dimension=1 << 28,
         allow_semi_honest=false, min_roster_epoch=0, min_model_version=0, min_interval_s=10, max_rounds=None,
-        max_round_s=86400, tasks=Vec::new(), max_epsilon=None, privacy_delta=1e-5
+        max_round_s=86400, tasks=Vec::new(), max_epsilon=None, max_total_epsilon=None, privacy_delta=1e-5,
+        signed_base_model=false
     ))]
     #[allow(clippy::too_many_arguments)] // keyword arguments of a Python constructor
     fn new(
@@ -561,7 +566,9 @@ impl Policy {
         #[pyo3(from_py_with = named::max_round_s)] max_round_s: u64,
         tasks: Vec<String>,
         #[pyo3(from_py_with = named::max_epsilon)] max_epsilon: Option<f64>,
+        #[pyo3(from_py_with = named::max_total_epsilon)] max_total_epsilon: Option<f64>,
         #[pyo3(from_py_with = named::privacy_delta)] privacy_delta: f64,
+        signed_base_model: bool,
     ) -> PyResult<Self> {
         for (name, value) in [("min_gamma", min_gamma), ("max_delta", max_delta)] {
             if !(0.0..=1.0).contains(&value) {
@@ -575,12 +582,10 @@ impl Policy {
             }
         }
         check_delta(privacy_delta)?;
-        if let Some(value) = max_epsilon.filter(|epsilon| epsilon.is_nan() || *epsilon <= 0.0) {
-            return Err(out_of_range(
-                "max_epsilon",
-                value,
-                "a number above 0 is needed, or None to allow rounds without noise",
-            ));
+        for (name, limit) in [("max_epsilon", max_epsilon), ("max_total_epsilon", max_total_epsilon)] {
+            if let Some(value) = limit.filter(|epsilon| epsilon.is_nan() || *epsilon <= 0.0) {
+                return Err(out_of_range(name, value, "a number above 0 is needed, or None for no such limit"));
+            }
         }
         let inner = policy::Policy {
             n_min: n_min.unwrap_or(policy::Policy::default().n_min),
@@ -597,7 +602,13 @@ impl Policy {
             min_honest,
             min_colluders,
             max_round_s,
-            privacy: max_epsilon.map(|max_epsilon| PrivacyDemand { max_epsilon, delta: privacy_delta }),
+            signed_base_model,
+            // What bounds all rounds bounds each.
+            privacy: max_epsilon.or(max_total_epsilon).map(|max_epsilon| PrivacyDemand {
+                max_epsilon,
+                delta: privacy_delta,
+                max_total_epsilon,
+            }),
         };
         Ok(Self { inner, n_min })
     }
@@ -627,8 +638,10 @@ impl Policy {
         settings.set_item("max_delta", p.max_delta)?;
         settings.set_item("max_rounds", p.max_rounds)?;
         settings.set_item("allow_semi_honest", p.allow_semi_honest)?;
-        if let Some(PrivacyDemand { max_epsilon, delta }) = p.privacy {
+        settings.set_item("signed_base_model", p.signed_base_model)?;
+        if let Some(PrivacyDemand { max_epsilon, delta, max_total_epsilon }) = p.privacy {
             settings.set_item("max_epsilon", max_epsilon)?;
+            settings.set_item("max_total_epsilon", max_total_epsilon)?;
             settings.set_item("privacy_delta", delta)?;
         }
         reduce::<Self>(py, settings)

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use unisono_client::Record;
 use unisono_protocol::CohortId;
 use unisono_protocol::policy::{ParticipationRecord, RecordError, Spent, TaskEntry};
+use unisono_protocol::privacy::Accountant;
 
 use crate::arguments::named;
 use crate::errors;
@@ -26,21 +27,25 @@ struct Entry {
     survivors: Option<String>,
     rounds: u64,
     last_at: u64,
+    unprotected: u64,
+    /// The account of the rounds with noise; empty before the first.
+    account: String,
 }
 
 fn to_hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn from_hex(text: &str) -> Option<[u8; 32]> {
+fn from_hex(text: &str) -> Option<Vec<u8>> {
     let digits = |i: usize| text.get(2 * i..2 * i + 2).and_then(|pair| u8::from_str_radix(pair, 16).ok());
-    let bytes: Vec<u8> = (0..32).map_while(digits).collect();
-    bytes.try_into().ok().filter(|hash: &[u8; 32]| to_hex(hash) == text)
+    let bytes: Vec<u8> = (0..text.len() / 2).map_while(digits).collect();
+    (to_hex(&bytes) == text).then_some(bytes)
 }
 
 fn to_bytes(entry: &TaskEntry) -> Vec<u8> {
     let hash = |hash: Option<[u8; 32]>| hash.map(|hash| to_hex(&hash));
-    let TaskEntry { round, cohort, masked_for, survivors, spent: Spent { rounds, last_at } } = entry;
+    let TaskEntry { round, cohort, masked_for, survivors, spent } = entry;
+    let Spent { rounds, last_at, unprotected, account } = spent;
     let entry = Entry {
         round: *round,
         cohort: to_hex(&cohort.0),
@@ -48,21 +53,31 @@ fn to_bytes(entry: &TaskEntry) -> Vec<u8> {
         survivors: hash(*survivors),
         rounds: *rounds,
         last_at: *last_at,
+        unprotected: *unprotected,
+        account: if *account == Accountant::new() { String::new() } else { to_hex(&account.to_bytes()) },
     };
     // Numbers and text: writing them can't fail.
     serde_json::to_vec(&entry).unwrap_or_default()
 }
 
 fn from_bytes(bytes: &[u8]) -> Result<TaskEntry, String> {
-    let hash = |text: String| from_hex(&text).ok_or_else(|| "a hash is not 64 hexadecimal digits".to_owned());
-    let Entry { round, cohort, masked_for, survivors, rounds, last_at } =
+    let hash = |text: String| {
+        let bytes = from_hex(&text).and_then(|bytes| bytes.try_into().ok());
+        bytes.ok_or_else(|| "a hash is not 64 hexadecimal digits".to_owned())
+    };
+    let Entry { round, cohort, masked_for, survivors, rounds, last_at, unprotected, account } =
         serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+    let account = match account.as_str() {
+        "" => Some(Accountant::new()),
+        digits => from_hex(digits).and_then(|bytes| Accountant::from_bytes(&bytes)),
+    };
+    let account = account.ok_or("the privacy account is not one")?;
     Ok(TaskEntry {
         round,
         cohort: CohortId(hash(cohort)?),
         masked_for: masked_for.map(hash).transpose()?,
         survivors: survivors.map(hash).transpose()?,
-        spent: Spent { rounds, last_at },
+        spent: Spent { rounds, last_at, unprotected, account },
     })
 }
 

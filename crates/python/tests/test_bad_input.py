@@ -231,7 +231,7 @@ def test_bytes_of_another_length_are_refused_by_name_and_not_shown():
         unisono.random_secret(seed="s" * 32)
 
 
-@pytest.mark.parametrize("name", ["min_gamma", "max_delta", "privacy_delta", "max_epsilon"])
+@pytest.mark.parametrize("name", ["min_gamma", "max_delta", "privacy_delta", "max_epsilon", "max_total_epsilon"])
 @pytest.mark.parametrize("value", [float("nan"), -0.1, float("-inf"), "all", 10**400])
 def test_a_policy_has_no_limit_that_nothing_or_everything_meets(name, value):
     with pytest.raises(unisono.ParamsError, match=f"{name} is"):

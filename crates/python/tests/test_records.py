@@ -24,6 +24,7 @@ def opened(world, **settings):
 
 def entry(number, rounds=0):
     fields = {"round": number, "cohort": "07" * 32, "masked_for": None, "survivors": None, "rounds": rounds, "last_at": 0}
+    fields |= {"unprotected": 0, "account": ""}
     return json.dumps(fields, separators=(",", ":")).encode()
 
 

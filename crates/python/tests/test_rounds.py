@@ -64,7 +64,7 @@ def test_a_suspended_client_is_refused_and_the_round_is_without_it(world):
 def test_a_spent_round_is_not_joined_again(world):
     server = world.open(dimension=10, quantiser=unisono.Quantiser(clip=1.0))
     record = unisono.MemoryRecord()
-    entry = {"round": 1, "cohort": "07" * 32, "masked_for": None, "survivors": None, "rounds": 0, "last_at": 0}
+    entry = {"round": 1, "cohort": "07" * 32, "masked_for": None, "survivors": None, "rounds": 0, "last_at": 0, "unprotected": 0, "account": ""}
     assert record.replace("python", None, json.dumps(entry).encode())
     with pytest.raises(unisono.RecordError, match="round 1 of task \"python\" is closed"):
         world.join(server, 0, record)
@@ -232,3 +232,25 @@ def test_a_state_saved_earlier_does_not_share_again(world):
     earlier = unisono.ClientRound.resume(saved, offer, world.keys[0], **common)
     with pytest.raises(unisono.RecordError, match="shared"):
         earlier.receive(view)
+
+
+def test_a_device_may_demand_a_publishers_word_on_the_base_model():
+    world, publisher = World(4), unisono.SigningKey.generate("publisher")
+    world.roster = unisono.Roster.publish(
+        [keys.enrolment() for keys in world.keys],
+        world.registrar,
+        epoch=1,
+        coordinators=[world.coordinator.verifying_key],
+        publishers=[publisher.verifying_key],
+    )
+    strict = unisono.Policy(signed_base_model=True)
+    server = world.open(dimension=10, quantiser=unisono.Quantiser(clip=1.0), gamma=0.05, model_version=3, model_hash=b"h" * 32)
+    for key, words in ((None, "no publisher"), (unisono.SigningKey.generate("publisher"), "not of a publisher")):
+        if key is not None:
+            server.sign_base_model(key)
+        with pytest.raises(unisono.PolicyError, match=f"{words}.*set by `signed_base_model`"):
+            world.join(server, 0, policy=strict)
+    server.sign_base_model(publisher)
+    assert world.join(server, 0, policy=strict).awaits == "share"
+    with pytest.raises(unisono.KeyFileError):
+        server.sign_base_model(world.coordinator)

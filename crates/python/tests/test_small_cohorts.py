@@ -168,7 +168,8 @@ def test_the_limits_of_a_policy_have_ranges_and_names():
     assert join(min_colluders=2, params={"min_colluders": 2}).awaits == "share"
     record = unisono.MemoryRecord()
     entry = (
-        '{"round":4,"cohort":"' + "07" * 32 + '","masked_for":null,"survivors":null,"rounds":3,"last_at":95}'
+        '{"round":4,"cohort":"' + "07" * 32 + '","masked_for":null,"survivors":null,"rounds":3,"last_at":95,'
+        '"unprotected":3,"account":""}'
     ).encode()
     assert record.replace("python", None, entry)
     for setting, policy in (("min_interval_s", {}), ("max_rounds", {"max_rounds": 3, "min_interval_s": 0})):

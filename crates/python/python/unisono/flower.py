@@ -185,6 +185,7 @@ def unisono_mod(
                 keys,
                 record=record,
                 registrar_key=registrar_key,
+                policy=policy,
             )
             view = cast(bytes, incoming["view"])
             # Whatever comes of it: a state that has taken this step is saved below, and one that was erased is forgotten.

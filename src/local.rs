@@ -18,7 +18,7 @@ use zeroize::Zeroizing;
 
 use crate::examples::{DIGITS, PIXELS};
 use crate::files;
-use crate::registrar::{Registrar, RegistrarError};
+use crate::registrar::{Candidate, Registrar, RegistrarError, Terms};
 use crate::softmax::{MAX_LOSS, METRICS, Softmax};
 
 /// Name of the task, and of the released model.
@@ -88,11 +88,14 @@ impl Deployment {
         let path = |name: &str| folder.path().join(name);
         let rng = &mut UnwrapErr(SysRng);
         let mut registrar = Registrar::init(&path("registrar"))?;
+        let mut candidates = Vec::new();
         for i in 0..plan.clients {
             let keys = DeviceKeys::generate(rng);
             files::create(&path(&format!("device-{i}.key")), keys.to_text().as_bytes())?;
-            registrar.enrol(&keys.enrolment(), now() - 60, 1, BTreeMap::new())?;
+            let candidate = Candidate { enrolment: keys.enrolment(), attributes: BTreeMap::new(), at: None };
+            candidates.push(Ok(candidate));
         }
+        registrar.enrol_all(candidates, now(), Terms { days: 1, ..Terms::default() })?;
         let mut service_key = |role: Role, name: &str| -> Result<VerifyingKey, LocalError> {
             let key = SigningKey::generate(Level::L65, rng);
             files::create(&path(name), keyfile::signing_key_to_text(role, &key).as_bytes())?;

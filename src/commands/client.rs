@@ -15,7 +15,7 @@ use unisono::protocol::keyfile::{self, DeviceKeys, Role};
 use unisono::protocol::policy::{Policy, PrivacyDemand};
 use unisono::softmax::{Sgd, SoftmaxTrainer};
 
-use super::{read_key, write_key};
+use super::{read_key, read_secret, write_key};
 
 /// A device.
 #[derive(clap::Subcommand)]
@@ -125,7 +125,7 @@ pub struct Run {
 
 impl Device {
     fn builder(&self, task: &str, give_up_after: Option<u64>) -> Result<ClientBuilder> {
-        let keys = read_key(&self.keys, DeviceKeys::from_text)?;
+        let keys = read_secret(&self.keys, DeviceKeys::from_text)?;
         let parse = |text: &str| keyfile::verifying_key_from_text(Role::Registrar, text);
         let registrar: Option<VerifyingKey> = self.registrar.as_ref().map(|path| read_key(path, parse)).transpose()?;
         let builder = Client::builder(&self.coordinator, task, keys).state_dir(&self.state_dir).on_event(log);

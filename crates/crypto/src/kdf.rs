@@ -74,6 +74,10 @@ pub mod label {
         UPLOAD = "upload";
         /// Hash of a release key in a roster leaf.
         RELEASE_KEY_HASH = "release-key-hash";
+        /// Hash of a device's identity key, for the registrar to tell that two devices have one.
+        IDENTITY_KEY_HASH = "identity-key-hash";
+        /// Chain of the registrar's log of events.
+        REGISTRAR_LOG = "registrar-log";
         /// Hash of a release header.
         RELEASE_HEADER = "release-header";
         /// Hash of a release body.

@@ -38,10 +38,10 @@ use crate::cohort::Advert;
 use crate::ids::ClientId;
 use crate::pairwise;
 use crate::params::RoundParams;
+use crate::phase::Phase;
 use crate::policy::{ParticipationRecord, Policy};
 use crate::proto::{self, ClientMessage, Signed, client_message::Step};
 use crate::roster::Head;
-use crate::phase::Phase;
 use crate::signed::{self, SignedError};
 
 pub use checks::SharedChecks;

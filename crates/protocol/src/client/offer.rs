@@ -58,8 +58,7 @@ pub(super) fn verify_base_model(
     let (Some((head, _)), Some(signed)) = (authority, &offer.base_model) else {
         return refuse("the offer has no publisher's signature on it");
     };
-    let verifies =
-        |key: &VerifyingKey| key.verify(label::SIG_BASE_MODEL, &signed.payload, &signed.signature).is_ok();
+    let verifies = |key: &VerifyingKey| key.verify(label::SIG_BASE_MODEL, &signed.payload, &signed.signature).is_ok();
     if !head.publisher_keys.iter().any(verifies) {
         return refuse("its signature is not of a publisher that the roster names");
     }

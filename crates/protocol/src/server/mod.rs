@@ -220,8 +220,7 @@ impl Server {
     /// Adds the publisher's word on the round's base model to the offer, for devices whose policy demands it (section 3).
     pub fn sign_base_model(&mut self, publisher: &SigningKey) {
         let proto::RoundParams { task, model_version, model_hash, .. } = &self.context.params.wire;
-        let model =
-            proto::BaseModel { task: task.clone(), version: *model_version, hash: model_hash.clone() };
+        let model = proto::BaseModel { task: task.clone(), version: *model_version, hash: model_hash.clone() };
         self.offer.base_model = Some(signed::sign(&model, label::SIG_BASE_MODEL, Some(publisher)));
     }
 

@@ -242,7 +242,7 @@ class UnisonoWorkflow:
     bits : bits of a quantised element, 1 to 32.
     rounding : ``"stochastic"`` (unbiased) or ``"deterministic"``.
     n_min : smallest number of updates in a sum, from 3; default what :func:`unisono.default_n_min` gives for the clients that the
-        strategy samples: 3 of 3, 4 of 5, 7 of 10, 80 of 100. The devices' policies must allow it.
+        strategy samples: 3 of 3, 4 of 5, 7 of 10, 81 of 100. The devices' policies must allow it.
     gamma, delta : fractions (0 to below 1) of the clients that may collude and may drop out. At least one colludes. Up to 32 clients,
         as many may drop out as :attr:`unisono.Topology.tolerated_drop_outs` says, whatever ``delta`` is, if ``n_min`` are left: none
         of 3 or 4, one of 5, three of 10.

@@ -494,18 +494,13 @@ impl RoundParams {
 ///   record and grows before a masked input leaves. A round without noise before exceeds any limit.
 ///   Where both are None, rounds without noise are allowed.
 /// - `signed_base_model`: whether a publisher that the roster names must have signed the base model (`ServerRound.sign_base_model`).
+#[derive(Default)]
 #[pyclass(frozen, module = "unisono")]
 pub struct Policy {
     /// Its `n_min` is the one for a large roster.
     pub inner: policy::Policy,
     /// None for what fits the roster.
     n_min: Option<u32>,
-}
-
-impl Default for Policy {
-    fn default() -> Self {
-        Self { inner: policy::Policy::default(), n_min: None }
-    }
 }
 
 /// Fewest clients of any cohort.

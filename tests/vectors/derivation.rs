@@ -1,7 +1,7 @@
 //! Every derivation of a round as docs/protocol.md words it, from the labelled functions alone: what the crate does inside is
 //! compared with this.
 
-use unisono_crypto::kdf::{derive_bytes, derive_secret, hash, label, mac};
+use unisono_crypto::kdf::{derive_bytes, derive_secret, hash, label};
 use unisono_crypto::kem::{DecapsulationKey, EncapsulationKey};
 use unisono_crypto::prg::{self, Seed, Sign};
 use unisono_crypto::ring::{Modulus, RingVector};
@@ -23,16 +23,32 @@ pub fn mask_coins(mask_secret: &SecretScalar, cohort_id: &[u8], to: u32, mask_ek
     *derive_bytes(label::MASK_COINS, mask_secret.to_secret().expose(), &[cohort_id, &to.to_le_bytes(), mask_ek])
 }
 
-/// Section 4: `s_uv`.
-pub fn pair_secret(shared: &Secret32, cohort_id: &[u8], ends: [(u32, &[u8]); 2], mask_ct: &[u8]) -> Secret32 {
+/// Section 4: `s_uv`, for clients that masked for the set with hash `sharers`.
+pub fn pair_secret(
+    shared: &Secret32,
+    (cohort_id, sharers): (&[u8], &[u8]),
+    ends: [(u32, &[u8]); 2],
+    mask_ct: &[u8],
+) -> Secret32 {
     let [(u, u_ek), (v, v_ek)] = ends;
-    let context: [&[u8]; 6] = [cohort_id, &u.to_le_bytes(), &v.to_le_bytes(), u_ek, v_ek, mask_ct];
+    let context: [&[u8]; 7] = [cohort_id, sharers, &u.to_le_bytes(), &v.to_le_bytes(), u_ek, v_ek, mask_ct];
     derive_secret(label::PAIR_MASK, shared.expose(), &context)
 }
 
-/// Section 5: the secret of `PRG(b_u)`.
-pub fn self_mask_seed(self_secret: &SecretScalar, cohort_id: &[u8]) -> Secret32 {
-    derive_secret(label::SELF_MASK, self_secret.to_secret().expose(), &[cohort_id])
+/// Section 5: the secret of `PRG(b_u)`, for a client that masked for the set with hash `sharers`.
+pub fn self_mask_seed(self_secret: &SecretScalar, cohort_id: &[u8], sharers: &[u8]) -> Secret32 {
+    derive_secret(label::SELF_MASK, self_secret.to_secret().expose(), &[cohort_id, sharers])
+}
+
+/// Section 6: the hash of the bitmap `U1`.
+pub fn sharers_hash(sharers: &[u8]) -> [u8; 32] {
+    hash(label::SHARERS, &[sharers])
+}
+
+/// Section 6: what a member of the committee signs, for the bitmaps `U1` and `U2`.
+pub fn endorsement(cohort_id: &[u8], sharers: &[u8], survivors: &[u8]) -> Vec<u8> {
+    let count: u32 = survivors.iter().map(|byte| byte.count_ones()).sum();
+    [cohort_id, &sharers_hash(sharers), &hash(label::SURVIVORS, &[survivors]), &count.to_le_bytes()].concat()
 }
 
 /// One end of a channel: index, client id, channel key.
@@ -49,17 +65,6 @@ pub fn share_key(secret: &Secret32, cohort_id: &[u8], from: End, to: End) -> Sec
 pub fn share_commitment(share: &[u8], cohort_id: &[u8], from: u32, to: u32, kind: u8) -> Vec<u8> {
     let parts = [share, cohort_id, &from.to_le_bytes(), &to.to_le_bytes(), &[kind]];
     hash(label::SHARE_COMMITMENT, &parts)[..16].to_vec()
-}
-
-/// Section 4: the key between two neighbours; the secret that the lower index encapsulated comes first.
-pub fn channel_key(cohort_id: &[u8], from_lower: &Secret32, from_higher: &Secret32) -> Secret32 {
-    let both = [from_lower.expose().as_slice(), from_higher.expose()].concat();
-    derive_secret(label::CHANNEL_KEY, &both, &[cohort_id])
-}
-
-/// Section 6: the tag of `sender`.
-pub fn tag(channel: &Secret32, cohort_id: &[u8], sender: u32, survivors: &[u8; 32]) -> [u8; 16] {
-    mac(channel, label::CONSISTENCY_TAG, &[cohort_id, &sender.to_le_bytes(), survivors])
 }
 
 /// Section 5: the ChaCha20 key of a mask.

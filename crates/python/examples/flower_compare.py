@@ -208,7 +208,7 @@ def main():
     plan = [ways[0]]
     for i in range(a.repeat):
         plan += ways[i % len(ways) :] + ways[: i % len(ways)]
-    policies = [unisono.Policy(n_min=3, min_gamma=0.0, allow_semi_honest=semi) for semi in (False, True)]
+    policies = [unisono.Policy(n_min=3, min_gamma=0.0, allow_semi_honest=semi, min_interval_s=0) for semi in (False, True)]
     timed = Timed(unisono_mod(folder, policy=policies[0]), unisono_mod(policy=policies[1]))
     clients = a.clients
 

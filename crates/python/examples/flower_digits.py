@@ -27,7 +27,6 @@ from flwr.serverapp import ServerApp
 from flwr.simulation import run_simulation
 from local_grid import LocalGrid
 from sklearn.datasets import load_digits
-from unisono import Policy
 from unisono.flower import UnisonoWorkflow, provision, unisono_mod
 
 # Above any element of an update here: what is clipped is not averaged as it was.
@@ -96,8 +95,7 @@ def run(aggregation, clients, rounds=1, dropped=0, extra=0, mode="malicious", bi
     """
     folder = provision(tempfile.mkdtemp(), clients) if aggregation == "unisono" and mode == "malicious" else None
     if aggregation == "unisono":
-        policy = Policy(n_min=3, allow_semi_honest=mode != "malicious")
-        mods = [unisono_mod(folder, policy=policy)]
+        mods = [unisono_mod(folder)]
         secure = UnisonoWorkflow(
             provisioning=folder, mode=mode, clip=CLIP, bits=bits, delta=0.25, rounding="deterministic"
         )

@@ -3,6 +3,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use pyo3::prelude::*;
+use pyo3::types::PyBytes;
 use unisono_protocol::privacy;
 
 use crate::arguments::named;
@@ -60,6 +61,23 @@ impl Accountant {
     fn epsilon(&self, #[pyo3(from_py_with = named::privacy_delta)] privacy_delta: f64) -> PyResult<f64> {
         check_delta(privacy_delta)?;
         Ok(self.lock().epsilon(privacy_delta))
+    }
+
+    /// What was spent, as bytes of one length, to be kept by who counts over restarts.
+    fn to_bytes<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        PyBytes::new(py, &self.lock().to_bytes())
+    }
+
+    /// Reads what `to_bytes` gave; ParamsError for anything else.
+    #[staticmethod]
+    fn from_bytes(spent: &[u8]) -> PyResult<Self> {
+        let read = privacy::Accountant::from_bytes(spent).ok_or_else(|| {
+            let (got, needed) = (spent.len(), privacy::Accountant::BYTES);
+            errors::class::ParamsError::new_err(format!(
+                "the {got} bytes are not what to_bytes() gave: {needed} bytes with divergences that are numbers from 0 and ascend"
+            ))
+        })?;
+        Ok(Self(Mutex::new(read)))
     }
 
     fn __repr__(&self) -> String {

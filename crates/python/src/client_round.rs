@@ -5,13 +5,10 @@ use std::sync::Arc;
 use prost::Message;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
-use unisono_protocol::client::{
-    Advertised, ClientError, Confirmed, Done, Joining, Masked, Rejected, Resumed, Shared, Trust,
-};
+use unisono_protocol::client::{ClientError, Session, Trust};
 use unisono_protocol::encoding::Contribution;
 use unisono_protocol::params::RoundParams;
-use unisono_protocol::proto::{self, ClientMessage, server_message::View};
-use zeroize::Zeroizing;
+use unisono_protocol::proto::{self, server_message::View};
 
 use crate::arguments::named;
 use crate::keys::{DeviceKeys, verifying_key};
@@ -21,133 +18,27 @@ use crate::rng::{rng, unix_time};
 use crate::state::Exclusive;
 use crate::{arrays, errors, threads};
 
-#[allow(clippy::large_enum_variant)] // one of them lives at a time
-enum State {
-    Advertised(Advertised),
-    Shared(Shared),
-    Masked(Masked),
-    Confirmed(Confirmed),
-    Done(Done),
-}
-
-impl State {
-    fn message(&self) -> &ClientMessage {
-        match self {
-            Self::Advertised(state) => state.message(),
-            Self::Shared(state) => state.message(),
-            Self::Masked(state) => state.message(),
-            Self::Confirmed(state) => state.message(),
-            Self::Done(state) => state.message(),
-        }
-    }
-
-    fn name(&self) -> &'static str {
-        match self {
-            Self::Advertised(_) => "advertised",
-            Self::Shared(_) => "shared",
-            Self::Masked(_) => "masked",
-            Self::Confirmed(_) => "confirmed",
-            Self::Done(_) => "done",
-        }
-    }
-
-    fn save(&self) -> Zeroizing<Vec<u8>> {
-        match self {
-            Self::Advertised(state) => state.save(),
-            Self::Shared(state) => state.save(),
-            Self::Masked(state) => state.save(),
-            Self::Confirmed(state) => state.save(),
-            Self::Done(state) => state.save(),
-        }
-    }
-}
-
-/// What a step gave: the state to keep, and the message or the error.
-fn stepped<S, T>(
-    result: Result<T, Rejected<S>>,
-    before: impl FnOnce(S) -> State,
-    after: impl FnOnce(T) -> State,
-) -> (Option<State>, PyResult<Vec<u8>>) {
-    match result {
-        Ok(next) => {
-            let state = after(next);
-            let message = state.message().encode_to_vec();
-            (Some(state), Ok(message))
-        }
-        Err(rejected) => (Some(before(*rejected.state)), Err(errors::client(rejected.error))),
-    }
-}
-
-/// An update that was checked to be an array, and is still NumPy's memory.
-struct Input<'a> {
-    update: &'a [f32],
-    weight: f32,
-    metrics: Vec<f32>,
-}
-
-fn advance(
-    params: &RoundParams,
-    state: State,
-    view: View,
-    input: Option<Input<'_>>,
-    record: &mut PyRecord,
-    now: u64,
-) -> (Option<State>, PyResult<Vec<u8>>) {
-    let needs_input = matches!((&state, &view), (State::Shared(_), View::Masking(_)));
-    if needs_input != input.is_some() {
-        let text = if needs_input {
-            "this step masks the update: pass receive(view, update=.., weight=..)"
-        } else {
-            "this step takes no update: it is masked when the device has shared its keys"
-        };
-        return (Some(state), Err(errors::state(text)));
-    }
-    match (state, view) {
-        (State::Advertised(state), View::Cohort(view)) => {
-            stepped(state.share(&view, record, now, &mut *rng(None)), State::Advertised, State::Shared)
-        }
-        (State::Shared(state), View::Masking(view)) => {
-            let Input { update, weight, metrics } =
-                input.unwrap_or(Input { update: &[], weight: 0.0, metrics: Vec::new() });
-            let contribution = Contribution { update, metrics: &metrics, weight };
-            let dimension = params.wire.dimension as usize;
-            match params.quantiser.encode(contribution, dimension, params.modulus, &mut *rng(None)) {
-                Ok(vector) => stepped(state.mask(&view, vector, record, now), State::Shared, State::Masked),
-                Err(error) => (Some(State::Shared(state)), Err(errors::encoding(error))),
-            }
-        }
-        (State::Masked(state), View::Survivors(view)) if params.malicious() => {
-            stepped(state.confirm(&view, record), State::Masked, State::Confirmed)
-        }
-        (State::Masked(state), View::Survivors(view)) => {
-            stepped(state.release(&view, record), State::Masked, State::Done)
-        }
-        (State::Confirmed(state), View::Tags(view)) => {
-            stepped(state.release(&view, record), State::Confirmed, State::Done)
-        }
-        (state, view) => {
-            let got = match view {
-                View::Cohort(_) => "the cohort",
-                View::Masking(_) => "the shares",
-                View::Survivors(_) => "the survivors",
-                View::Tags(_) => "the tags",
-            };
-            let text = format!("a device that has {} can't take {got} now", state.name());
-            (Some(state), Err(errors::state(text)))
-        }
-    }
-}
-
 /// A device's side of one round. See `unisono.ClientRound` for the order of calls.
 #[pyclass(frozen, module = "unisono")]
 pub struct ClientRound {
-    state: Exclusive<State>,
+    session: Exclusive<Session>,
     params: Arc<RoundParams>,
     record: Py<PyAny>,
 }
 
 fn offer_of(bytes: &[u8]) -> PyResult<proto::RoundOffer> {
     proto::RoundOffer::decode(bytes).map_err(|error| errors::malformed("offer", error))
+}
+
+fn trust(registrar_key: Option<&[u8]>, policy: Option<&Policy>, offer: &proto::RoundOffer) -> PyResult<Trust> {
+    let policy = policy.map_or_else(|| Policy::default().for_offer(offer), |policy| policy.for_offer(offer));
+    Ok(Trust { registrar: registrar_key.map(verifying_key).transpose()?, policy })
+}
+
+/// What the device owes, as bytes.
+fn message_of(session: &Session) -> PyResult<Vec<u8>> {
+    let message = session.message().ok_or_else(|| errors::client(ClientError::Erased))?;
+    Ok(message.encode_to_vec())
 }
 
 #[pymethods]
@@ -165,24 +56,19 @@ impl ClientRound {
         #[pyo3(from_py_with = named::now)] now: Option<u64>,
     ) -> PyResult<Self> {
         let offer = offer_of(offer)?;
-        let trust = Trust {
-            registrar: registrar_key.map(verifying_key).transpose()?,
-            policy: policy.map(|policy| policy.inner.clone()).unwrap_or_default(),
-        };
+        let trust = trust(registrar_key, policy, &offer)?;
         let mut py_record = PyRecord(record.clone_ref(py));
-        let (params, state) = threads::detach(py, || {
-            let joining = Joining::new(&offer, keys.identity(), &trust, &mut py_record, unix_time(now))?;
-            let params = Arc::new(joining.params().clone());
-            Ok::<_, ClientError>((params, joining.advertise(&mut *rng(None))))
+        let session = threads::detach(py, || {
+            Session::join(&offer, keys.identity(), &trust, &mut py_record, unix_time(now), &mut *rng(None))
         })?
         .map_err(errors::client)?;
-        Ok(Self { state: Exclusive::new(State::Advertised(state)), params, record })
+        Ok(Self { params: session.params().clone(), session: Exclusive::new(session), record })
     }
 
     /// Goes on with a round whose state `save` gave. The record refuses what a state saved
-    /// earlier would answer otherwise than the device did.
+    /// earlier would answer otherwise than the device did. Of the policy, the limits over rounds and on time are asked again.
     #[staticmethod]
-    #[pyo3(signature = (saved, offer, keys, *, record, registrar_key=None))]
+    #[pyo3(signature = (saved, offer, keys, *, record, registrar_key=None, policy=None))]
     fn resume(
         py: Python<'_>,
         saved: &[u8],
@@ -190,41 +76,38 @@ impl ClientRound {
         keys: &DeviceKeys,
         record: Py<PyAny>,
         registrar_key: Option<&[u8]>,
+        policy: Option<&Policy>,
     ) -> PyResult<Self> {
         let offer = offer_of(offer)?;
-        let registrar = registrar_key.map(verifying_key).transpose()?;
-        let (params, resumed) = threads::detach(py, || {
-            let resumed = Resumed::from_bytes(saved, &offer, keys.identity(), registrar.as_ref())?;
-            let payload = offer.params.as_ref().map(|signed| signed.payload.as_slice()).unwrap_or_default();
-            Ok::<_, ClientError>((RoundParams::from_payload(payload)?, resumed))
-        })?
-        .map_err(errors::client)?;
-        let state = match resumed {
-            Resumed::Advertised(state) => State::Advertised(state),
-            Resumed::Shared(state) => State::Shared(state),
-            Resumed::Masked(state) => State::Masked(state),
-            Resumed::Confirmed(state) => State::Confirmed(state),
-            Resumed::Done(state) => State::Done(state),
-        };
-        Ok(Self { state: Exclusive::new(state), params: Arc::new(params), record })
+        let trust = trust(registrar_key, policy, &offer)?;
+        let session =
+            threads::detach(py, || Session::resume(saved, &offer, keys.identity(), &trust))?.map_err(errors::client)?;
+        Ok(Self { params: session.params().clone(), session: Exclusive::new(session), record })
     }
 
-    /// The state as bytes, without a masked vector. They are secret.
+    /// The state as bytes, without a masked vector. They are secret. StateError once the secrets were erased.
     fn save<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
-        let saved = self.state.with(py, |state| Ok(state.save()))?;
+        let saved = self.session.with(py, |session| session.save().map_err(errors::client))?;
         Ok(PyBytes::new(py, &saved))
     }
 
-    /// What this device owes the coordinator; the same bytes until the next step.
+    /// What this device owes the coordinator; the same bytes until the next step. StateError once the secrets were erased.
     fn message<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
-        let message = self.state.with(py, |state| Ok(state.message().encode_to_vec()))?;
+        let message = self.session.with(py, |session| message_of(session))?;
         Ok(PyBytes::new(py, &message))
     }
 
-    /// "advertised", "shared", "masked", "confirmed" or "done".
+    /// The phase whose view this device takes next: "share", "mask" (with the update), "confirm" (on the committee only; a
+    /// certificate will do too) or "unmask". None when nothing is left to do: its shares were revealed, or its secrets erased.
     #[getter]
-    fn phase(&self, py: Python<'_>) -> PyResult<&'static str> {
-        self.state.with(py, |state| Ok(state.name()))
+    fn awaits(&self, py: Python<'_>) -> PyResult<Option<&'static str>> {
+        self.session.with(py, |session| Ok(session.awaits().map(|phase| phase.name())))
+    }
+
+    /// Whether this device's shares were revealed: nothing is left but to send `message()` until it is acknowledged.
+    #[getter]
+    fn done(&self, py: Python<'_>) -> PyResult<bool> {
+        self.session.with(py, |session| Ok(session.is_done()))
     }
 
     /// Elements of the update that the round asks for.
@@ -233,7 +116,28 @@ impl ClientRound {
         self.params.wire.dimension
     }
 
-    /// Takes what the coordinator shows and returns the next message. The update is passed when the shares arrive, and only then.
+    /// Last second (Unix time) at which this device masks, endorses or reveals in the round: then the host calls `erase()`.
+    /// None before a cohort was accepted, and when nothing is left to do.
+    #[getter]
+    fn erase_at(&self, py: Python<'_>) -> PyResult<Option<u64>> {
+        self.session.with(py, |session| Ok(session.erase_at()))
+    }
+
+    /// Forgets every secret of the round, for good: when `erase_at` has passed, when the round has ended, and when the device
+    /// goes on to another. Delete what `save()` gave, too.
+    fn erase(&self, py: Python<'_>) -> PyResult<()> {
+        self.session.with(py, |session| {
+            session.erase();
+            Ok(())
+        })
+    }
+
+    /// Takes what the coordinator shows and returns the next message. The update (float32, `dimension` elements) is passed when
+    /// `awaits` is "mask", and only then; `weight` is above 0 and at most the quantiser's `max_weight`. `now` is Unix time in
+    /// seconds, by default the system's.
+    ///
+    /// A refused view raises and changes nothing, except where the round is over for this device (ClientError for a certificate
+    /// without it, or past `erase_at`): then its secrets are erased.
     #[pyo3(signature = (view, *, update=None, weight=1.0, metrics=Vec::new(), now=None))]
     fn receive<'py>(
         &self,
@@ -249,29 +153,48 @@ impl ClientRound {
         let array = update.map(|update| arrays::readable::<f32>(update, "update")).transpose()?;
         let update = array.as_ref().map(|array| array.as_slice()).transpose().map_err(arrays::gaps)?;
         let mut record = PyRecord(self.record.clone_ref(py));
-        let message = self.state.replace(py, |state| {
-            let input = update.map(|update| Input { update, weight, metrics });
-            advance(&self.params, state, view, input, &mut record, unix_time(now))
+        let params = &self.params;
+        let message = self.session.with(py, |session| {
+            let input = match (session.wants_input() && matches!(view, View::Masking(_)), update) {
+                (false, None) => None,
+                (true, Some(update)) => {
+                    let contribution = Contribution { update, metrics: &metrics, weight };
+                    let dimension = params.wire.dimension as usize;
+                    let encoded = params.quantiser.encode(contribution, dimension, params.modulus, &mut *rng(None));
+                    Some(encoded.map_err(errors::encoding)?)
+                }
+                (true, None) => {
+                    return Err(errors::state("this step masks the update: pass receive(view, update=.., weight=..)"));
+                }
+                (false, Some(_)) => {
+                    return Err(errors::state(
+                        "this step takes no update: it is masked when the device has shared its keys, once",
+                    ));
+                }
+            };
+            session.receive(&view, input, &mut record, unix_time(now), &mut *rng(None)).map_err(errors::client)?;
+            message_of(session)
         })?;
         Ok(PyBytes::new(py, &message))
     }
 
-    /// The packed masked vector, to be sent with the message that `receive` returned for the shares.
+    /// The packed masked vector, to be sent with the message that `receive` returned for the update. StateError before the
+    /// update was masked, after the next step, and in a resumed round: it is sent before `save()`.
     fn upload<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
-        let packed = self.state.with(py, |state| {
-            let State::Masked(masked) = state else {
-                return Err(errors::state(format!("a device that has {} has no upload", state.name())));
-            };
-            let chunks: Option<Vec<Vec<u8>>> = (0..masked.chunks()).map(|i| masked.chunk(i)).collect();
-            let chunks =
-                chunks.ok_or_else(|| errors::state("a resumed round has no upload: it was sent before save()"))?;
-            Ok(chunks.concat())
+        let packed = self.session.with(py, |session| {
+            let chunks: Option<Vec<Vec<u8>>> = (0..session.chunks()).map(|i| session.chunk(i)).collect();
+            chunks.filter(|chunks| !chunks.is_empty()).map(|chunks| chunks.concat()).ok_or_else(|| {
+                errors::state(
+                    "this round has no upload: the update was not masked yet, another step came since, or the round was \
+                     resumed, which is after the upload was sent",
+                )
+            })
         })?;
         Ok(PyBytes::new(py, &packed))
     }
 
     fn __repr__(&self, py: Python<'_>) -> String {
-        let phase = self.phase(py).unwrap_or("refused");
-        format!("ClientRound(phase={phase:?}, dimension={})", self.params.wire.dimension)
+        let awaits = self.awaits(py).ok().flatten().map_or_else(|| "None".to_owned(), |phase| format!("{phase:?}"));
+        format!("ClientRound(awaits={awaits}, dimension={})", self.params.wire.dimension)
     }
 }

@@ -82,10 +82,13 @@ pub fn client(error: client::ClientError) -> PyErr {
     use client::ClientError as E;
     let text = error.to_string();
     match error {
-        E::Policy(_) => class::PolicyError::new_err(text),
-        E::Record(_) | E::Spent { .. } | E::AlreadyShared { .. } | E::NotRecorded { .. } | E::OtherSurvivors { .. } => {
-            class::RecordError::new_err(text)
-        }
+        E::Policy(_) | E::UnsignedBaseModel(_) => class::PolicyError::new_err(text),
+        E::Record(_)
+        | E::OldRound { .. }
+        | E::AlreadyMasked { .. }
+        | E::NotRecorded { .. }
+        | E::OtherSurvivors { .. } => class::RecordError::new_err(text),
+        E::UnexpectedView { .. } | E::Erased | E::NoInput => state(text),
         E::Encoding(error) => encoding(error),
         E::Crypto(error) => crypto(error),
         E::Params(error) => params(error),

@@ -35,12 +35,16 @@ mod _unisono {
     #[pymodule_export]
     use crate::keys::{DeviceKeys, Roster, SigningKey, read_public_key, verify};
     #[pymodule_export]
-    use crate::params::{Aggregate, Policy, Quantiser, RoundParams, Topology, find_degree, modulus_bits};
+    use crate::params::{
+        Aggregate, Policy, Quantiser, RoundParams, Topology, default_n_min, find_degree, modulus_bits,
+    };
     #[pymodule_export]
     use crate::primitives::{
         DecapsulationKey, dequantise, encapsulate, mask, pack, quantise, random_secret, rebuild_secret, ring_dtype,
         split_secret, unmask, unpack,
     };
+    #[pymodule_export]
+    use crate::record::StoredRecord;
     #[pymodule_export]
     use crate::release::{ContentKey, Grant, Release, grant, seal};
     #[pymodule_export]

@@ -135,6 +135,16 @@ impl ServerRound {
         Ok(PyBytes::new(py, &offer))
     }
 
+    /// Adds the publisher's word on the base model (`model_version` and `model_hash` of the parameters) to the offer, for devices
+    /// whose policy demands a `signed_base_model`. The roster must name the publisher. KeyFileError for a key of another role.
+    fn sign_base_model(&self, py: Python<'_>, publisher: &SigningKey) -> PyResult<()> {
+        let key = publisher.of_role(Role::Publisher, "publisher's key")?;
+        self.server.with(py, |server| {
+            server.sign_base_model(key);
+            Ok(())
+        })
+    }
+
     /// "advertise", "share", "mask", "confirm" or "unmask".
     #[getter]
     fn phase(&self, py: Python<'_>) -> PyResult<&'static str> {

@@ -4,7 +4,7 @@ use std::sync::Mutex;
 
 use pyo3::prelude::*;
 
-use crate::{errors, threads};
+use crate::{errors, record, threads};
 
 /// A state of which there must be one only.
 pub struct Exclusive<T> {
@@ -35,6 +35,11 @@ impl<T: Send> Exclusive<T> {
             return Err(errors::state(
                 "this round was begun in another process; a forked copy of its state could release a second share: \
                  save() it there and resume() it here",
+            ));
+        }
+        if record::asking() {
+            return Err(errors::state(
+                "a participation record must not use a round: one waits for the record's answer, and holds its own lock",
             ));
         }
         let pool = threads::pool()?;

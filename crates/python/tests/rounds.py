@@ -18,6 +18,9 @@ def forked(work, *arguments):
         child.join()
 
 
+POLICY = unisono.Policy(n_min=3, min_gamma=0.0, allow_semi_honest=True, min_interval_s=0)
+
+
 class World:
     """A registrar, a coordinator and devices; in semi-honest mode their keys are not used."""
 
@@ -40,22 +43,22 @@ class World:
             return unisono.ServerRound(params, coordinator_key=self.coordinator, roster=self.roster)
         return unisono.ServerRound(params)
 
-    def join(self, server, device, record=None):
+    def join(self, server, device, record=None, policy=POLICY):
         return unisono.ClientRound(
             server.offer(),
             self.keys[device],
             record=record or unisono.MemoryRecord(),
             registrar_key=self.registrar.verifying_key,
-            policy=unisono.Policy(n_min=3, min_gamma=0.0, allow_semi_honest=True),
+            policy=policy,
         )
 
 
-def play(world, server, updates, weights, dropped=(), restart=False):
+def play(world, server, updates, weights, dropped=(), restart=False, policy=POLICY, records=None):
     """Runs the round; the devices in `dropped` vanish after they shared their keys."""
     offer = server.offer()
     registrar_key = world.registrar.verifying_key
-    records = [unisono.MemoryRecord() for _ in updates]
-    clients = {i: world.join(server, i, records[i]) for i in range(len(updates))}
+    records = records or [unisono.MemoryRecord() for _ in updates]
+    clients = {i: world.join(server, i, records[i], policy) for i in range(len(updates))}
     for client in clients.values():
         assert server.absorb(client.message())
         assert not server.absorb(client.message()), "a repeated message is not new"
@@ -67,6 +70,10 @@ def play(world, server, updates, weights, dropped=(), restart=False):
             clients = {i: client for i, client in clients.items() if i not in dropped}
         for i, client in clients.items():
             view = server.view(world.keys[i].client_id)
+            if view is None:
+                # Only the committee confirms.
+                assert server.phase == "confirm" and client.awaits == "unmask"
+                continue
             if server.phase == "mask":
                 message = client.receive(view, update=updates[i], weight=weights[i])
                 server.absorb(message)
@@ -75,6 +82,6 @@ def play(world, server, updates, weights, dropped=(), restart=False):
                 server.absorb(client.receive(view))
             if restart:
                 clients[i] = unisono.ClientRound.resume(
-                    client.save(), offer, world.keys[i], record=records[i], registrar_key=registrar_key
+                    client.save(), offer, world.keys[i], record=records[i], registrar_key=registrar_key, policy=policy
                 )
         assert server.ready or server.phase == "mask"

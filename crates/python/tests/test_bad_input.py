@@ -44,7 +44,7 @@ def test_an_update_of_another_kind_is_refused_with_what_to_call(at_masking, upda
     client, view = at_masking
     with pytest.raises(unisono.ArrayError, match=words):
         client.receive(view, update=update)
-    assert client.phase == "shared"
+    assert client.awaits == "mask"
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -76,6 +76,8 @@ def test_a_read_only_update_is_taken_and_a_read_only_vector_is_not_masked():
 @pytest.mark.parametrize("name", ["dimension", "n_min", "n_max"])
 @pytest.mark.parametrize("value", [-1, 2**80, 2.5, "10", None, float("nan")])
 def test_a_count_that_is_none_is_refused_with_its_name(name, value):
+    if (name, value) == ("n_min", None):
+        pytest.skip("None is the default")
     settings = {"dimension": 10, "n_min": 5, "n_max": 8, name: value}
     with pytest.raises(unisono.ParamsError, match=f"{name} is"):
         unisono.RoundParams(quantiser=unisono.Quantiser(clip=1.0), mode="semi-honest", **settings)
@@ -153,9 +155,15 @@ def negative():
     yield "threads", lambda: unisono.simulate(5, 10, threads=-1)
     yield "bits", lambda: unisono.Quantiser(clip=1.0, bits=-1)
     yield "n_min", lambda: unisono.Policy(n_min=-1)
+    for name in ("min_honest", "min_colluders", "max_rounds", "max_round_s"):
+        yield name, lambda name=name: unisono.Policy(**{name: -1})
+    yield "devices", lambda: unisono.Policy().smallest_sum(-1)
+    yield "min_colluders", lambda: unisono.find_degree(5, min_colluders=-1)
+    yield "clients", lambda: unisono.default_n_min(-1)
+    yield "epoch", lambda: record.see_roster_epoch(-1)
     for name in ("max_dimension", "min_roster_epoch", "min_model_version", "min_interval_s"):
         yield name, lambda name=name: unisono.Policy(**{name: -1})
-    for name in ("round", "model_version", "modulus_bits", "chunk_elements", "now"):
+    for name in ("round", "min_colluders", "model_version", "modulus_bits", "chunk_elements", "now"):
         yield name, lambda name=name: unisono.RoundParams(**common, **{name: -1})
     yield "n", lambda: params.topology(-1)
     for name in ("survivors", "cohort", "rounds"):
@@ -225,7 +233,7 @@ def test_bytes_of_another_length_are_refused_by_name_and_not_shown():
         unisono.random_secret(seed="s" * 32)
 
 
-@pytest.mark.parametrize("name", ["min_gamma", "max_delta", "privacy_delta", "max_epsilon"])
+@pytest.mark.parametrize("name", ["min_gamma", "max_delta", "privacy_delta", "max_epsilon", "max_total_epsilon"])
 @pytest.mark.parametrize("value", [float("nan"), -0.1, float("-inf"), "all", 10**400])
 def test_a_policy_has_no_limit_that_nothing_or_everything_meets(name, value):
     with pytest.raises(unisono.ParamsError, match=f"{name} is"):

@@ -46,7 +46,7 @@ kind = "fedavg"
 """
 KEYS = 'registrar = "registrar/registrar.pub"\nroster = "roster.bin"\nkey = "coordinator.key"\n'
 RELEASE = '[release]\nmodel_id = "digits"\npublisher = "publisher.key"\nkey_encryption_key = "kek.key"\nvalid_days = 9\n'
-POLICY = unisono.Policy(n_min=3, min_gamma=0.0, allow_semi_honest=True)
+POLICY = unisono.Policy(n_min=3, min_gamma=0.0, allow_semi_honest=True, min_interval_s=0)
 
 
 def command(folder, *arguments):

@@ -115,6 +115,8 @@ def test_settings_are_pickled_and_secrets_are_not():
     for settings in (
         unisono.Policy(n_min=4, min_gamma=0.02, allow_semi_honest=True, max_dimension=77),
         unisono.Policy(max_epsilon=3.5, privacy_delta=1e-6),
+        unisono.Policy(max_total_epsilon=9.0, signed_base_model=True),
+        unisono.Policy(min_honest=3, min_colluders=2, max_rounds=7, max_round_s=60, min_interval_s=0),
         unisono.Quantiser(bits=9, clip=0.5, l2_clip=2.0, rounding="deterministic", metrics=[(0.0, 2.0)]),
     ):
         again = pickle.loads(pickle.dumps(settings))

@@ -144,7 +144,14 @@ def test_both_ends_of_an_encapsulation_get_one_secret():
 
 def test_the_worked_values_of_the_specification():
     found = unisono.find_degree(1000, gamma=0.05, delta=0.05)
-    assert (found.degree, found.threshold, found.window_bound) == (78, 56, 25)
+    assert (found.degree, found.threshold, found.window_bound) == (90, 65, 30)
+    assert (found.committee, found.quorum, found.tolerated_drop_outs) == (58, 45, None)
+    tolerated = {3: 0, 4: 0, 5: 1, 6: 1, 7: 2, 8: 2, 9: 3, 10: 3, 12: 4, 16: 6, 20: 8, 24: 10, 32: 14}
+    assert {n: unisono.find_degree(n).tolerated_drop_outs for n in tolerated} == tolerated
+    found = unisono.find_degree(1000, gamma=0.05, delta=0.05, mode="semi-honest")
+    assert (found.degree, found.threshold) == (30, 17)
+    assert (found.window_bound, found.committee, found.quorum) == (None, None, None)
+    assert unisono.find_degree(12, min_colluders=4).tolerated_drop_outs == 3
     with pytest.raises(unisono.ParamsError, match="feasible would be"):
         unisono.find_degree(10, gamma=0.3, delta=0.4)
     with pytest.raises(unisono.ParamsError):

@@ -1,5 +1,7 @@
 """Differential privacy in a round of one's own: the noise, what it promises, and who refuses."""
 
+import json
+
 import numpy as np
 import pytest
 import unisono
@@ -63,14 +65,46 @@ def test_a_device_refuses_a_round_that_promises_too_little(world):
         offer = unisono.ServerRound(params(noise_multiplier=noise)).offer()
         return unisono.ClientRound(offer, world.keys[0], record=unisono.MemoryRecord(), policy=policy)
 
-    assert join(1.0, max_epsilon=limit * 1.01).phase == "advertised"
-    assert join(None).phase == "advertised"
+    assert join(1.0, max_epsilon=limit * 1.01).awaits == "share"
+    assert join(None).awaits == "share"
     with pytest.raises(unisono.PolicyError, match="epsilon"):
         join(1.0, max_epsilon=limit * 0.99)
     with pytest.raises(unisono.PolicyError, match="epsilon"):
         join(1.0, max_epsilon=limit * 1.01, privacy_delta=1e-9)
     with pytest.raises(unisono.PolicyError, match="absent"):
         join(None, max_epsilon=100.0)
+
+
+def test_a_device_counts_what_its_rounds_of_a_task_have_cost(world):
+    settings = {"dimension": DIMENSION, "quantiser": QUANTISER, "n_min": 6, "noise_multiplier": 1.0, "delta": 0.2}
+    one = world.open(**settings)
+    records = [unisono.MemoryRecord() for _ in world.keys]
+    account = unisono.Accountant()
+    account.add(params(delta=0.2), rounds=2)
+    # Two rounds fit, a third one does not.
+    policy = unisono.Policy(n_min=3, min_gamma=0.0, min_interval_s=0, max_total_epsilon=account.epsilon() * 1.001)
+    updates = [np.zeros(DIMENSION, np.float32)] * 8
+    play(world, one, updates, [1.0] * 8, policy=policy, records=records)
+    play(world, world.open(**settings, round=2), updates, [1.0] * 8, policy=policy, records=records, restart=True)
+    with pytest.raises(unisono.PolicyError, match="max_total_epsilon"):
+        world.join(world.open(**settings, round=3), 0, records[0], policy)
+    noted = json.loads(records[0].entry("python"))
+    assert (noted["rounds"], noted["unprotected"]) == (2, 0)
+    kept = unisono.Accountant.from_bytes(bytes.fromhex(noted["account"]))
+    assert kept.epsilon() == pytest.approx(account.epsilon())
+    assert kept.to_bytes() == bytes.fromhex(noted["account"])
+    with pytest.raises(unisono.PolicyError, match="absent"):
+        world.join(world.open(dimension=10, quantiser=QUANTISER, round=3), 0, records[0], policy)
+    # A round without noise can't be made good.
+    bare = unisono.MemoryRecord()
+    fresh = [bare, *(unisono.MemoryRecord() for _ in range(7))]
+    play(world, world.open(dimension=10, quantiser=QUANTISER), [np.zeros(10, np.float32)] * 8, [1.0] * 8, records=fresh)
+    with pytest.raises(unisono.PolicyError, match="max_total_epsilon"):
+        limits = {"n_min": 3, "min_gamma": 0.0, "min_interval_s": 0, "max_total_epsilon": 1e9}
+        world.join(world.open(**settings, round=2), 0, bare, unisono.Policy(**limits))
+    for spoilt in (b"", account.to_bytes()[:-1], b"\xff" * len(account.to_bytes())):
+        with pytest.raises(unisono.ParamsError, match="to_bytes"):
+            unisono.Accountant.from_bytes(spoilt)
 
 
 def test_noise_that_can_not_be_is_refused_with_advice():

@@ -1,5 +1,6 @@
 """Rounds through the sans-IO classes: exact sums, drop-outs, refusals, threads and forks."""
 
+import json
 import os
 import threading
 
@@ -63,14 +64,15 @@ def test_a_suspended_client_is_refused_and_the_round_is_without_it(world):
 def test_a_spent_round_is_not_joined_again(world):
     server = world.open(dimension=10, quantiser=unisono.Quantiser(clip=1.0))
     record = unisono.MemoryRecord()
-    record.spend("python", 1, 0)
-    with pytest.raises(unisono.RecordError, match="not above round 1"):
+    entry = {"round": 1, "cohort": "07" * 32, "masked_for": None, "survivors": None, "rounds": 0, "last_at": 0, "unprotected": 0, "account": ""}
+    assert record.replace("python", None, json.dumps(entry).encode())
+    with pytest.raises(unisono.RecordError, match="round 1 of task \"python\" is closed"):
         world.join(server, 0, record)
 
 
 def test_a_record_that_fails_keeps_the_device_from_joining(world):
     class Broken(unisono.MemoryRecord):
-        def last(self, task):
+        def entry(self, task):
             raise OSError("disk gone")
 
     server = world.open(dimension=10, quantiser=unisono.Quantiser(clip=1.0))
@@ -132,7 +134,7 @@ def test_an_update_that_does_not_fit_is_refused_and_the_device_may_try_again(wor
         client.receive(view)
     good.flags.writeable = False
     assert client.receive(view, update=good) == client.message()
-    assert client.phase == "masked"
+    assert client.awaits == "confirm" and not client.done
 
 
 @pytest.mark.parametrize(
@@ -210,30 +212,11 @@ def test_a_saved_state_of_another_device_or_cut_short_is_refused(world):
     server = world.open(dimension=10, quantiser=unisono.Quantiser(clip=1.0))
     saved = world.join(server, 0).save()
     common = {"record": unisono.MemoryRecord(), "registrar_key": world.registrar.verifying_key}
-    assert unisono.ClientRound.resume(saved, server.offer(), world.keys[0], **common).phase == "advertised"
+    assert unisono.ClientRound.resume(saved, server.offer(), world.keys[0], **common).awaits == "share"
     with pytest.raises(unisono.ClientError, match="another round or device"):
         unisono.ClientRound.resume(saved, server.offer(), world.keys[1], **common)
     with pytest.raises(unisono.Error):
         unisono.ClientRound.resume(saved[:50], server.offer(), world.keys[0], **common)
-
-
-def test_a_file_record_survives_and_a_damaged_one_is_no_empty_one(tmp_path):
-    path = tmp_path / "record.json"
-    record = unisono.FileRecord(path)
-    assert record.last("t") is None and record.roster_epoch() == 0
-    record.spend("t", 4, 99)
-    record.see_roster_epoch(3)
-    record.see_roster_epoch(2)
-    assert record.commitment("t") is None
-    record.commit("t", 4, b"c" * 32, None)
-    assert unisono.FileRecord(path).commitment("t") == (4, b"c" * 32, None)
-    record.commit("t", 4, b"c" * 32, b"s" * 32)
-    again = unisono.FileRecord(path)
-    assert again.commitment("t") == (4, b"c" * 32, b"s" * 32)
-    assert again.last("t") == (4, 99) and again.roster_epoch() == 3
-    path.write_text("{")
-    with pytest.raises(ValueError):
-        again.last("t")
 
 
 def test_a_state_saved_earlier_does_not_share_again(world):
@@ -249,3 +232,25 @@ def test_a_state_saved_earlier_does_not_share_again(world):
     earlier = unisono.ClientRound.resume(saved, offer, world.keys[0], **common)
     with pytest.raises(unisono.RecordError, match="shared"):
         earlier.receive(view)
+
+
+def test_a_device_may_demand_a_publishers_word_on_the_base_model():
+    world, publisher = World(4), unisono.SigningKey.generate("publisher")
+    world.roster = unisono.Roster.publish(
+        [keys.enrolment() for keys in world.keys],
+        world.registrar,
+        epoch=1,
+        coordinators=[world.coordinator.verifying_key],
+        publishers=[publisher.verifying_key],
+    )
+    strict = unisono.Policy(n_min=3, signed_base_model=True)
+    server = world.open(dimension=10, quantiser=unisono.Quantiser(clip=1.0), gamma=0.05, model_version=3, model_hash=b"h" * 32)
+    for key, words in ((None, "no publisher"), (unisono.SigningKey.generate("publisher"), "not of a publisher")):
+        if key is not None:
+            server.sign_base_model(key)
+        with pytest.raises(unisono.PolicyError, match=f"{words}.*set by `signed_base_model`"):
+            world.join(server, 0, policy=strict)
+    server.sign_base_model(publisher)
+    assert world.join(server, 0, policy=strict).awaits == "share"
+    with pytest.raises(unisono.KeyFileError):
+        server.sign_base_model(world.coordinator)

@@ -14,9 +14,8 @@ A round is used by one call at a time and refused in a forked process.
 
 Exceptions about values (a number out of range, bytes of another length, an array that does not fit), keys, rounds and
 messages derive from :class:`Error`. Others are Python's own: ``TypeError`` for a missing or unknown keyword and for an argument
-of another type (a ``str`` where ``bytes`` are needed), ``KeyError`` from :meth:`TrainingRound.tensor`, ``OSError`` and
-``ValueError`` from :class:`FileRecord` about its file, ``MemoryError``, ``KeyboardInterrupt``, and whatever a callable of yours
-raises in :func:`simulate`.
+of another type (a ``str`` where ``bytes`` are needed), ``KeyError`` from :meth:`TrainingRound.tensor`, ``MemoryError``,
+``KeyboardInterrupt``, and whatever a callable of yours raises in :func:`simulate`.
 """
 
 from __future__ import annotations
@@ -40,6 +39,7 @@ from ._unisono import (
     Topology,
     TrainingRound,
     __version__,
+    default_n_min,
     dequantise,
     encapsulate,
     find_degree,
@@ -119,6 +119,7 @@ __all__ = [
     "Topology",
     "TrainingRound",
     "__version__",
+    "default_n_min",
     "dequantise",
     "encapsulate",
     "find_degree",

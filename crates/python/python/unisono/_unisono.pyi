@@ -42,7 +42,12 @@ def rebuild_secret(shares: Sequence[tuple[int, bytes]], threshold: int) -> tuple
 def encapsulate(encapsulation_key: bytes, *, seed: bytes | None = None) -> tuple[bytes, bytes]: ...
 def verify(verifying_key: bytes, purpose: _Purpose, message: bytes, signature: bytes) -> None: ...
 def read_public_key(role: _Role, text: str) -> bytes: ...
-def find_degree(clients: int, *, gamma: float = 0.05, delta: float = 0.1, mode: _Mode = "malicious") -> Topology: ...
+def find_degree(
+    clients: int, *, gamma: float = 0.05, delta: float = 0.1, mode: _Mode = "malicious", min_colluders: int = 1
+) -> Topology: ...
+def default_n_min(
+    clients: int, *, gamma: float = 0.05, delta: float = 0.1, mode: _Mode = "malicious", min_colluders: int = 1
+) -> int: ...
 def seal(
     payload: bytes,
     publisher: SigningKey,
@@ -125,6 +130,14 @@ class TrainingRound:
     def parameters(self) -> NDArray[np.float32]: ...
     def tensor(self, name: str) -> NDArray[np.float32]: ...
 
+@disjoint_base
+class StoredRecord:
+    def __new__(cls, folder: str | os.PathLike[str] | None = None) -> Self: ...
+    def entry(self, task: str) -> bytes | None: ...
+    def replace(self, task: str, expected: bytes | None, new: bytes) -> bool: ...
+    def roster_epoch(self) -> int: ...
+    def see_roster_epoch(self, epoch: int) -> None: ...
+
 @final
 class DecapsulationKey:
     @staticmethod
@@ -142,6 +155,12 @@ class Topology:
     def threshold(self) -> int: ...
     @property
     def window_bound(self) -> int | None: ...
+    @property
+    def committee(self) -> int | None: ...
+    @property
+    def quorum(self) -> int | None: ...
+    @property
+    def tolerated_drop_outs(self) -> int | None: ...
 
 @final
 class Quantiser:
@@ -190,13 +209,14 @@ class RoundParams:
         cls,
         *,
         dimension: int,
-        n_min: int,
         n_max: int,
         quantiser: Quantiser,
+        n_min: int | None = None,
         task: str = "python",
         round: int = 1,
         gamma: float = 0.05,
         delta: float = 0.1,
+        min_colluders: int = 1,
         mode: _Mode = "malicious",
         roster: Roster | None = None,
         model_version: int = 0,
@@ -204,12 +224,17 @@ class RoundParams:
         modulus_bits: int | None = None,
         chunk_elements: int = 65536,
         noise_multiplier: float | None = None,
+        deadline_s: float = 3600.0,
         now: int | None = None,
     ) -> RoundParams: ...
     @property
     def round_id(self) -> bytes: ...
     @property
     def dimension(self) -> int: ...
+    @property
+    def n_min(self) -> int: ...
+    @property
+    def n_max(self) -> int: ...
     @property
     def modulus_bits(self) -> int: ...
     @property
@@ -226,18 +251,25 @@ class Policy:
     def __new__(
         cls,
         *,
-        n_min: int = 10,
-        min_gamma: float = 0.01,
-        max_delta: float = 0.4,
+        n_min: int | None = None,
+        min_honest: int = 2,
+        min_gamma: float = 0.05,
+        min_colluders: int = 1,
+        max_delta: float = 0.3,
         max_dimension: int = ...,
         allow_semi_honest: bool = False,
         min_roster_epoch: int = 0,
         min_model_version: int = 0,
-        min_interval_s: int = 0,
+        min_interval_s: int = 10,
+        max_rounds: int | None = None,
+        max_round_s: int = 86400,
         tasks: Sequence[str] = ...,
         max_epsilon: float | None = None,
+        max_total_epsilon: float | None = None,
         privacy_delta: float = 1e-05,
+        signed_base_model: bool = False,
     ) -> Policy: ...
+    def smallest_sum(self, devices: int) -> int: ...
 
 @final
 class Accountant:
@@ -246,6 +278,9 @@ class Accountant:
         self, params: RoundParams, *, survivors: int | None = None, cohort: int | None = None, rounds: int = 1
     ) -> None: ...
     def epsilon(self, privacy_delta: float = 1e-05) -> float: ...
+    def to_bytes(self) -> bytes: ...
+    @staticmethod
+    def from_bytes(spent: bytes) -> Accountant: ...
 
 @final
 class SigningKey:
@@ -311,14 +346,25 @@ class ClientRound:
     ) -> ClientRound: ...
     @staticmethod
     def resume(
-        saved: bytes, offer: bytes, keys: DeviceKeys, *, record: Record, registrar_key: bytes | None = None
+        saved: bytes,
+        offer: bytes,
+        keys: DeviceKeys,
+        *,
+        record: Record,
+        registrar_key: bytes | None = None,
+        policy: Policy | None = None,
     ) -> ClientRound: ...
     def save(self) -> bytes: ...
     def message(self) -> bytes: ...
     @property
-    def phase(self) -> Literal["advertised", "shared", "masked", "confirmed", "done"]: ...
+    def awaits(self) -> Literal["share", "mask", "confirm", "unmask"] | None: ...
+    @property
+    def done(self) -> bool: ...
     @property
     def dimension(self) -> int: ...
+    @property
+    def erase_at(self) -> int | None: ...
+    def erase(self) -> None: ...
     def receive(
         self,
         view: bytes,
@@ -336,6 +382,7 @@ class ServerRound:
         cls, params: RoundParams, *, coordinator_key: SigningKey | None = None, roster: Roster | None = None
     ) -> ServerRound: ...
     def offer(self) -> bytes: ...
+    def sign_base_model(self, publisher: SigningKey) -> None: ...
     @property
     def phase(self) -> Literal["advertise", "share", "mask", "confirm", "unmask"]: ...
     def absorb(self, message: bytes, *, now: int | None = None) -> bool: ...

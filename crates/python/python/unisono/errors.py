@@ -61,7 +61,7 @@ class PolicyError(ClientError):
 
 
 class RecordError(ClientError):
-    """The round was spent before, or the durable record can't be read or written."""
+    """The device is bound to another round, cohort or set of survivors, or the durable record can't be read or written."""
 
 
 class ConnectionError(ClientError):  # noqa: A001 (it is this package's, and always qualified)

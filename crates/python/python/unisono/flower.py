@@ -19,7 +19,6 @@ Tested with ``flwr`` 1.42.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable
 from logging import DEBUG, ERROR, INFO, WARN
@@ -54,16 +53,17 @@ from . import (
     RoundParams,
     ServerRound,
     SigningKey,
+    default_n_min,
     modulus_bits,
     read_public_key,
     sender_of,
 )
-from .records import Commitment
-
 __all__ = ["UnisonoWorkflow", "provision", "unisono_mod"]
 
 _MESSAGE = "unisono.message"
 _STATE = "unisono.state"
+#: What a phase may take where there is no limit, in seconds.
+_UNLIMITED_S = 6 * 60 * 60.0
 
 
 def provision(folder: str | os.PathLike[str], devices: int) -> Path:
@@ -105,23 +105,14 @@ class _ContextRecord:
     def __init__(self, state: ConfigRecord) -> None:
         self._state = state
 
-    def last(self, task: str) -> tuple[int, int] | None:
-        found = self._state.get(f"spent:{task}")
-        return None if found is None else cast(tuple[int, int], tuple(cast(list[int], found)))
+    def entry(self, task: str) -> bytes | None:
+        return cast("bytes | None", self._state.get(f"entry:{task}"))
 
-    def spend(self, task: str, round_number: int, at: int) -> None:
-        self._state[f"spent:{task}"] = [round_number, at]
-
-    def commitment(self, task: str) -> Commitment | None:
-        if f"round:{task}" not in self._state:
-            return None
-        survivors = cast(bytes, self._state[f"survivors:{task}"])
-        return cast(int, self._state[f"round:{task}"]), cast(bytes, self._state[f"cohort:{task}"]), survivors or None
-
-    def commit(self, task: str, round_number: int, cohort: bytes, survivors: bytes | None) -> None:
-        self._state[f"round:{task}"] = round_number
-        self._state[f"cohort:{task}"] = cohort
-        self._state[f"survivors:{task}"] = survivors or b""
+    def replace(self, task: str, expected: bytes | None, new: bytes) -> bool:
+        if self.entry(task) != expected:
+            return False
+        self._state[f"entry:{task}"] = new
+        return True
 
     def roster_epoch(self) -> int:
         return cast(int, self._state.get("roster_epoch", 0))
@@ -154,14 +145,15 @@ def unisono_mod(
     """The client mod that takes the place of ``secaggplus_mod``.
 
     ``provisioning`` is the folder with the device's key and ``registrar.pub``; without it, the device takes part in
-    semi-honest rounds only. ``policy`` is what the device accepts, whatever the server proposes; the default asks for cohorts
-    of at least 10 in malicious mode.
+    semi-honest rounds only. ``policy`` is what the device accepts, whatever the server proposes. The default is
+    ``Policy(min_interval_s=0)``, since rounds may follow each other within seconds here: sums of at least 10 updates, or what the
+    whole roster can give where that is less (:meth:`Policy.smallest_sum`); in semi-honest mode of at least 3.
 
     Training starts only when the device has seen who else takes part. A check that fails raises, so the server counts the
     device as dropped; nothing secret has left it then.
     """
     folder = None if provisioning is None else Path(provisioning)
-    policy = policy or Policy(allow_semi_honest=folder is None)
+    policy = policy or Policy(allow_semi_honest=folder is None, min_interval_s=0)
 
     def mod(msg: Message, context: Context, call_next: ClientAppCallable) -> Message:
         if msg.metadata.message_type != MessageType.TRAIN:
@@ -193,9 +185,12 @@ def unisono_mod(
                 keys,
                 record=record,
                 registrar_key=registrar_key,
+                policy=policy,
             )
             view = cast(bytes, incoming["view"])
-            if client.phase == "shared":
+            # Whatever comes of it: a state that has taken this step is saved below, and one that was erased is forgotten.
+            del state["saved"]
+            if client.awaits == "mask":
                 base = _arrays_of(msg.content)
                 del msg.content.config_records[_MESSAGE]
                 before = perf_counter()
@@ -246,14 +241,19 @@ class UnisonoWorkflow:
     max_weight : largest ``num_examples`` of a client, above 0; a client with more can't take part.
     bits : bits of a quantised element, 1 to 32.
     rounding : ``"stochastic"`` (unbiased) or ``"deterministic"``.
-    n_min : smallest number of updates in a sum, from 3; default two thirds of the clients that the strategy samples.
-    gamma, delta : fractions (0 to below 1) of the clients that may collude and may drop out.
+    n_min : smallest number of updates in a sum, from 3; default what :func:`unisono.default_n_min` gives for the clients that the
+        strategy samples: 3 of 3, 4 of 5, 7 of 10, 81 of 100. The devices' policies must allow it.
+    gamma, delta : fractions (0 to below 1) of the clients that may collude and may drop out. At least one colludes. Up to 32 clients,
+        as many may drop out as :attr:`unisono.Topology.tolerated_drop_outs` says, whatever ``delta`` is, if ``n_min`` are left: none
+        of 3 or 4, one of 5, three of 10.
     task : name under which devices record the rounds that they took part in, 1 to 64 bytes.
-    timeout : seconds (above 0) to wait for replies in each phase; ``None`` waits for all.
+    timeout : seconds (above 0) to wait for replies in each phase; ``None`` waits for all. Devices forget a round after twice
+        the time that is left for its phases, and after their policy's ``max_round_s`` (a day); ``None`` counts as six hours.
 
     Raises ``ParamsError`` or ``EncodingError`` for a setting out of its range, and what :class:`SigningKey` and :class:`Roster`
     raise about the files in ``provisioning``. Whether a round is feasible depends on how many clients the strategy samples; one
-    that is not ends without a sum, as any that has too many drop-outs.
+    that is not ends without a sum, as any that has too many drop-outs. So does one whose default ``n_min`` the default policy of
+    devices refuses: a small sample of a large roster. The log says which settings to change.
 
     After a round, ``report`` holds its clients, drop-outs, seconds and bytes.
     """
@@ -360,7 +360,16 @@ class UnisonoWorkflow:
         return True
 
     def _params(self, clients: int, dimension: int, current_round: int) -> RoundParams:
-        n_min = self._n_min if self._n_min is not None else max(3, math.ceil(2 * clients / 3))
+        n_min = self._n_min
+        if n_min is None:
+            n_min = default_n_min(clients, gamma=self._gamma, delta=self._delta, mode=cast(Any, self._mode))
+            wanted = 3 if self._roster is None else Policy().smallest_sum(len(self._roster))
+            if n_min < wanted:
+                raise ParamsError(
+                    f"{clients} clients were sampled, for sums of n_min = {n_min}; by default, devices of a roster of "
+                    f"{len(cast(Roster, self._roster))} refuse sums below {wanted}: sample more clients, or set "
+                    f"UnisonoWorkflow(n_min={n_min}) here and unisono_mod(policy=Policy(n_min={n_min}, min_interval_s=0)) on devices"
+                )
         return RoundParams(
             task=self._task,
             round=current_round,
@@ -373,6 +382,7 @@ class UnisonoWorkflow:
             mode=cast(Any, self._mode),
             roster=self._roster,
             modulus_bits=modulus_bits(self._quantiser.bits, max(clients, 1)),
+            deadline_s=_UNLIMITED_S if self._timeout is None else self._timeout,
         )
 
 
@@ -383,7 +393,7 @@ def _check(
     if mode not in ("malicious", "semi-honest"):
         raise ParamsError(f'mode is {mode!r}; allowed is "malicious" or "semi-honest"')
     if n_min is not None and n_min < 3:
-        raise ParamsError(f"n_min is {n_min}; a number from 3, or None for two thirds of the clients sampled, is needed")
+        raise ParamsError(f"n_min is {n_min}; a number from 3, or None for what fits the clients sampled, is needed")
     for name, fraction in (("gamma", gamma), ("delta", delta)):
         if not 0.0 <= fraction < 1.0:
             raise ParamsError(f"{name} is {fraction}; a fraction from 0 to below 1 is needed")
@@ -424,6 +434,8 @@ class _Exchange:
         for reply in self._grid.send_and_receive(messages, timeout=self._timeout):
             if reply.has_error():
                 self.failures.append(Exception(reply.error))
+                if len(self.failures) == 1:
+                    log(WARN, "a client did not go on in phase %s: %s", phase, reply.error.reason)
             elif _MESSAGE in reply.content.config_records:
                 answers.append((reply.metadata.src_node_id, reply.content.config_records[_MESSAGE]))
         size = sum(_length(answer, "message") + _length(answer, "upload") for _, answer in answers)
@@ -460,7 +472,7 @@ class _Exchange:
                 self.clients[node] = sender_of(cast(bytes, answer["message"]))
 
     def step(self, phase: str, instructions: dict[int, RecordDict] | None) -> None:
-        """A later phase: each client gets its view, in phase 2 with the strategy's instructions."""
+        """A later phase: each client that has a part in it gets its view, in phase 2 with the strategy's instructions."""
         contents = {}
         size = 0
         for node, client in self.clients.items():
@@ -475,8 +487,8 @@ class _Exchange:
         answers = self._send(phase, contents)
         for node, answer in answers:
             self._absorb(node, answer)
-        answered = {node for node, _ in answers}
-        self.clients = {node: client for node, client in self.clients.items() if node in answered}
+        silent = contents.keys() - {node for node, _ in answers}
+        self.clients = {node: client for node, client in self.clients.items() if node not in silent}
 
 
 def _length(record: ConfigRecord, key: str) -> int:

@@ -1,150 +1,60 @@
-"""Participation records: what keeps a device from masking two inputs for one round, and from an older roster.
+"""Participation records: what binds a device to one cohort, one masked input and one set of survivors in a round.
 
 :class:`ClientRound` takes any object with the methods of :class:`Record`. On a real device the record must be durable:
-:class:`FileRecord` is; :class:`MemoryRecord` is for simulation.
+:class:`FileRecord` is; :class:`MemoryRecord` is for simulation. A device whose record was lost, copied or set back is enrolled anew.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import tempfile
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-__all__ = ["Commitment", "FileRecord", "MemoryRecord", "Record"]
+from . import _unisono
 
-#: Round number, hash of the cohort, hash of the survivors.
-Commitment = tuple[int, bytes, bytes | None]
+__all__ = ["FileRecord", "MemoryRecord", "Record"]
 
 
 class Record(Protocol):
-    """What a record answers and notes. A change must be on stable storage when a method returns."""
+    """What a record answers and notes. A change must be on stable storage when a method returns.
 
-    def last(self, task: str) -> tuple[int, int] | None:
-        """Round number and Unix time of the last participation in ``task``."""
-
-    def spend(self, task: str, round_number: int, at: int) -> None:
-        """Marks the round as spent; an exception keeps the device from uploading."""
-
-    def commitment(self, task: str) -> Commitment | None:
-        """What the last :meth:`commit` for ``task`` noted."""
-
-    def commit(self, task: str, round_number: int, cohort: bytes, survivors: bytes | None) -> None:
-        """Notes the one cohort of a round and the one set of survivors (a hash; None before) that the device answers for.
-
-        It replaces what was noted for ``task``; an exception keeps the device from answering.
-        """
-
-    def roster_epoch(self) -> int:
-        """The highest roster epoch seen; 0 before the first."""
-
-    def see_roster_epoch(self, epoch: int) -> None:
-        """Notes a roster epoch."""
-
-
-class MemoryRecord:
-    """A record that is forgotten with the process."""
-
-    def __init__(self) -> None:
-        self._spent: dict[str, tuple[int, int]] = {}
-        self._commitments: dict[str, Commitment] = {}
-        self._epoch = 0
-
-    def last(self, task: str) -> tuple[int, int] | None:
-        """Round number and Unix time of the last participation in ``task``."""
-        return self._spent.get(task)
-
-    def spend(self, task: str, round_number: int, at: int) -> None:
-        """Marks the round as spent."""
-        self._spent[task] = (round_number, at)
-
-    def commitment(self, task: str) -> Commitment | None:
-        """What the last :meth:`commit` for ``task`` noted."""
-        return self._commitments.get(task)
-
-    def commit(self, task: str, round_number: int, cohort: bytes, survivors: bytes | None) -> None:
-        """Notes cohort and survivors."""
-        self._commitments[task] = (round_number, cohort, survivors)
-
-    def roster_epoch(self) -> int:
-        """The highest roster epoch seen; 0 before the first."""
-        return self._epoch
-
-    def see_roster_epoch(self, epoch: int) -> None:
-        """Notes a roster epoch."""
-        self._epoch = max(self._epoch, epoch)
-
-
-class FileRecord:
-    """A record in a JSON file, written aside, synced and renamed: a crash leaves the old or the new one.
-
-    A file that can't be read is an error, never taken for an empty record.
+    It holds one entry for each task: bytes (JSON below 4 KiB) that it need not understand. The rules are unisono's. Nothing may
+    change an entry but :meth:`replace`, which compares and sets in one step, also where threads or processes share what the record
+    is kept in. An exception keeps the device from going on. A method must not call a round: it would wait for itself, so
+    that is refused with ``StateError``.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._path = Path(path)
+    def entry(self, task: str) -> bytes | None:
+        """What the last successful :meth:`replace` for ``task`` stored; None before the first."""
 
-    def _read(self) -> dict[str, Any]:
-        try:
-            text = self._path.read_text(encoding="utf-8")
-        except FileNotFoundError:
-            return {"spent": {}, "roster_epoch": 0}
-        content: dict[str, Any] = json.loads(text)
-        return content
-
-    def _write(self, content: dict[str, Any]) -> None:
-        folder = self._path.parent
-        handle, name = tempfile.mkstemp(dir=folder, prefix=self._path.name)
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump(content, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(name, self._path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
-        if os.name == "posix":
-            descriptor = os.open(folder, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-
-    def last(self, task: str) -> tuple[int, int] | None:
-        """Round number and Unix time of the last participation in ``task``."""
-        found = self._read()["spent"].get(task)
-        return None if found is None else (found[0], found[1])
-
-    def spend(self, task: str, round_number: int, at: int) -> None:
-        """Marks the round as spent."""
-        content = self._read()
-        content["spent"][task] = [round_number, at]
-        self._write(content)
-
-    def commitment(self, task: str) -> Commitment | None:
-        """What the last :meth:`commit` for ``task`` noted."""
-        found = self._read().get("commitments", {}).get(task)
-        if found is None:
-            return None
-        round_number, cohort, survivors = found
-        return round_number, bytes.fromhex(cohort), None if survivors is None else bytes.fromhex(survivors)
-
-    def commit(self, task: str, round_number: int, cohort: bytes, survivors: bytes | None) -> None:
-        """Notes cohort and survivors."""
-        content = self._read()
-        noted = [round_number, cohort.hex(), None if survivors is None else survivors.hex()]
-        content.setdefault("commitments", {})[task] = noted
-        self._write(content)
+    def replace(self, task: str, expected: bytes | None, new: bytes) -> bool:
+        """Stores ``new`` for ``task`` if its entry still is ``expected`` (None: if there is none), and returns whether it did."""
 
     def roster_epoch(self) -> int:
         """The highest roster epoch seen; 0 before the first."""
-        return int(self._read()["roster_epoch"])
 
     def see_roster_epoch(self, epoch: int) -> None:
-        """Notes a roster epoch."""
-        content = self._read()
-        if epoch > content["roster_epoch"]:
-            content["roster_epoch"] = epoch
-            self._write(content)
+        """Notes a roster epoch; a lower one than the highest changes nothing."""
+
+
+class MemoryRecord(_unisono.StoredRecord):
+    """A record that is forgotten with the process, for simulation and tests. Refused in a forked process (``StateError``)."""
+
+    def __new__(cls) -> MemoryRecord:
+        """Makes an empty one."""
+        return super().__new__(cls, None)
+
+
+class FileRecord(_unisono.StoredRecord):
+    """The durable record of a device in a folder of its own: the same that a ``Client(state_dir=..)`` keeps.
+
+    The folder is made if missing. ``record.json`` in it is replaced as a whole and is on stable storage before a method returns.
+    A lock keeps a second object or process from using it, until this object and the rounds made with it are gone. Threads
+    may share one object. In a forked process an object of the parent is refused (``StateError``).
+
+    Raises :class:`RecordError` when the folder can't be used, is in use, or holds a damaged record, which is never taken for an
+    empty one; and from every method when the file can't be written: then nothing has changed.
+    """
+
+    def __new__(cls, folder: str | os.PathLike[str]) -> FileRecord:
+        """Opens the record in ``folder``."""
+        return super().__new__(cls, folder)

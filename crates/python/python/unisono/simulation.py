@@ -119,7 +119,7 @@ def simulate(
         ``Quantiser(clip=1.0)``, within which the random updates lie.
     gamma : assumed fraction of colluding clients, 0 to below 1.
     delta : assumed drop-out fraction, 0 to below 1; by default what ``dropout`` leads one to expect.
-    n_min : smallest number of updates in a sum, from 3.
+    n_min : smallest number of updates in a sum, from 3; by default what :func:`default_n_min` gives.
     deadline : virtual seconds (above 0) after which a phase is closed without those that have not answered.
     noise_multiplier : differential privacy: deviation of the noise in the smallest allowed sum, in units of what one client
         can change; the quantiser needs an ``l2_clip`` and equal weights. ``rounds[i]["privacy"]`` of

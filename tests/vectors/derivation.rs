@@ -1,7 +1,7 @@
 //! Every derivation of a round as docs/protocol.md words it, from the labelled functions alone: what the crate does inside is
 //! compared with this.
 
-use unisono_crypto::kdf::{derive_bytes, derive_secret, hash, label};
+use unisono_crypto::kdf::{Label, derive_bytes, derive_secret, hash, label};
 use unisono_crypto::kem::{DecapsulationKey, EncapsulationKey};
 use unisono_crypto::prg::{self, Seed, Sign};
 use unisono_crypto::ring::{Modulus, RingVector};
@@ -23,10 +23,26 @@ pub fn mask_coins(mask_secret: &SecretScalar, cohort_id: &[u8], to: u32, mask_ek
     *derive_bytes(label::MASK_COINS, mask_secret.to_secret().expose(), &[cohort_id, &to.to_le_bytes(), mask_ek])
 }
 
-/// Section 4: `s_uv`, for clients that masked for the set with hash `sharers`.
+/// The bitmap of a set: one bit a member by index, least significant first.
+pub fn bitmap(members: &[bool]) -> Vec<u8> {
+    let byte = |bits: &[bool]| bits.iter().enumerate().map(|(i, &member)| u8::from(member) << i).sum();
+    members.chunks(8).map(byte).collect()
+}
+
+/// Section 5: `H(U1)`, from the bitmap.
+pub fn sharers_hash(bitmap: &[u8]) -> [u8; 32] {
+    hash(label::SHARERS, &[bitmap])
+}
+
+/// Section 6: `H(U2)`, from the bitmap.
+pub fn survivors_hash(bitmap: &[u8]) -> [u8; 32] {
+    hash(label::SURVIVORS, &[bitmap])
+}
+
+/// Section 5: `s_uv`, for the encapsulator first.
 pub fn pair_secret(
     shared: &Secret32,
-    (cohort_id, sharers): (&[u8], &[u8]),
+    (cohort_id, sharers): (&[u8], &[u8; 32]),
     ends: [(u32, &[u8]); 2],
     mask_ct: &[u8],
 ) -> Secret32 {
@@ -35,20 +51,38 @@ pub fn pair_secret(
     derive_secret(label::PAIR_MASK, shared.expose(), &context)
 }
 
-/// Section 5: the secret of `PRG(b_u)`, for a client that masked for the set with hash `sharers`.
-pub fn self_mask_seed(self_secret: &SecretScalar, cohort_id: &[u8], sharers: &[u8]) -> Secret32 {
+/// Section 5: the secret of `PRG(b_u, H(U1))`.
+pub fn self_mask_seed(self_secret: &SecretScalar, cohort_id: &[u8], sharers: &[u8; 32]) -> Secret32 {
     derive_secret(label::SELF_MASK, self_secret.to_secret().expose(), &[cohort_id, sharers])
 }
 
-/// Section 6: the hash of the bitmap `U1`.
-pub fn sharers_hash(sharers: &[u8]) -> [u8; 32] {
-    hash(label::SHARERS, &[sharers])
+/// Section 3: indices in the order of their hashes, under the label of the ring or of the committee.
+fn permutation(label: Label, cohort_id: &[u8], n: u32) -> Vec<u32> {
+    let mut order: Vec<u32> = (0..n).collect();
+    order.sort_by_key(|i| hash(label, &[cohort_id, &i.to_le_bytes()]));
+    order
 }
 
-/// Section 6: what a member of the committee signs, for the bitmaps `U1` and `U2`.
-pub fn endorsement(cohort_id: &[u8], sharers: &[u8], survivors: &[u8]) -> Vec<u8> {
-    let count: u32 = survivors.iter().map(|byte| byte.count_ones()).sum();
-    [cohort_id, &sharers_hash(sharers), &hash(label::SURVIVORS, &[survivors]), &count.to_le_bytes()].concat()
+/// Section 3: the client at each place of the ring.
+pub fn ring(cohort_id: &[u8], n: u32) -> Vec<u32> {
+    permutation(label::GRAPH_SEED, cohort_id, n)
+}
+
+/// Section 3: the committee of `size` members, ascending.
+pub fn committee(cohort_id: &[u8], n: u32, size: u32) -> Vec<u32> {
+    let mut first = permutation(label::COMMITTEE_SEED, cohort_id, n)[..size as usize].to_vec();
+    first.sort_unstable();
+    first
+}
+
+/// Section 6: the 100 bytes that a member of the committee signs.
+pub fn endorsement(cohort_id: &[u8; 32], sharers: &[u8; 32], survivors: &[u8; 32], count: u32) -> [u8; 100] {
+    let mut bytes = [0; 100];
+    bytes[..32].copy_from_slice(cohort_id);
+    bytes[32..64].copy_from_slice(sharers);
+    bytes[64..96].copy_from_slice(survivors);
+    bytes[96..].copy_from_slice(&count.to_le_bytes());
+    bytes
 }
 
 /// One end of a channel: index, client id, channel key.

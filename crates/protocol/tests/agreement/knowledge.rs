@@ -264,7 +264,7 @@ impl<'a> Knowledge<'a> {
         secrets: &BTreeMap<(u32, SecretKind), SecretScalar>,
         u: u32,
         v: u32,
-        sharers: &[u8],
+        sharers: &[u8; 32],
     ) -> Option<Secret32> {
         let (from, to) = if self.stage.cohort.graph.encapsulates(u, v) { (u, v) } else { (v, u) };
         let cohort_id = self.stage.cohort.id.0;

@@ -155,7 +155,10 @@ impl Stage {
 
     /// What a member signs for a pair of sets.
     pub fn endorsed_bytes(&self, sharers: &[bool], survivors: &[bool]) -> Vec<u8> {
-        derivation::endorsement(&self.cohort.id.0, &bitmap::to_bytes(sharers), &bitmap::to_bytes(survivors))
+        let [sharers, survivors] = [sharers, survivors].map(bitmap::to_bytes);
+        let count = survivors.iter().map(|byte| byte.count_ones()).sum();
+        let (sharers, survivors) = (derivation::sharers_hash(&sharers), derivation::survivors_hash(&survivors));
+        derivation::endorsement(&self.cohort.id.0, &sharers, &survivors, count).to_vec()
     }
 
     /// A certificate with these signatures, leaves where they are needed.

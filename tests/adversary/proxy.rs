@@ -108,11 +108,7 @@ impl Service for Proxy {
             let (view, mut sent) = (message.view.as_mut().unwrap(), self.sent.lock().unwrap());
             match (&*self.lie, &mut *view) {
                 (Lie::View(lie), view) => lie(view, &sent.messages),
-                // The others may be so fast that there is a certificate already: the device is asked all the same.
-                (Lie::Isolate(_), View::Certificate(certificate)) if confirms => {
-                    let Certificate { cohort_id, survivors, .. } = certificate.clone();
-                    *view = View::Survivors(SurvivorsView { cohort_id, survivors });
-                }
+                (Lie::Isolate(_), view @ View::Certificate(_)) if confirms => ask_all_the_same(view),
                 (Lie::Isolate(lie), View::Certificate(certificate)) => {
                     lie(certificate, &sent.survivors, endorsed_in(&sent.messages));
                 }
@@ -158,6 +154,14 @@ impl Service for Proxy {
 
     async fn request_grant(&self, request: Request<GrantRequest>) -> Result<Response<GrantResponse>, Status> {
         Ok(Response::new(self.stub.clone().request_grant(request.into_inner()).await?.into_inner()))
+    }
+}
+
+/// Where the others were so fast that there is a certificate already: the device is asked for its endorsement all the same.
+pub fn ask_all_the_same(view: &mut View) {
+    if let View::Certificate(Certificate { cohort_id, survivors, .. }) = view {
+        let (cohort_id, survivors) = (cohort_id.clone(), survivors.clone());
+        *view = View::Survivors(SurvivorsView { cohort_id, survivors });
     }
 }
 

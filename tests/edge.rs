@@ -251,7 +251,7 @@ fn there_is_room_or_not_before_a_signature_is_verified() {
     deployment.config.round.n_max = 4;
     let keys = deployment.config.round_keys().unwrap().unwrap();
     let roster = std::sync::Arc::new(keys.read_roster().unwrap());
-    let place = (roster.head().epoch, roster.head().root.clone());
+    let place = (roster.head().epoch, roster.head().root.to_vec());
     let mut params = deployment.config.params(1, 0, [0; 32], 8, place).unwrap();
     params.opened_at = now();
     let mut server = Server::open(&params, Some(Authority { signing_key: keys.signing_key, roster })).unwrap();
@@ -463,7 +463,7 @@ fn open_files_and_limits_are_checked_before_the_service_starts() {
     let deployment = deployment(1);
     let check = |more: &str, hard: u64, soft: u64| {
         let path = configure(&deployment, free_port(), more);
-        let line = format!("ulimit -Hn {hard} && ulimit -Sn {soft} && exec {} coordinator --check --config {}",
+        let line = format!("ulimit -Sn {soft} && ulimit -Hn {hard} && exec {} coordinator --check --config {}",
             env!("CARGO_BIN_EXE_unisono"), path.display());
         let output = Command::new("sh").args(["-c", &line]).output().unwrap();
         // As it was.
@@ -474,6 +474,8 @@ fn open_files_and_limits_are_checked_before_the_service_starts() {
     let (good, why) = check("max_connections = 1000", 1_000, 100);
     assert!(!good && why.contains("max_connections") && why.contains("at most 744"), "{why}");
     assert_eq!(check("max_connections = 700", 1_000, 100), (true, String::new()));
+    // What is not set fits what is allowed.
+    assert_eq!(check("# nothing", 1_000, 100), (true, String::new()));
     let (good, why) = check("limits = { total_bytes = 1000 }\nmax_connections = 10", 1_000, 100);
     assert!(!good && why.contains("limits.total_bytes"), "{why}");
     let (good, why) = check("limits = { streams = 1 }\nmax_connections = 10", 1_000, 100);

@@ -61,6 +61,12 @@ impl Default for Limits {
 /// File descriptors beyond those of connections: storage, log, metrics.
 const OTHER_FILES: u64 = 256;
 
+/// Most connections for which the system allows enough open files; `None`: it sets no limit.
+pub(super) fn most_connections() -> Option<usize> {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    limit.maximum.map(|most| usize::try_from(most.saturating_sub(OTHER_FILES)).unwrap_or(usize::MAX))
+}
+
 impl Limits {
     /// The first setting that is out of range.
     pub(super) fn check(&self) -> Result<(), ConfigError> {

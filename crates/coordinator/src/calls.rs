@@ -124,8 +124,7 @@ where
             let (mut parts, body) = response.into_parts();
             let answer = parts.extensions.remove::<AnswerPlace>();
             let answer = answer.and_then(|place| place.0.lock().unwrap_or_else(PoisonError::into_inner).take());
-            let body =
-                Sending { body, caller, gate, ahead, answer, held: None, room: None, next: None, _place: place };
+            let body = Sending { body, caller, gate, ahead, answer, held: None, room: None, next: None, _place: place };
             Ok(Response::from_parts(parts, Body::new(body)))
         })
     }
@@ -354,7 +353,8 @@ mod tests {
         }
         for cut in [1, 2, 3, 5, 7, 1000, 100_000] {
             let mut head = Head::default();
-            let lengths: Vec<usize> = body.chunks(cut).map(|data| head.take(data)).filter(|&length| length > 0).collect();
+            let lengths: Vec<usize> =
+                body.chunks(cut).map(|data| head.take(data)).filter(|&length| length > 0).collect();
             assert_eq!(lengths.iter().max(), Some(&20_000), "cut {cut}");
             assert_eq!((head.have, head.left), (0, 0), "cut {cut}");
         }

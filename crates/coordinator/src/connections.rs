@@ -251,7 +251,8 @@ impl Door {
             Some(of_address.ok_or("connections_address")?)
         };
         let known = is_proxy || self.gate.knows(ip);
-        let place = if known { None } else { Some(self.strangers.clone().try_acquire_owned().map_err(|_| "strangers")?) };
+        let place =
+            if known { None } else { Some(self.strangers.clone().try_acquire_owned().map_err(|_| "strangers")?) };
         let peer = Peer(Arc::new(PeerState {
             number: self.numbers.fetch_add(1, Ordering::Relaxed),
             address,

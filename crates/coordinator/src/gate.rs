@@ -121,7 +121,8 @@ struct Rates<K: Hash + Eq + Clone> {
 impl<K: Hash + Eq + Clone> Rates<K> {
     fn new(a_second: u32) -> Self {
         let a_second = NonZeroU32::new(a_second).unwrap_or(NonZeroU32::MIN);
-        let quota = Quota::per_second(a_second).allow_burst(a_second.saturating_mul(const { NonZeroU32::new(BURST).unwrap() }));
+        let quota =
+            Quota::per_second(a_second).allow_burst(a_second.saturating_mul(const { NonZeroU32::new(BURST).unwrap() }));
         Self { limiter: DefaultKeyedRateLimiter::hashmap(quota), clock: DefaultClock::default() }
     }
 

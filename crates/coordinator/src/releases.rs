@@ -148,7 +148,8 @@ pub(crate) async fn issue(shared: &Shared, caller: &Caller, request: &GrantReque
     }
     let key = EncapsulationKey::from_bytes(&body.release_key).map_err(|e| malformed(&e))?;
     let release = shared.headers.get(shared, &body.header_hash).await?;
-    let release = release.ok_or_else(|| refuse(tonic::Code::NotFound, "no_such_release", &"there is no such release"))?;
+    let release =
+        release.ok_or_else(|| refuse(tonic::Code::NotFound, "no_such_release", &"there is no such release"))?;
     let (stored, header) = &*release;
     let internal = |e: unisono_release::ReleaseError| refuse(tonic::Code::Internal, "release", &e);
     let content = keys.key_encryption_key.unwrap(&stored.wrapped_key, &stored.header_hash).map_err(internal)?;

@@ -298,10 +298,12 @@ impl Service {
                 None => ended(format!("phase {phase} goes on without client {client}")),
             },
             // The quorum was there without this member of the committee: it goes on with the certificate.
-            Ordering::Greater if phase == Phase::Confirm && server.phase() == Phase::Unmask => match server.view(client) {
-                Some(view) => Answer::View(view),
-                None => ended(format!("phase {phase} is over")),
-            },
+            Ordering::Greater if phase == Phase::Confirm && server.phase() == Phase::Unmask => {
+                match server.view(client) {
+                    Some(view) => Answer::View(view),
+                    None => ended(format!("phase {phase} is over")),
+                }
+            }
             Ordering::Greater => ended(format!("phase {phase} is over")),
         }
     }

@@ -72,9 +72,7 @@ impl Limits {
     pub(super) fn check(&self) -> Result<(), ConfigError> {
         let in_range = |setting, got: u64, least: u64, most: u64| match (least..=most).contains(&got) {
             true => Ok(()),
-            false => {
-                Err(ConfigError::Setting { setting, got: got.to_string(), allowed: format!("{least} to {most}") })
-            }
+            false => Err(ConfigError::Setting { setting, got: got.to_string(), allowed: format!("{least} to {most}") }),
         };
         let message = 2 * MAX_MESSAGE_LEN as u64;
         // What a semaphore's permits are counted in.

@@ -30,7 +30,8 @@ async fn device(endpoint: String, deployment: Arc<Deployment>, i: u32) -> anyhow
     let mut client = Client::builder(endpoint, TASK, deployment.device_keys(i))
         .registrar(deployment.registrar.clone())
         .state_dir(deployment.device_state(i))
-        .policy(Policy { n_min: 4, ..Policy::default() })
+        // The rounds of this example follow each other at once; those of a real task should not.
+        .policy(Policy { n_min: 4, min_interval_s: 0, ..Policy::default() })
         .on_event(move |event| match event {
             Event::Completed { round, traffic } if i == 0 => {
                 println!("device 0: round {round}, {} bytes up, {} down", traffic.total_up(), traffic.total_down());

@@ -121,7 +121,8 @@ fn main() -> Result<(), Box<dyn Error>> {
             }
             server.absorb(session.message().ok_or("the round was closed")?, NOW)?;
             if phase == Phase::Mask {
-                let upload: Vec<u8> = (0..session.chunks()).filter_map(|chunk| session.chunk(chunk)).flatten().collect();
+                let upload: Vec<u8> =
+                    (0..session.chunks()).filter_map(|chunk| session.chunk(chunk)).flatten().collect();
                 server.absorb_upload(keys.client_id, &upload)?;
             }
         }

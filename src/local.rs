@@ -11,14 +11,14 @@ use tempfile::TempDir;
 use unisono_coordinator::{Config, ConfigError};
 use unisono_crypto::secret::Secret32;
 use unisono_crypto::sign::{Level, SigningKey, VerifyingKey};
-use unisono_protocol::degree::{Assumptions, SecurityMode, find};
+use unisono_protocol::degree::{Assumptions, SecurityMode, adversaries, find};
 use unisono_protocol::keyfile::{self, DeviceKeys, Role};
 use unisono_wire::model::ModelError;
 use zeroize::Zeroizing;
 
 use crate::examples::{DIGITS, PIXELS};
 use crate::files;
-use crate::registrar::{Registrar, RegistrarError};
+use crate::registrar::{Candidate, Registrar, RegistrarError, Terms};
 use crate::softmax::{MAX_LOSS, METRICS, Softmax};
 
 /// Name of the task, and of the released model.
@@ -67,10 +67,10 @@ pub struct Deployment {
     pub n_min: u32,
 }
 
-/// The smallest cohort from 60 % of the clients up for which there is a secure graph.
+/// The smallest cohort from 60 % of the clients up that has two honest members, and for which there is a secure graph.
 fn n_min(plan: &Plan) -> u32 {
     let assumptions = Assumptions { gamma: GAMMA, delta: plan.delta, min_colluders: 1, mode: SecurityMode::Malicious };
-    let least = (plan.clients * 3).div_ceil(5).max(3);
+    let least = (plan.clients * 3).div_ceil(5).max(adversaries(plan.clients, &assumptions) + 2).max(3);
     (least..=plan.clients).find(|&n| find(n, &assumptions).is_ok()).unwrap_or(plan.clients)
 }
 
@@ -88,11 +88,14 @@ impl Deployment {
         let path = |name: &str| folder.path().join(name);
         let rng = &mut UnwrapErr(SysRng);
         let mut registrar = Registrar::init(&path("registrar"))?;
+        let mut candidates = Vec::new();
         for i in 0..plan.clients {
             let keys = DeviceKeys::generate(rng);
             files::create(&path(&format!("device-{i}.key")), keys.to_text().as_bytes())?;
-            registrar.enrol(&keys.enrolment(), now() - 60, 1, BTreeMap::new())?;
+            let candidate = Candidate { enrolment: keys.enrolment(), attributes: BTreeMap::new(), at: None };
+            candidates.push(Ok(candidate));
         }
+        registrar.enrol_all(candidates, now(), Terms { days: 1, ..Terms::default() })?;
         let mut service_key = |role: Role, name: &str| -> Result<VerifyingKey, LocalError> {
             let key = SigningKey::generate(Level::L65, rng);
             files::create(&path(name), keyfile::signing_key_to_text(role, &key).as_bytes())?;

@@ -29,7 +29,7 @@ struct Cli {
 enum Command {
     /// A whole training run on this machine: registrar, coordinator and clients over gRPC, on real data.
     Demo(demo::Args),
-    /// Says which devices exist: init, enrol, revoke, publish, list.
+    /// Says which devices exist: init, enrol, revoke, publish, list, audit.
     #[command(subcommand)]
     Registrar(commands::registrar::Command),
     /// Serves a task: rounds, training, release.

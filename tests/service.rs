@@ -14,6 +14,7 @@ use unisono::coordinator::config::Privacy;
 use unisono::coordinator::{Config, Coordinator};
 use unisono::crypto::kdf::label;
 use unisono::local::{Deployment, TASK};
+use unisono::protocol::client::{Session, Trust};
 use unisono::protocol::keyfile::DeviceKeys;
 use unisono::protocol::policy::{Policy, PrivacyDemand};
 use unisono::protocol::proto::{ClientMessage, UploadHeader, client_message::Step};
@@ -106,21 +107,20 @@ async fn an_upload_that_lies_about_itself_is_refused_and_an_interrupted_one_resu
     let endpoint = format!("http://{}", coordinator.address());
     let honest = devices(&deployment, &endpoint, 0..4);
 
-    // Device 4 drives the SDK's state machine by hand up to its upload.
+    // Device 4 drives its session by hand up to its upload.
     let keys = deployment.device_keys(4);
     let mut raw = Raw::join(&endpoint, deployment.device_keys(4)).await;
     let request = GetRoundRequest { task: TASK.into(), after_round: 0, wait_ms: 10_000 };
     let offer = raw.stub.get_round(request).await.unwrap().into_inner().offer.unwrap();
-    let policy = Policy { n_min: deployment.n_min, ..Policy::default() };
-    let trust = unisono::protocol::client::Trust { registrar: Some(deployment.registrar.clone()), policy };
+    let policy = Policy { n_min: deployment.n_min, min_interval_s: 0, ..Policy::default() };
+    let trust = Trust { registrar: Some(deployment.registrar.clone()), policy };
     let mut record = unisono::protocol::policy::MemoryRecord::default();
     let rng = &mut rand_core::UnwrapErr(getrandom::SysRng);
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
-    let joining =
-        unisono::protocol::client::Joining::new(&offer, Arc::new(keys.identity()), &trust, &mut record, now).unwrap();
-    let params = joining.params().clone();
-    let advertised = joining.advertise(rng);
-    raw.submit(advertised.message().clone()).await.unwrap();
+    let identity = Arc::new(keys.identity());
+    let mut session = Session::join(&offer, identity, &trust, &mut record, now, rng).unwrap();
+    let params = session.params().clone();
+    raw.submit(session.message().unwrap().clone()).await.unwrap();
     let poll = |phase: RoundPhase| PollRequest {
         round_id: params.round_id.to_vec(),
         client_id: keys.client_id.to_vec(),
@@ -128,27 +128,25 @@ async fn an_upload_that_lies_about_itself_is_refused_and_an_interrupted_one_resu
         wait_ms: 20_000,
     };
     macro_rules! view {
-        ($phase:ident, $kind:ident) => {
+        ($phase:ident) => {
             loop {
                 match raw.stub.poll(poll(RoundPhase::$phase)).await.unwrap().into_inner().answer.unwrap() {
-                    Answer::View(view) => match view.view {
-                        Some(unisono::protocol::proto::server_message::View::$kind(view)) => break view,
-                        _ => panic!("another view"),
-                    },
+                    Answer::View(view) => break view.view.unwrap(),
                     Answer::Waiting(_) => {}
                     Answer::Ended(ended) => panic!("{}", ended.reason),
                 }
             }
         };
     }
-    let shared = advertised.share(&view!(Share, Cohort), &mut record, now, rng).unwrap();
-    raw.submit(shared.message().clone()).await.unwrap();
+    session.receive(&view!(Share), None, &mut record, now, rng).unwrap();
+    raw.submit(session.message().unwrap().clone()).await.unwrap();
     let update = vec![0.05; params.wire.dimension as usize];
     let contribution = unisono::protocol::encoding::Contribution { update: &update, metrics: &[1.0, 0.5], weight: 1.0 };
     let input = params.quantiser.encode(contribution, update.len(), params.modulus, rng).unwrap();
-    let masked = shared.mask(&view!(Mask, Masking), input, &mut record, now).unwrap();
-    raw.submit(masked.message().clone()).await.unwrap();
-    let Some(Step::Upload(header)) = &masked.message().step else { unreachable!() };
+    session.receive(&view!(Mask), Some(input), &mut record, now, rng).unwrap();
+    let message = session.message().unwrap().clone();
+    raw.submit(message.clone()).await.unwrap();
+    let Some(Step::Upload(header)) = &message.step else { unreachable!() };
     let hash = UploadHeader::decode(header.payload.as_slice()).unwrap().hash;
     let chunk = |index: u64, data: Vec<u8>| UploadChunk {
         round_id: params.round_id.to_vec(),
@@ -157,8 +155,8 @@ async fn an_upload_that_lies_about_itself_is_refused_and_an_interrupted_one_resu
         index,
         data,
     };
-    let good = |index: u64| chunk(index, masked.chunk(index).unwrap());
-    let total = masked.chunks();
+    let good = |index: u64| chunk(index, session.chunk(index).unwrap());
+    let total = session.chunks();
     assert!(total > 3);
 
     // Too short a chunk, too long a one, out of order, beyond the end, of another upload.
@@ -166,8 +164,8 @@ async fn an_upload_that_lies_about_itself_is_refused_and_an_interrupted_one_resu
     let mut send =
         async |chunks: Vec<UploadChunk>| uploader.upload(tokio_stream::iter(chunks)).await.map(|r| r.into_inner());
     let bad = |status: Status, name: &str| assert_eq!(reason(&status), name, "{status}");
-    bad(send(vec![chunk(0, masked.chunk(0).unwrap()[1..].to_vec())]).await.unwrap_err(), "upload_length");
-    bad(send(vec![chunk(0, [masked.chunk(0).unwrap(), vec![0]].concat())]).await.unwrap_err(), "upload_length");
+    bad(send(vec![chunk(0, session.chunk(0).unwrap()[1..].to_vec())]).await.unwrap_err(), "upload_length");
+    bad(send(vec![chunk(0, [session.chunk(0).unwrap(), vec![0]].concat())]).await.unwrap_err(), "upload_length");
     bad(send(vec![good(1)]).await.unwrap_err(), "upload_order");
     let other = UploadChunk { upload_hash: vec![1; 32], ..good(0) };
     bad(send(vec![other]).await.unwrap_err(), "upload_hash");
@@ -185,10 +183,14 @@ async fn an_upload_that_lies_about_itself_is_refused_and_an_interrupted_one_resu
     let resumed = send((3..total).map(good).collect()).await.unwrap();
     assert!(resumed.complete && stub.get_upload_status(status).await.unwrap().into_inner().complete);
 
-    let confirmed = masked.confirm(&view!(Confirm, Survivors), &mut record).unwrap();
-    raw.submit(confirmed.message().clone()).await.unwrap();
-    let done = confirmed.release(&view!(Unmask, Tags), &mut record).unwrap();
-    raw.submit(done.message().clone()).await.unwrap();
+    // In a cohort of five all are on the committee.
+    assert!(session.owes_endorsement());
+    for phase in 0..2 {
+        let view = if phase == 0 { view!(Confirm) } else { view!(Unmask) };
+        session.receive(&view, None, &mut record, now, rng).unwrap();
+        raw.submit(session.message().unwrap().clone()).await.unwrap();
+    }
+    assert!(session.is_done());
     let result = finished(&mut events).await;
     assert_eq!(result.outcome.survivors.len(), 5);
     assert!((result.aggregate.mean[0] - 0.03).abs() < 1e-3, "{}", result.aggregate.mean[0]);
@@ -379,7 +381,7 @@ fn a_configuration_that_could_overflow_or_is_infeasible_says_what_would_help() {
 /// A device in rounds with privacy, which demands at most `max_epsilon`.
 fn private(deployment: &Deployment, endpoint: &str, i: u32, max_epsilon: f64) -> Client {
     let privacy = Some(PrivacyDemand { max_epsilon, max_total_epsilon: None, delta: 1e-5 });
-    let policy = Policy { n_min: deployment.n_min, privacy, ..Policy::default() };
+    let policy = Policy { n_min: deployment.n_min, min_interval_s: 0, privacy, ..Policy::default() };
     let train = |round: &TrainingRound| {
         Ok(Update { update: vec![0.001; round.model.values().len()], weight: 10.0, metrics: Vec::new() })
     };

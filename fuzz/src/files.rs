@@ -12,7 +12,7 @@ use unisono_crypto::kdf::{Hasher, label};
 use unisono_crypto::kem::DecapsulationKey;
 use unisono_crypto::secret::Secret32;
 use unisono_crypto::sign::{Level, SigningKey};
-use unisono_protocol::client::Resumed;
+use unisono_protocol::client::Session;
 use unisono_protocol::proto::server_message::View;
 use unisono_release::proto::{Grant, PayloadType, Provenance, ReleaseHeader, SignedGrant};
 use unisono_release::{
@@ -22,8 +22,8 @@ use unisono_release::{
 use unisono_wire::model::Model;
 use unisono_wire::proto as wire;
 
-use super::client::{self, RECORDINGS};
-use super::world::{CAST, Device, NOW};
+use super::client::RECORDINGS;
+use super::world::{Device, NOW};
 
 /// The readers in the order of the first byte. New ones are appended: seeds count on the order.
 pub const READERS: &[fn(&[u8])] = &[
@@ -106,18 +106,17 @@ impl VersionRecord for NoRecord {
     }
 }
 
-/// A saved state is resumed and, if it can be, shown everything that the round had to show.
+/// A saved session is resumed and, if it can be, shown everything that the round had to show.
 fn saved(which: usize, bytes: &[u8]) {
     let home = &RECORDINGS[which];
     let mut device = Device::new(0, &home.server, 1);
-    let registrar = CAST.registrar.verifying_key();
-    let Ok(resumed) = Resumed::from_bytes(bytes, home.server.offer(), device.identity.clone(), Some(&registrar)) else {
-        return;
-    };
-    client::put(&mut device, resumed);
-    let written = client::save(&device).expect("a state");
-    assert!(Resumed::from_bytes(&written, home.server.offer(), device.identity.clone(), Some(&registrar)).is_ok());
-    for view in home.views[0].iter().flatten().filter(|view| !matches!(view.view, None | Some(View::Cohort(_)))) {
+    let resume = |bytes: &[u8]| Session::resume(bytes, home.server.offer(), device.identity.clone(), &device.trust);
+    let Ok(resumed) = resume(bytes) else { return };
+    let written = resumed.save().expect("a session that was resumed is saved");
+    assert!(resume(&written).is_ok());
+    device.session = Some(resumed);
+    let views = home.views[0].iter().flatten().flatten();
+    for view in views.filter(|view| !matches!(view.view, None | Some(View::Cohort(_)))) {
         let _ = device.receive(view);
     }
 }
@@ -197,7 +196,7 @@ fn service(bytes: &[u8]) {
     }
     let Some((&which, bytes)) = bytes.split_first() else { return };
     // New ones are appended here too.
-    match which % 14 {
+    match which % 15 {
         0 => message::<wire::GetRoundRequest>(bytes),
         1 => message::<wire::GetRoundResponse>(bytes),
         2 => message::<wire::PollRequest>(bytes),
@@ -217,6 +216,7 @@ fn service(bytes: &[u8]) {
         10 => message::<wire::SubmitResponse>(bytes),
         11 => message::<wire::UploadStatusResponse>(bytes),
         12 => message::<wire::GetReleaseRequest>(bytes),
-        _ => message::<wire::FileChunk>(bytes),
+        13 => message::<wire::FileChunk>(bytes),
+        _ => message::<wire::TaskFinished>(bytes),
     }
 }

@@ -8,7 +8,6 @@ use unisono_crypto::kem::{DecapsulationKey, EncapsulationKey};
 use unisono_crypto::secret::Secret32;
 use unisono_crypto::shamir::{self, SecretScalar};
 use unisono_crypto::sign::{Level, SigningKey};
-use unisono_protocol::cohort::Cohort;
 use unisono_protocol::keyfile::{self, DeviceKeys, Role};
 use unisono_protocol::proto::{self, ServerMessage, client_message::Step, server_message::View};
 use unisono_protocol::roster::Roster;
@@ -23,7 +22,7 @@ use rand_chacha::rand_core::SeedableRng;
 
 use super::client::{self, RECORDINGS, Recording};
 use super::files::VAULT;
-use super::world::{self, CAST, Device, NOW, State};
+use super::world::{self, CAST, Device, NOW};
 
 /// One seed: its target, a name, its bytes.
 pub type Seed = (&'static str, String, Vec<u8>);
@@ -48,9 +47,9 @@ fn chosen(target: &'static str, which: u8, name: &str, bytes: &[u8]) -> Seed {
 fn walk(recording: &Recording, mut step: impl FnMut(&Device, Option<&ServerMessage>)) {
     let mut device = Device::new(0, &recording.server, 11);
     device.join(recording.server.offer()).expect("an honest offer");
-    for views in recording.views[1].iter().skip(1) {
-        step(&device, views.first());
-        device.receive(&views[0]).expect("an honest view");
+    for view in (1..Phase::ALL.len()).filter_map(|phase| recording.shown(true, phase, 0)) {
+        step(&device, Some(view));
+        device.receive(view).expect("an honest view");
     }
     step(&device, None);
 }
@@ -91,7 +90,7 @@ fn decoders(seeds: &mut Vec<Seed>) {
                 let packed = device.upload().expect("a masked vector");
                 add(31, "packed", &[&[13, 21], packed.as_slice()].concat());
             }
-            Step::Tags(_) => unreachable!("a semi-honest round has no tags"),
+            Step::Endorsement(_) => unreachable!("a semi-honest round has no committee"),
             Step::Unmask(signed) => {
                 add(18, "unmask", &signed.payload);
                 add(19, "client-message", &message.encode_to_vec());
@@ -112,14 +111,18 @@ fn decoders(seeds: &mut Vec<Seed>) {
             _ => {}
         }
     });
-    walk(&RECORDINGS[0], |device, _| {
-        if let Some(Step::Tags(signed)) = &device.message().expect("a step").step {
-            add(16, "tags", &signed.payload);
-        }
-    });
-    if let Some(View::Tags(tags)) = &RECORDINGS[0].views[0][4][0].view {
-        add(17, "forwarded-tags", &tags.encode_to_vec());
+    // That of a sparse graph, which has leaves; what is carried as bytes is cut, here too.
+    let Some(View::Certificate(view)) = RECORDINGS[4].shown(false, 4, 0).and_then(|view| view.view.as_ref()) else {
+        panic!("the certificate comes last")
+    };
+    let mut certificate = view.clone();
+    certificate.endorsements.truncate(2);
+    for endorsement in &mut certificate.endorsements {
+        shorten(&mut endorsement.signature);
+        endorsement.roster.iter_mut().for_each(|proof| shorten(&mut proof.leaf));
     }
+    add(16, "endorsement", &certificate.endorsements[0].encode_to_vec());
+    add(17, "certificate", &certificate.encode_to_vec());
     let pair = proto::SharePair { from: 1, to: 2, self_mask_share: vec![1; 32], mask_share: vec![2; 32] };
     add(11, "share-pair", &pair.encode_to_vec());
 
@@ -165,20 +168,22 @@ fn decoders(seeds: &mut Vec<Seed>) {
     let sealed = aead::seal(&Secret32::from_bytes([3; 32]), b"data", b"text").expect("a short text");
     add(38, "sealed", &sealed);
     add(39, "client-id", b"00112233445566778899aabbccddeeff");
+    let model = proto::BaseModel { task: "test".into(), version: 1, hash: vec![0; 32] };
+    add(40, "base-model", &model.encode_to_vec());
 }
 
 fn files(seeds: &mut Vec<Seed>) {
     let mut add = |which: u8, name: &str, bytes: &[u8]| seeds.push(chosen("files", which, name, bytes));
     for which in 0..2 {
         walk(&RECORDINGS[which], |device, _| {
-            let name = match device.state {
-                State::Advertised(_) => "advertised",
-                State::Shared(_) => "shared",
-                State::Masked(_) => "masked",
-                State::Confirmed(_) => "confirmed",
-                _ => "done",
+            let name = match device.message().and_then(|message| message.step.as_ref()).expect("a step") {
+                Step::Advert(_) => "advertised",
+                Step::ShareKeys(_) => "shared",
+                Step::Upload(_) => "masked",
+                Step::Endorsement(_) => "confirmed",
+                Step::Unmask(_) => "done",
             };
-            // A saved state of malicious mode holds four keys of 1.3 kB and a signature; one of them is enough.
+            // A saved session of malicious mode holds four keys of 1.3 kB and a signature; one of them is enough.
             if which == 1 || name == "confirmed" {
                 add(which as u8, name, &client::save(device).expect("a state"));
             }
@@ -222,7 +227,7 @@ fn service(seeds: &mut Vec<Seed>) {
     add(2, "poll-request", &poll.encode_to_vec());
     add(9, "poll-request-phase", &poll.encode_to_vec());
     // The last view of a semi-honest round: who survived.
-    let view = RECORDINGS[1].views[1].last().and_then(|views| views.first()).expect("a view");
+    let view = RECORDINGS[1].shown(true, 3, 0).expect("a view");
     for (name, answer) in [
         ("view", Answer::View(view.clone())),
         ("waiting", Answer::Waiting(wire::Waiting { reason: "later".into() })),
@@ -252,6 +257,7 @@ fn service(seeds: &mut Vec<Seed>) {
     add(11, "upload-status", &wire::UploadStatusResponse { chunks: 5, complete: true }.encode_to_vec());
     add(12, "get-release-request", &wire::GetReleaseRequest { model_id: "digits".into() }.encode_to_vec());
     add(13, "file-chunk", &wire::FileChunk { data: chunk.data }.encode_to_vec());
+    add(14, "task-finished", &wire::TaskFinished { task: "test".into(), round: 3 }.encode_to_vec());
 }
 
 // What the client target does next.
@@ -260,6 +266,8 @@ const VIEW: u8 = 1;
 const FORGED: u8 = 2;
 const RESTART: u8 = 3;
 const SET_BACK: u8 = 4;
+const RECORD_BACK: u8 = 5;
+const LATER: u8 = 6;
 
 fn client_sequences(seeds: &mut Vec<Seed>) {
     let phases = |malicious: bool| if malicious { 1..5u8 } else { 1..4 };
@@ -302,12 +310,52 @@ fn client_sequences(seeds: &mut Vec<Seed>) {
             resigned.extend([JOIN, 0x80 + home, 4, at, 0, 1, JOIN, home, 0, VIEW, home, 1, 0, 0, 0]);
         }
         seeds.push(("client", format!("resigned-{home}"), resigned));
-        let first = vec![home, 0, JOIN, home, 0, FORGED, home, 1, 0, 0, 9, 0, FORGED, home, 2, 0, 0, 1, 0];
+        // In a cohort of the coordinator's own making, to its end.
+        let mut first = vec![home, u8::from(!malicious), JOIN, home, 0, FORGED, home, 1, 0, 0, 9, 0];
+        for phase in phases(malicious).skip(1) {
+            first.extend([FORGED, home, phase, 0, 0, if phase == 3 { 0x1f } else { 0 }, 0]);
+        }
         seeds.push(("client", format!("forged-and-accepted-{home}"), first));
+        // The record set back at each phase, to each that it was, and on with what the session has; and a clock that runs on.
+        let mut record_back = vec![home, u8::from(!malicious), JOIN, home, 0];
+        let mut late = record_back.clone();
+        for phase in phases(malicious) {
+            record_back.extend([VIEW, home, phase, 0, 0, 0]);
+            for earlier in 0..phase {
+                record_back.extend([RECORD_BACK, earlier, VIEW, home, phase + 1, 0, 1, 0, RESTART, JOIN, home, 0]);
+                record_back.extend([SET_BACK, phase, RECORD_BACK, phase]);
+            }
+            // A device keeps these secrets for a minute: the last step comes too late.
+            late.extend([LATER, if phases(malicious).end == phase + 1 { 6 } else { 4 }, VIEW, home, phase, 0, 0, 0]);
+        }
+        seeds.push(("client", format!("record-back-{home}"), record_back));
+        seeds.push(("client", format!("late-{home}"), late));
+    }
+    certificates(seeds);
+}
+
+/// A device that has masked, or endorsed, is shown certificates of the colluders' making: for the set that it was shown, for another
+/// one, with changed hash, with a signer less, one twice, a wrong signature, a changed signer; then the real one; and once more.
+fn certificates(seeds: &mut Vec<Seed>) {
+    for home in [0u8, 4] {
+        for endorses in [false, true] {
+            let mut shown = vec![home, 0, JOIN, home, 0];
+            let last = if endorses { 4 } else { 3 };
+            (1..last).for_each(|phase| shown.extend([VIEW, home, phase, 0, 0, 0]));
+            for which in [3, 4, 13, 6, 7] {
+                // Of the first signer or of the whole, one bit of byte 1 or 2 is another.
+                shown.extend([FORGED, home, 4, 0, 0, which, 4, 1 + which % 2, 0, 1]);
+            }
+            // Number 4 is not a survivor, then it is.
+            shown.extend([FORGED, home, 4, 0, 0, 0, 4, 0, 0, 0x10]);
+            shown.extend([VIEW, home, 4, 0, 0, 0, SET_BACK, last - 1, VIEW, home, 4, 0, 0, 0]);
+            let name = if endorses { "endorsed" } else { "masked" };
+            seeds.push(("client", format!("certificates-{name}-{home}"), shown));
+        }
     }
 }
 
-/// The round of twenty, whose graph is sparse: as it was, with forged views first, and with survivors that leave a window thin.
+/// The round of 33, whose graph is sparse: as it was, with forged views first, and with survivors that leave a window thin.
 fn sparse_sequences(seeds: &mut Vec<Seed>) {
     const HOME: u8 = 4;
     let start = [HOME, 0, JOIN, HOME, 0];
@@ -325,17 +373,18 @@ fn sparse_sequences(seeds: &mut Vec<Seed>) {
     let (first, second) = thin(&RECORDINGS[usize::from(HOME)]);
     let mut thin = start.to_vec();
     (1..3u8).for_each(|phase| thin.extend([VIEW, HOME, phase, 0, 0, 0]));
+    // To be endorsed, if this device is asked, and certified.
     thin.extend([FORGED, HOME, 3, 0, 0, first, 5, 1, 0, second]);
+    for start in [0, 8, 16, 24] {
+        thin.extend([FORGED, HOME, 4, 0, 0, 2 + 8 * start, 0]);
+    }
     (3..5u8).for_each(|phase| thin.extend([VIEW, HOME, phase, 0, 0, 0]));
     seeds.push(("client", format!("thin-{HOME}"), thin));
 }
 
 /// The first two bytes of a set of survivors of which device 0 objects to nothing but a thin window of the ring.
 fn thin(recording: &Recording) -> (u8, u8) {
-    let Some(View::Cohort(view)) = &recording.views[0][1][0].view else { panic!("the cohort comes first") };
-    let payload = &view.cohort.as_ref().expect("a cohort").payload;
-    let params = recording.server.params();
-    let cohort = Cohort::from_payload(payload, params).expect("a real cohort");
+    let (params, cohort) = (recording.server.params(), &recording.cohort);
     let neighbours = cohort.graph.neighbours(0);
     let objects_to_nothing_else = |bits: u16| {
         let survivors: Vec<bool> = (0..cohort.graph.n()).map(|i| i >= 16 || bits >> i & 1 == 1).collect();

@@ -3,25 +3,27 @@
 //!
 //! Beside not panicking, the coordinator must give the exact sum of what it accepted or an error, and accept no changed
 //! content under an old signature. Only a wrong mask ciphertext excuses a sum that is noise: it makes its
-//! sender's input so.
+//! sender's input so. In malicious mode all are shown one certificate, and no device finds fault with it.
 
 use arbitrary::{Result, Unstructured};
 use prost::Message;
 use unisono_crypto::kdf::{Hasher, Label, label};
 use unisono_crypto::ring::RingVector;
+use unisono_protocol::client::ClientError;
 use unisono_protocol::params::RoundParams;
-use unisono_protocol::proto::{self, ClientMessage, Signed, client_message::Step};
+use unisono_protocol::proto::{self, ClientMessage, Signed, client_message::Step, server_message::View};
 use unisono_protocol::server::{Accepted, Closed, Outcome, Phase, Server};
 use unisono_protocol::{ClientId, signed};
 
 use super::tamper::Tamper;
-use super::world::{CAST, Device, NOW, State, open, params};
+use super::world::{CAST, Device, NOW, open, params};
 
 /// Devices of a round.
-pub const CLIENTS: usize = 6;
+pub const CLIENTS: usize = 7;
 
 struct Round {
     malicious: bool,
+    n_min: usize,
     devices: Vec<Device>,
     /// Packed masked vectors, as the devices made them and as the coordinator took them.
     made: Vec<Option<Vec<u8>>>,
@@ -29,6 +31,7 @@ struct Round {
     history: Vec<ClientMessage>,
     /// A changed mask ciphertext was accepted.
     noise: bool,
+    certificate: Option<proto::Certificate>,
 }
 
 /// Runs one sequence.
@@ -43,17 +46,25 @@ fn play(u: &mut Unstructured<'_>) -> Result<()> {
     let malicious = flags & 3 == 0;
     let dimension = 1 + u64::from(flags) / 4;
     let strength: u8 = u.arbitrary()?;
-    let delta = [0.0, 0.2, 0.25, 0.33][strength as usize % 4];
-    // One colluder among six, among five or six, or two among six.
-    let gamma = [0.0, 0.17, 0.2, 0.34][strength as usize / 4 % 4];
-    let params = params(malicious, 3, CLIENTS as u32, gamma, delta, dimension);
+    // Up to two of seven drop out.
+    let delta = [0.0, 0.2, 0.25, 0.29][strength as usize % 4];
+    // One colluder, two, or three of seven, and two honest inputs more.
+    let (gamma, n_min) = [(0.0, 3), (0.15, 4), (0.2, 4), (0.29, 5)][strength as usize / 4 % 4];
+    let params = params(malicious, n_min, CLIENTS as u32, gamma, delta, dimension);
     if RoundParams::from_payload(&params.encode_to_vec()).is_err() {
         return Ok(());
     }
     let mut server = open(&params);
-    let devices = (0..CLIENTS).map(|i| Device::new(i, &server, 5)).collect();
+    let device = |i| {
+        let mut device = Device::new(i, &server, 5);
+        device.trust.policy.max_delta = 0.5;
+        device
+    };
+    let devices = (0..CLIENTS).map(device).collect();
     let none = vec![None; CLIENTS];
-    let mut round = Round { malicious, devices, made: none.clone(), taken: none, history: Vec::new(), noise: false };
+    let (made, taken, history) = (none.clone(), none, Vec::new());
+    let n_min = n_min as usize;
+    let mut round = Round { malicious, n_min, devices, made, taken, history, noise: false, certificate: None };
     while !u.is_empty() {
         match u.arbitrary::<u8>()? % 6 {
             0 => round.act(&mut server, u.arbitrary()?, &u.arbitrary()?, false),
@@ -91,7 +102,7 @@ fn play(u: &mut Unstructured<'_>) -> Result<()> {
 
 fn signed_of(message: &ClientMessage) -> Option<&Signed> {
     match message.step.as_ref()? {
-        Step::Advert(signed) | Step::Upload(signed) | Step::Tags(signed) | Step::Unmask(signed) => Some(signed),
+        Step::Advert(signed) | Step::Upload(signed) | Step::Endorsement(signed) | Step::Unmask(signed) => Some(signed),
         Step::ShareKeys(shares) => shares.root.as_ref(),
     }
 }
@@ -101,7 +112,7 @@ fn label_of(step: &Step) -> Label {
         Step::Advert(_) => label::SIG_ADVERT,
         Step::ShareKeys(_) => label::SIG_SHARES,
         Step::Upload(_) => label::SIG_UPLOAD,
-        Step::Tags(_) => label::SIG_CONFIRM,
+        Step::Endorsement(_) => label::SIG_ENDORSEMENT,
         Step::Unmask(_) => label::SIG_UNMASK,
     }
 }
@@ -119,12 +130,18 @@ impl Round {
     fn act(&mut self, server: &mut Server, which: u8, tamper: &Tamper, signs: bool) {
         let i = which as usize % CLIENTS;
         let device = &mut self.devices[i];
-        match (server.phase(), &device.state) {
-            (Phase::Advertise, State::Idle) => device.join(server.offer()).expect("an honest offer"),
+        match (server.phase(), &device.session) {
+            (Phase::Advertise, None) => device.join(server.offer()).expect("an honest offer"),
             _ => {
                 if let Some(view) = server.view(device.id()) {
+                    if let Some(View::Certificate(certificate)) = &view.view {
+                        let first = self.certificate.get_or_insert_with(|| certificate.clone());
+                        assert!(first == certificate, "two certificates in one round");
+                    }
                     // A refused view leaves the device where it was.
-                    let _ = device.receive(&view);
+                    let refused = device.receive(&view).err();
+                    let fault = matches!(refused, Some(ClientError::Certificate(_)));
+                    assert!(!fault, "a certificate that was made is refused: {refused:?}");
                 }
             }
         }
@@ -156,7 +173,7 @@ impl Round {
                 payload.root = tree.root().to_vec();
                 *root = signed::sign(&payload, label, key);
             }
-            Step::Advert(signed) | Step::Upload(signed) | Step::Tags(signed) | Step::Unmask(signed) => {
+            Step::Advert(signed) | Step::Upload(signed) | Step::Endorsement(signed) | Step::Unmask(signed) => {
                 let mut payload = std::mem::take(&mut signed.payload);
                 tamper.apply(&mut payload);
                 *signed = signed::sign_bytes(payload, label, key);
@@ -204,7 +221,7 @@ impl Round {
 
     /// The sum is that of the survivors' inputs, each changed as its upload was.
     fn check(&self, outcome: &Outcome) {
-        assert!(outcome.survivors.len() >= 3, "a sum over {}", outcome.survivors.len());
+        assert!(outcome.survivors.len() >= self.n_min, "a sum over {}", outcome.survivors.len());
         let modulus = outcome.sum.modulus();
         let len = outcome.sum.len();
         let mut expected = vec![0u64; len];

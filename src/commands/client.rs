@@ -15,7 +15,7 @@ use unisono::protocol::keyfile::{self, DeviceKeys, Role};
 use unisono::protocol::policy::{Policy, PrivacyDemand};
 use unisono::softmax::{Sgd, SoftmaxTrainer};
 
-use super::{read_key, write_key};
+use super::{read_key, read_secret, write_key};
 
 /// A device.
 #[derive(clap::Subcommand)]
@@ -106,6 +106,9 @@ pub struct Run {
     /// Most rounds of the task in which this device takes part; the record counts them.
     #[arg(long)]
     max_rounds: Option<u64>,
+    /// Take part only in rounds whose base model a publisher of the roster has signed.
+    #[arg(long)]
+    signed_base_model: bool,
     /// Fewest colluders that a round must withstand, whatever its gamma says.
     #[arg(long, default_value_t = 1)]
     min_colluders: u32,
@@ -122,7 +125,7 @@ pub struct Run {
 
 impl Device {
     fn builder(&self, task: &str, give_up_after: Option<u64>) -> Result<ClientBuilder> {
-        let keys = read_key(&self.keys, DeviceKeys::from_text)?;
+        let keys = read_secret(&self.keys, DeviceKeys::from_text)?;
         let parse = |text: &str| keyfile::verifying_key_from_text(Role::Registrar, text);
         let registrar: Option<VerifyingKey> = self.registrar.as_ref().map(|path| read_key(path, parse)).transpose()?;
         let builder = Client::builder(&self.coordinator, task, keys).state_dir(&self.state_dir).on_event(log);
@@ -171,6 +174,7 @@ pub fn run(command: Command) -> Result<()> {
                 max_delta: run.max_delta,
                 min_interval_s: run.min_interval,
                 max_rounds: run.max_rounds,
+                signed_base_model: run.signed_base_model,
                 min_colluders: run.min_colluders,
                 min_honest: run.min_honest,
                 allow_semi_honest: run.allow_semi_honest,

@@ -13,18 +13,23 @@ use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
-use unisono::protocol::keyfile::KeyFileError;
-use zeroize::Zeroizing;
+use unisono::protocol::keyfile::{self, KeyFileError};
 
 /// Unix time in seconds.
 pub fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
 }
 
-/// Reads a key file.
+/// Reads the file of a public key.
 pub fn read_key<K>(path: &Path, parse: impl FnOnce(&str) -> Result<K, KeyFileError>) -> Result<K> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("can't read {}", path.display()))?;
-    parse(&Zeroizing::new(text)).with_context(|| path.display().to_string())
+    let text = keyfile::read_public(path).with_context(|| format!("can't read {}", path.display()))?;
+    parse(&text).with_context(|| path.display().to_string())
+}
+
+/// Reads the file of a secret key, which nobody else may read.
+pub fn read_secret<K>(path: &Path, parse: impl FnOnce(&str) -> Result<K, KeyFileError>) -> Result<K> {
+    let text = keyfile::read_secret(path).with_context(|| format!("can't read {}", path.display()))?;
+    parse(&text).with_context(|| path.display().to_string())
 }
 
 /// Writes a key that must not exist yet, and says so.

@@ -107,7 +107,8 @@ impl Devices {
             }
         });
         for (i, examples) in (0..args.clients).zip(parts) {
-            let policy = Policy { n_min: setup.n_min, ..Policy::default() };
+            // Rounds follow each other at once.
+            let policy = Policy { n_min: setup.n_min, min_interval_s: 0, ..Policy::default() };
             let device = Device {
                 number: i,
                 args: args.clone(),

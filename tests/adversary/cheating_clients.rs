@@ -4,9 +4,7 @@
 use prost::Message;
 use unisono_crypto::kdf::label;
 use unisono_protocol::ClientId;
-use unisono_protocol::proto::{
-    self, ClientMessage, ConsistencyTags, SecretKind, Signed, UnmaskShares, client_message::Step,
-};
+use unisono_protocol::proto::{self, ClientMessage, SecretKind, Signed, UnmaskShares, client_message::Step};
 use unisono_protocol::server::{Fault, Phase, Reason, Report};
 
 use crate::harness::{Stage, phase_of, six};
@@ -43,7 +41,7 @@ fn garbage(step: &mut Step, kind: u8) {
             (shares.root.as_mut().unwrap(), label::SIG_SHARES)
         }
         Step::Upload(signed) => (signed, label::SIG_UPLOAD),
-        Step::Tags(signed) => (signed, label::SIG_CONFIRM),
+        Step::Endorsement(signed) => (signed, label::SIG_ENDORSEMENT),
         Step::Unmask(signed) => (signed, label::SIG_UNMASK),
     };
     *signed = match kind {
@@ -67,11 +65,13 @@ fn a_client_that_sends_garbage_in_each_phase() {
             // Who lied before its upload counted is not in the sum; afterwards its input is, and the sum is exact all the same.
             let survivors = if phase <= Phase::Mask { 5 } else { 6 };
             let reason = left_out(lied, 2, survivors);
-            let expected: &[&str] = match kind {
-                1 => &["malformed"],
-                _ => &["signature"],
+            // What is endorsed is known before it is signed: other bytes are not looked at further.
+            let expected = match (kind, phase) {
+                (_, Phase::Confirm) => "other_sets",
+                (1, _) => "malformed",
+                _ => "signature",
             };
-            assert!(expected.contains(&reason.code()), "{phase} {kind}: {reason}");
+            assert_eq!(reason.code(), expected, "{phase} {kind}");
         }
     }
 }
@@ -237,13 +237,12 @@ fn shares_that_are_no_numbers_missing_doubled_or_of_the_other_secret() {
         |unmask| drop(unmask.shares.pop()),
         |unmask| unmask.shares[1] = unmask.shares[0].clone(),
         |unmask| unmask.unreadable.push(5),
-        |unmask| unmask.invalid_tags.push(0),
         |unmask| unmask.shares[8].of = 77,
         |unmask| unmask.self_mask_secret[0] ^= 1,
         |unmask| unmask.self_mask_secret = vec![0xff; 32],
     ] {
         let reason = left_out(releases(change), 0, 10);
-        assert!(matches!(reason, Reason::Shape { what: "released shares", .. }), "{reason}");
+        assert!(matches!(reason, Reason::Shape { what: "revealed shares", .. }), "{reason}");
     }
     for change in [(|unmask| unmask.shares[0].value.truncate(31)) as fn(&mut UnmaskShares), |unmask| {
         unmask.self_mask_secret.clear()
@@ -252,39 +251,31 @@ fn shares_that_are_no_numbers_missing_doubled_or_of_the_other_secret() {
     }
 }
 
+/// Client 4 endorses something else, or signs something else: it is not counted, and the others are enough.
 #[test]
-fn wrong_tags() {
-    let lied = play(&ten(), 10, |i, _, mut message| {
-        if let (4, Some(Step::Tags(signed))) = (i, &mut message.step) {
-            resign::<ConsistencyTags>(4, signed, label::SIG_CONFIRM, |tags| {
-                tags.tags.iter_mut().for_each(|tag| tag.tag[15] ^= 1);
-            });
-        }
-        Some(message)
-    });
-    let outcome = lied.result.unwrap();
-    assert!(lied.exact);
-    let about = |report: &&Report| **report == Report { about: id(4), by: report.by, what: Fault::InvalidTag };
-    assert_eq!(outcome.reports.iter().filter(about).count(), 9, "{outcome:?}");
-}
-
-#[test]
-fn tags_that_are_not_one_for_each_neighbour() {
-    for change in [
-        (|tags| drop(tags.tags.pop())) as fn(&mut ConsistencyTags),
-        |tags| tags.tags[0].tag.push(1),
-        |tags| tags.tags.swap(0, 1),
-        |tags| tags.tags[0].neighbour = 4,
-    ] {
+fn an_endorsement_of_other_sets_or_with_another_signature() {
+    let endorses = |change: &dyn Fn(&mut Signed)| {
         let lied = play(&ten(), 10, |i, _, mut message| {
-            if let (4, Some(Step::Tags(signed))) = (i, &mut message.step) {
-                resign::<ConsistencyTags>(4, signed, label::SIG_CONFIRM, change);
+            if let (4, Some(Step::Endorsement(signed))) = (i, &mut message.step) {
+                change(signed);
             }
             Some(message)
         });
-        // Its vector is in the sum, and it is not asked for shares any more.
-        assert_eq!(left_out(Lied { refusals: lied.refusals[..1].to_vec(), ..lied }, 4, 10).code(), "shape");
+        // Its vector is in the sum, and so are its shares.
+        left_out(lied, 4, 10)
+    };
+    let key = Some(&CAST.identities[4].signing_key);
+    let signs = |payload: Vec<u8>| unisono_protocol::signed::sign_bytes(payload, label::SIG_ENDORSEMENT, key);
+    for byte in [0, 32, 64, 96] {
+        let reason = endorses(&|signed| {
+            signed.payload[byte] ^= 1;
+            *signed = signs(signed.payload.clone());
+        });
+        assert_eq!(reason, Reason::OtherSets, "{byte}");
     }
+    assert_eq!(endorses(&|signed| *signed = signs([&signed.payload[..], &[0]].concat())), Reason::OtherSets);
+    assert_eq!(endorses(&|signed| signed.signature[70] ^= 1).code(), "signature");
+    assert_eq!(endorses(&|signed| signed.signature.clear()).code(), "signature");
 }
 
 #[test]

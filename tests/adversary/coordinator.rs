@@ -76,7 +76,8 @@ impl Forged {
         };
         let neighbours = self.graph.neighbours(index).into_iter().map(neighbour).collect();
         let members = self.listed.to_wire();
-        CohortView { cohort: Some(self.signed.clone()), index, own_path: path(index), neighbours, members }
+        let own_roster = self.members[index as usize].roster.clone();
+        CohortView { cohort: Some(self.signed.clone()), index, own_path: path(index), neighbours, members, own_roster }
     }
 }
 

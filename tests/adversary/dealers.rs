@@ -1,7 +1,6 @@
 //! Clients that deal wrong shares, and holders that release wrong ones: they are named, and the sum is exact as long as somebody
 //! has the right secret. Where nobody has, the round ends with the name, and nothing was learned (sections 4 and 6).
 
-use std::collections::BTreeMap;
 use std::ops::Range;
 
 use prost::Message;
@@ -10,7 +9,6 @@ use rand_chacha::rand_core::SeedableRng;
 use unisono_crypto::aead;
 use unisono_crypto::kdf::label;
 use unisono_crypto::kem::EncapsulationKey;
-use unisono_crypto::secret::Secret32;
 use unisono_crypto::shamir::{self, SecretScalar, Share};
 use unisono_protocol::ClientId;
 use unisono_protocol::proto::{self, UnmaskShares, client_message::Step, server_message::View};
@@ -18,40 +16,21 @@ use unisono_protocol::server::{Abort, Fault, Lost, Phase, Reason, Report};
 
 use crate::cheating_clients::{id, ten};
 use crate::derivation;
-use crate::harness::{Stage, twenty};
-use crate::lying::{Lied, play, play_seeing, resign, resign_shares};
-use crate::world::{Device, NOW, State, open};
+use crate::harness::{Stage, forty};
+use crate::lying::{Lied, play, resign, resign_shares};
+use crate::world::{Device, NOW, open};
 
 /// What a device that deals knows, besides the message that it sends.
 struct Dealer {
     index: u32,
     adverts: Vec<proto::Advert>,
     cohort_id: Vec<u8>,
-    /// The secrets that it encapsulated to its neighbours' channel keys, by neighbour.
-    sent: BTreeMap<u32, Secret32>,
 }
 
 impl Dealer {
-    fn new(index: usize, adverts: &[proto::Advert], device: &Device, shares: &proto::ShareKeys) -> Self {
-        /// As in the bytes that a device saves.
-        #[derive(Clone, PartialEq, Message)]
-        struct Peer {
-            #[prost(uint32, tag = "1")]
-            index: u32,
-            #[prost(bytes = "vec", tag = "2")]
-            secret: Vec<u8>,
-        }
-        #[derive(Clone, PartialEq, Message)]
-        struct Saved {
-            #[prost(message, repeated, tag = "12")]
-            peers: Vec<Peer>,
-        }
-        let State::Shared(state) = &device.state else { panic!("it has not shared") };
-        let saved = Saved::decode(state.save().as_slice()).unwrap();
-        let secret = |bytes: Vec<u8>| Secret32::from_bytes(bytes.try_into().unwrap());
-        let sent = saved.peers.into_iter().map(|peer| (peer.index, secret(peer.secret))).collect();
+    fn new(index: usize, adverts: &[proto::Advert], shares: &proto::ShareKeys) -> Self {
         let root = proto::SharesRoot::decode(shares.root.as_ref().unwrap().payload.as_slice()).unwrap();
-        Self { index: index as u32, adverts: adverts.to_vec(), cohort_id: root.cohort_id, sent }
+        Self { index: index as u32, adverts: adverts.to_vec(), cohort_id: root.cohort_id }
     }
 
     /// To the share that it deals `to`, of its self-mask secret (1) or its mask secret (2).
@@ -65,7 +44,10 @@ impl Dealer {
             let advert = &self.adverts[index as usize];
             derivation::End(index, &advert.client_id, &advert.channel_ek)
         };
-        let key = derivation::share_key(&self.sent[&message.to], &self.cohort_id, end(self.index), end(message.to));
+        let channel = EncapsulationKey::from_bytes(&self.adverts[message.to as usize].channel_ek).unwrap();
+        let (channel_ct, sent) = channel.encapsulate_with_coins(&[2; 64]);
+        message.channel_ct = channel_ct;
+        let key = derivation::share_key(&sent, &self.cohort_id, end(self.index), end(message.to));
         message.sealed = aead::seal(&key, self.cohort_id.as_slice(), content).unwrap();
     }
 }
@@ -76,13 +58,13 @@ type Gone = Option<Phase>;
 /// The `dealers` change what they send the clients in `holders`. They are honest otherwise, as long as they are there.
 fn deal(dealers: &[(usize, Gone)], holders: Range<u32>, change: impl Fn(&Dealer, &mut proto::NeighbourShares)) -> Lied {
     let mut adverts: Vec<proto::Advert> = Vec::new();
-    play_seeing(&ten(), 10, false, |i, device, phase, mut message| {
+    play(&ten(), 10, |i, phase, mut message| {
         if let Some(Step::Advert(signed)) = &message.step {
             adverts.push(proto::Advert::decode(signed.payload.as_slice()).unwrap());
         }
         let Some((_, gone)) = dealers.iter().find(|(dealer, _)| *dealer == i) else { return Some(message) };
         if let Some(Step::ShareKeys(shares)) = &mut message.step {
-            let dealer = Dealer::new(i, &adverts, device, shares);
+            let dealer = Dealer::new(i, &adverts, shares);
             resign_shares(i, shares, |message| {
                 if holders.contains(&message.to) {
                     change(&dealer, message);
@@ -129,7 +111,7 @@ fn shares_that_the_recipient_can_not_open() {
 
 #[test]
 fn encapsulations_that_do_not_give_the_key_of_the_sealed_shares() {
-    // What is sealed is right, and can't be opened; the pair has no key in common, so no tag of the two fits either.
+    // What is sealed is right, and can't be opened.
     let deals = |victims: u32| {
         deal(&[(3, None)], 0..victims, |dealer, message| {
             let key = EncapsulationKey::from_bytes(&dealer.adverts[message.to as usize].channel_ek).unwrap();
@@ -140,13 +122,11 @@ fn encapsulations_that_do_not_give_the_key_of_the_sealed_shares() {
     assert!(lied.exact);
     let outcome = lied.result.unwrap();
     for by in [0, 1] {
-        for what in [Fault::UnreadableShares, Fault::InvalidTag] {
-            assert!(outcome.reports.contains(&Report { about: id(3), by: id(by), what }), "{outcome:?}");
-        }
+        let what = Fault::UnreadableShares;
+        assert!(outcome.reports.contains(&Report { about: id(3), by: id(by), what }), "{outcome:?}");
     }
-    // Without a valid tag it does not release its secret, as no device would.
     let (client, at_fault) = (id(3), true);
-    ended(deals(10), &[Lost::UnreadableShares { client, unreadable: 9, have: 0, need: 6, at_fault }]);
+    given_by_its_owner(deals(10), &Lost::UnreadableShares { client, unreadable: 9, have: 0, need: 6, at_fault });
 }
 
 #[test]
@@ -292,18 +272,18 @@ fn shares_of_a_wrong_secret() {
 }
 
 #[test]
-fn a_self_mask_secret_of_ones_own_in_a_sparse_graph() {
-    // Nobody releases it there, and nobody may.
-    let mut stage = Stage::at(Phase::Unmask, &twenty(), 20);
-    let view = stage.tags_view(0);
-    stage.show(0, View::Tags(view)).unwrap();
-    assert!(stage.outbox.released().values().all(|released| !released.own));
+fn everybody_reveals_its_own_self_mask_secret_in_a_sparse_graph_too() {
+    let mut stage = Stage::at(Phase::Unmask, &forty(), 40);
+    let view = stage.certificate_view(0);
+    stage.show(0, View::Certificate(view)).unwrap();
+    assert!(stage.outbox.released()[&0].own);
+    // Another one than it advertised is refused, and it may say the right one then.
     let mut message = stage.devices[0].message().unwrap().clone();
     let Some(Step::Unmask(signed)) = &mut message.step else { panic!("another step") };
     resign::<UnmaskShares>(0, signed, label::SIG_UNMASK, |unmask| unmask.self_mask_secret = vec![1; 32]);
     let refusal = stage.server_mut().absorb(&message, NOW).unwrap_err();
-    assert!(matches!(refusal.reason, Reason::Shape { what: "released shares", .. }), "{refusal}");
-    stage.completes(&[], 20);
+    assert!(matches!(refusal.reason, Reason::Shape { what: "revealed shares", .. }), "{refusal}");
+    stage.completes(&[], 40);
 }
 
 #[test]

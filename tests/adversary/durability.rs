@@ -12,14 +12,14 @@ use rand_chacha::rand_core::SeedableRng;
 use unisono::client::Record;
 use unisono_crypto::ring::RingVector;
 use unisono_protocol::bitmap;
-use unisono_protocol::client::{ClientError, Identity, Joining, Rejected, Resumed, Trust};
-use unisono_protocol::policy::{Commitment, Participation, ParticipationRecord, RecordError};
-use unisono_protocol::proto::{ClientMessage, RoundOffer, RoundParams, server_message::View};
+use unisono_protocol::client::{ClientError, Identity, Session, Trust};
+use unisono_protocol::policy::{ParticipationRecord, RecordError, TaskEntry};
+use unisono_protocol::proto::{RoundOffer, RoundParams, client_message::Step, server_message::View};
 use unisono_protocol::server::{Phase, Server};
 
 use crate::coordinator::{Forged, Member, member};
 use crate::harness::{Outbox, Stage, phase_of, six};
-use crate::world::{CAST, NOW, State, params};
+use crate::world::{NOW, params};
 
 /// Counts the points at which a process can be killed, and says so at one of them.
 #[derive(Clone)]
@@ -56,7 +56,7 @@ impl<'a> Disk<'a> {
 
     /// A write, with a point before it, one within it, and one after.
     fn write(&mut self, write: impl FnOnce(&mut Self)) -> Result<(), RecordError> {
-        let killed = || RecordError("killed".into());
+        let killed = || RecordError::Failed("killed".into());
         if self.fuse.burns() {
             return Err(killed());
         }
@@ -71,20 +71,12 @@ impl<'a> Disk<'a> {
 }
 
 impl ParticipationRecord for Disk<'_> {
-    fn last(&self, task: &str) -> Result<Option<Participation>, RecordError> {
-        self.record.last(task)
+    fn entry(&self, task: &str) -> Result<Option<TaskEntry>, RecordError> {
+        self.record.entry(task)
     }
 
-    fn spend(&mut self, task: &str, participation: Participation) -> Result<(), RecordError> {
-        self.write(|disk| disk.record.spend(task, participation).unwrap())
-    }
-
-    fn commitment(&self, task: &str) -> Result<Option<Commitment>, RecordError> {
-        self.record.commitment(task)
-    }
-
-    fn commit(&mut self, task: &str, commitment: Commitment) -> Result<(), RecordError> {
-        self.write(|disk| disk.record.commit(task, commitment).unwrap())
+    fn replace(&mut self, task: &str, expected: Option<&TaskEntry>, next: TaskEntry) -> Result<(), RecordError> {
+        self.write(|disk| disk.record.replace(task, expected, next).unwrap())
     }
 
     fn roster_epoch(&self) -> Result<u64, RecordError> {
@@ -110,7 +102,7 @@ enum Stop {
 }
 
 fn stop(error: ClientError) -> Stop {
-    if error == ClientError::Record(RecordError("killed".into())) { Stop::Killed } else { Stop::Refused }
+    if error == ClientError::Record(RecordError::Failed("killed".into())) { Stop::Killed } else { Stop::Refused }
 }
 
 struct Victim<'a> {
@@ -120,7 +112,7 @@ struct Victim<'a> {
     disk: Disk<'a>,
     wire: Wire,
     /// In memory: gone with the process.
-    state: State,
+    session: Option<Session>,
     lives: u64,
     /// Whether the host saves a state before it sends what the state owes, as it should, or after.
     saves_first: bool,
@@ -134,65 +126,47 @@ impl Victim<'_> {
     }
 
     fn save(&mut self) -> Result<(), Stop> {
-        let bytes = match &self.state {
-            State::Idle => return Ok(()),
-            State::Advertised(state) => state.save(),
-            State::Shared(state) => state.save(),
-            State::Masked(state) => state.save(),
-            State::Confirmed(state) => state.save(),
-            State::Done(state) => state.save(),
-        };
+        let Some(session) = &self.session else { return Ok(()) };
+        let bytes = session.save().map_err(stop)?;
         self.disk.write(|disk| disk.saved.push(bytes.to_vec())).map_err(|_| Stop::Killed)
     }
 
-    fn message(&self) -> ClientMessage {
-        match &self.state {
-            State::Idle => unreachable!("asked after it has joined"),
-            State::Advertised(state) => state.message().clone(),
-            State::Shared(state) => state.message().clone(),
-            State::Masked(state) => state.message().clone(),
-            State::Confirmed(state) => state.message().clone(),
-            State::Done(state) => state.message().clone(),
-        }
-    }
-
     /// The record is durable before the bytes leave: asserted at every send.
-    fn record_comes_first(&self) {
-        let record = &self.disk.record;
-        let commitment = record.commitment("test").unwrap();
-        match &self.state {
-            State::Idle | State::Advertised(_) => {}
-            State::Shared(_) => assert!(commitment.is_some(), "shares leave before the record is written"),
-            State::Masked(_) => assert!(record.last("test").unwrap().is_some(), "an input leaves before it is spent"),
-            State::Confirmed(_) | State::Done(_) => {
-                assert!(commitment.unwrap().survivors.is_some(), "tags or shares leave before the record is written");
+    fn record_comes_first(&self, step: &Step) {
+        let entry = self.disk.record.entry("test").unwrap();
+        match step {
+            Step::Advert(_) => {}
+            Step::ShareKeys(_) => assert!(entry.is_some(), "shares leave before the record is written"),
+            Step::Upload(_) => assert!(entry.unwrap().masked_for.is_some(), "an input leaves before it is spent"),
+            Step::Endorsement(_) | Step::Unmask(_) => {
+                assert!(entry.unwrap().survivors.is_some(), "what depends on the record leaves before it is written");
             }
         }
     }
 
     /// Sends what the state owes: the message, then the masked vector chunk by chunk, with a point before and after each.
     fn send(&mut self, server: &mut Server) -> Result<(), Stop> {
-        self.record_comes_first();
+        let Some(session) = &self.session else { return Ok(()) };
+        // Erased, it owes nothing any more.
+        let message = session.message().ok_or(Stop::Refused)?.clone();
+        self.record_comes_first(message.step.as_ref().unwrap());
         let fuse = self.disk.fuse.clone();
         let point = || if fuse.burns() { Err(Stop::Killed) } else { Ok(()) };
-        let message = self.message();
         point()?;
         self.wire.outbox.push(&message);
         let _ = server.absorb(&message, NOW);
         point()?;
-        if let State::Masked(masked) = &self.state {
-            let mut upload = Vec::new();
-            // (A resumed state has none.)
-            for (i, chunk) in (0..masked.chunks()).map_while(|i| Some((i, masked.chunk(i)?))) {
-                point()?;
-                upload.extend_from_slice(&chunk);
-                let first = self.wire.chunks.entry(i).or_insert_with(|| chunk.clone());
-                assert!(*first == chunk, "two masked inputs");
-                point()?;
-            }
-            if !upload.is_empty() {
-                let _ = server.absorb_upload(self.identity.client_id, &upload);
-            }
+        let mut upload = Vec::new();
+        // (A resumed session has none.)
+        for (i, chunk) in (0..session.chunks()).map_while(|i| Some((i, session.chunk(i)?))) {
+            point()?;
+            upload.extend_from_slice(&chunk);
+            let first = self.wire.chunks.entry(i).or_insert_with(|| chunk.clone());
+            assert!(*first == chunk, "two masked inputs");
+            point()?;
+        }
+        if !upload.is_empty() {
+            let _ = server.absorb_upload(self.identity.client_id, &upload);
         }
         Ok(())
     }
@@ -208,58 +182,35 @@ impl Victim<'_> {
     }
 
     fn join(&mut self, offer: &RoundOffer) -> Result<(), Stop> {
-        let joining = Joining::new(offer, self.identity.clone(), &self.trust, &mut self.disk, NOW).map_err(stop)?;
-        self.state = State::Advertised(joining.advertise(&mut self.rng()));
+        let (identity, mut rng) = (self.identity.clone(), self.rng());
+        let session = Session::join(offer, identity, &self.trust, &mut self.disk, NOW, &mut rng).map_err(stop)?;
+        self.session = Some(session);
         Ok(())
     }
 
     /// A new process, with what an earlier one saved: `back` states before the last, or none at all.
     fn restart(&mut self, offer: &RoundOffer, back: Option<usize>) {
         self.lives += 1;
-        self.state = State::Idle;
+        self.session = None;
         self.disk.reopen();
         let Some(bytes) = back.and_then(|back| self.disk.saved.iter().rev().nth(back)) else { return };
-        let registrar = CAST.registrar.verifying_key();
-        self.state = match Resumed::from_bytes(bytes, offer, self.identity.clone(), Some(&registrar)).unwrap() {
-            Resumed::Advertised(state) => State::Advertised(state),
-            Resumed::Shared(state) => State::Shared(state),
-            Resumed::Masked(state) => State::Masked(state),
-            Resumed::Confirmed(state) => State::Confirmed(state),
-            Resumed::Done(state) => State::Done(state),
-        };
+        self.session = Some(Session::resume(bytes, offer, self.identity.clone(), &self.trust).unwrap());
     }
 
     /// Shows one view; whether the device went on by it.
     fn receive(&mut self, view: &View) -> Result<bool, Stop> {
         let mut rng = self.rng();
-        let (state, result) = match (std::mem::replace(&mut self.state, State::Idle), view) {
-            (State::Advertised(state), View::Cohort(view)) => {
-                kept(state.share(view, &mut self.disk, NOW, &mut rng), State::Advertised, State::Shared)
-            }
-            (State::Shared(state), View::Masking(view)) => {
-                kept(state.mask(view, self.input.clone(), &mut self.disk, NOW), State::Shared, State::Masked)
-            }
-            (State::Masked(state), View::Survivors(view)) if self.trust.policy.allow_semi_honest => {
-                kept(state.release(view, &mut self.disk), State::Masked, State::Done)
-            }
-            (State::Masked(state), View::Survivors(view)) => {
-                kept(state.confirm(view, &mut self.disk), State::Masked, State::Confirmed)
-            }
-            (State::Confirmed(state), View::Tags(view)) => {
-                kept(state.release(view, &mut self.disk), State::Confirmed, State::Done)
-            }
-            (state, _) => (state, Ok(false)),
-        };
-        self.state = state;
-        match result.map_err(stop) {
+        let Some(session) = &mut self.session else { return Ok(false) };
+        match session.receive(view, Some(self.input.clone()), &mut self.disk, NOW, &mut rng).map_err(stop) {
+            Ok(()) => Ok(true),
             Err(Stop::Refused) => Ok(false),
-            result => result,
+            Err(killed) => Err(killed),
         }
     }
 
     /// Lives on: with everything that the coordinator has to show, the lies first once it has died.
     fn live(&mut self, server: &mut Server, views: &[[View; 2]]) -> Result<(), Stop> {
-        if matches!(self.state, State::Idle) {
+        if self.session.is_none() {
             let offer = server.offer().clone();
             self.join(&offer)?;
             self.save_and_send(server)?;
@@ -280,19 +231,8 @@ impl Victim<'_> {
     }
 }
 
-fn kept<S, T>(
-    result: Result<T, Rejected<S>>,
-    before: fn(S) -> State,
-    after: fn(T) -> State,
-) -> (State, Result<bool, ClientError>) {
-    match result {
-        Ok(next) => (after(next), Ok(true)),
-        Err(rejected) => (before(*rejected.state), Err(rejected.error)),
-    }
-}
-
 /// What the coordinator shows device 0 in this phase, and a lie that is as well-formed: another cohort, another set of
-/// sharers, of survivors, other tags.
+/// sharers, of survivors, another certificate.
 fn honest_and_lie(stage: &Stage, adverts: &[Member]) -> [View; 2] {
     let victim = stage.devices[0].id();
     let honest = stage.server().view(victim).unwrap().view.unwrap();
@@ -317,10 +257,10 @@ fn honest_and_lie(stage: &Stage, adverts: &[Member]) -> [View; 2] {
             view.survivors = bitmap::to_bytes(&survivors);
             View::Survivors(view)
         }
-        View::Tags(view) => {
+        View::Certificate(view) => {
             let mut view = view.clone();
-            view.tags.pop();
-            View::Tags(view)
+            view.endorsements.pop();
+            View::Certificate(view)
         }
     };
     [honest, lie]
@@ -339,7 +279,7 @@ fn round(wire: &RoundParams, dies_at: usize, back: Option<usize>, saves_first: b
         input: template.input.clone(),
         disk: Disk::new(folder.path(), fuse.clone()),
         wire: Wire { outbox: Outbox::default(), chunks: BTreeMap::new() },
-        state: State::Idle,
+        session: None,
         lives: 0,
         saves_first,
         misled: false,
@@ -402,5 +342,5 @@ fn a_device_killed_at_every_write_and_every_send_never_answers_twice_differently
 
 #[test]
 fn a_device_killed_at_every_write_and_every_send_in_semi_honest_mode() {
-    killed_everywhere(&params(false, 4, 6, 0.17, 0.2, 20), 32);
+    killed_everywhere(&params(false, 4, 6, 0.16, 0.2, 20), 32);
 }

@@ -5,24 +5,21 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use prost::Message;
 use unisono_protocol::ClientId;
-use unisono_protocol::client::ClientError;
+use unisono_protocol::bitmap;
+use unisono_protocol::client::{ClientError, Session};
 use unisono_protocol::policy::ParticipationRecord;
 use unisono_protocol::proto::{
-    self, ClientMessage, CohortView, ForwardedTags, MaskingView, RoundParams, SecretKind, ServerMessage, SurvivorsView,
+    self, Certificate, ClientMessage, CohortView, MaskingView, RoundParams, SecretKind, ServerMessage, SurvivorsView,
     client_message::Step, server_message::View,
 };
 use unisono_protocol::server::{Closed, Outcome, Phase, Server};
 
-use crate::world::{Device, NOW, State, open, params, plain_sum};
+pub use crate::malicious::forty;
+use crate::world::{Device, NOW, open, params, plain_sum};
 
-/// A complete graph of six: threshold 4, one may collude, one may drop out.
+/// A complete graph of six: threshold 4, four must sign; one may collude, one may drop out.
 pub fn six() -> RoundParams {
-    params(true, 4, 6, 0.17, 0.2, 20)
-}
-
-/// A sparse graph of twenty: degree 12, threshold 7, every window of 6 places holds more than 1 survivor.
-pub fn twenty() -> RoundParams {
-    params(true, 10, 20, 0.05, 0.2, 20)
+    params(true, 4, 6, 0.16, 0.2, 20)
 }
 
 /// What left the devices of one client's secrets.
@@ -69,16 +66,47 @@ impl Outbox {
         })
     }
 
-    /// Encoded steps of one kind that one client sent, without repeats.
+    /// Encoded steps of one kind that one client sent, without repeats. Who lost its stored bytes signs the same content afresh, so
+    /// signatures don't count.
     pub fn distinct(&self, client: ClientId, phase: Phase) -> BTreeSet<Vec<u8>> {
         let of_client = self.0.iter().filter(|message| message.client_id == client.0);
-        of_client.filter(|message| phase_of(message) == Some(phase)).map(Message::encode_to_vec).collect()
+        of_client.filter(|message| phase_of(message) == Some(phase)).map(unsigned).collect()
     }
+}
+
+fn unsigned(message: &ClientMessage) -> Vec<u8> {
+    let mut message = message.clone();
+    match message.step.as_mut().unwrap() {
+        Step::Advert(signed) | Step::Upload(signed) | Step::Endorsement(signed) | Step::Unmask(signed) => {
+            signed.signature.clear();
+        }
+        Step::ShareKeys(shares) => shares.root.as_mut().unwrap().signature.clear(),
+    }
+    message.encode_to_vec()
 }
 
 /// Whether a device has recorded that it masked an input.
 pub fn spent(device: &Device) -> bool {
-    device.record.last("test").unwrap().is_some()
+    device.record.entry("test").unwrap().is_some_and(|entry| entry.masked_for.is_some())
+}
+
+/// What a device would keep on disk now.
+pub fn saved(device: &Device) -> Vec<u8> {
+    device.session.as_ref().unwrap().save().unwrap().to_vec()
+}
+
+/// Restarts device `i` from bytes that it saved at some time. Its record is the one at hand.
+pub fn restart(stage: &mut Stage, i: usize, bytes: &[u8]) {
+    let offer = stage.server().offer().clone();
+    let device = &mut stage.devices[i];
+    device.session = Some(Session::resume(bytes, &offer, device.identity.clone(), &device.trust).unwrap());
+}
+
+/// The survivors that are not `gone`.
+pub fn without(view: &SurvivorsView, n: usize, gone: &[u32]) -> SurvivorsView {
+    let mut survivors = bitmap::from_bytes(&view.survivors, n).unwrap();
+    gone.iter().for_each(|&i| survivors[i as usize] = false);
+    SurvivorsView { survivors: bitmap::to_bytes(&survivors), ..view.clone() }
 }
 
 pub fn phase_of(message: &ClientMessage) -> Option<Phase> {
@@ -86,7 +114,7 @@ pub fn phase_of(message: &ClientMessage) -> Option<Phase> {
         Step::Advert(_) => Phase::Advertise,
         Step::ShareKeys(_) => Phase::Share,
         Step::Upload(_) => Phase::Mask,
-        Step::Tags(_) => Phase::Confirm,
+        Step::Endorsement(_) => Phase::Confirm,
         Step::Unmask(_) => Phase::Unmask,
     })
 }
@@ -142,8 +170,8 @@ impl Stage {
         view
     }
 
-    pub fn tags_view(&self, i: usize) -> ForwardedTags {
-        let View::Tags(view) = self.view(i) else { panic!("another phase") };
+    pub fn certificate_view(&self, i: usize) -> Certificate {
+        let View::Certificate(view) = self.view(i) else { panic!("another phase") };
         view
     }
 
@@ -167,6 +195,14 @@ impl Stage {
         error
     }
 
+    /// Shows device `i` a view that closes the round for it: nothing leaves it any more.
+    pub fn closes(&mut self, i: usize, view: View) -> ClientError {
+        let error = self.devices[i].receive(&ServerMessage { view: Some(view) }).expect_err("the attack went through");
+        let session = self.devices[i].session.as_ref().unwrap();
+        assert!(session.message().is_none() && session.save().is_err(), "the secrets are kept after {error}");
+        error
+    }
+
     /// Everybody but the given devices gets the honest view and takes its step.
     pub fn step(&mut self, gone: &[usize]) {
         let server = self.server.as_mut().unwrap();
@@ -174,7 +210,7 @@ impl Stage {
         for (_, device) in self.devices.iter_mut().enumerate().filter(|(i, _)| !gone.contains(i)) {
             match server.view(device.id()) {
                 Some(view) => device.receive(&view).unwrap(),
-                None if phase == Phase::Advertise && matches!(device.state, State::Idle) => {
+                None if phase == Phase::Advertise && device.session.is_none() => {
                     device.join(server.offer()).unwrap();
                 }
                 None => continue,

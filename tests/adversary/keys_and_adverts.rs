@@ -135,9 +135,9 @@ fn the_victims_own_advert_replaced_or_left_out() {
     assert_eq!(stage.refuses(0, View::Cohort(view)), ClientError::OwnAdvert(0));
     // Left out, or shown somebody else's place, or one beyond the end.
     let without = Forged::new(&params, &honest[1..], |_| {});
-    assert_eq!(stage.refuses(0, View::Cohort(without.view(2))), ClientError::OwnAdvert(2));
+    assert_eq!(stage.refuses(0, View::Cohort(without.view(2))), ClientError::OwnPlace(2));
     let view = proto::CohortView { index: 6, ..stage.cohort_view(0) };
-    assert_eq!(stage.refuses(0, View::Cohort(view)), ClientError::OwnAdvert(6));
+    assert_eq!(stage.refuses(0, View::Cohort(view)), ClientError::OwnPlace(6));
     stage.completes(&[], 6);
 }
 

@@ -19,6 +19,16 @@ mod derivation;
 #[path = "../deployed/mod.rs"]
 mod deployed;
 
+#[allow(dead_code)]
+#[path = "../../crates/protocol/tests/agreement/knowledge.rs"]
+mod knowledge;
+#[allow(dead_code)]
+#[path = "../../crates/protocol/tests/agreement/malicious.rs"]
+mod malicious;
+#[allow(dead_code)]
+#[path = "../../crates/protocol/tests/agreement/plan.rs"]
+mod plan;
+
 mod coordinator;
 mod harness;
 mod proxy;

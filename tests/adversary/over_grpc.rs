@@ -13,11 +13,11 @@ use unisono::crypto::merkle;
 use unisono::crypto::secret::Secret32;
 use unisono::crypto::sign::SigningKey;
 use unisono::local::Deployment;
-use unisono::protocol::client::{ClientError, NeighbourFault};
+use unisono::protocol::client::{CertificateFault, ClientError, NeighbourFault};
 use unisono::protocol::policy::PolicyRefusal;
 use unisono::protocol::proto::{
-    Advert, ClientMessage, Cohort, NeighbourAdvert, NeighbourShares, RoundParams, Tag, UploadHeader,
-    client_message::Step, server_message::View,
+    Advert, ClientMessage, Cohort, NeighbourAdvert, NeighbourShares, RoundParams, UploadHeader, client_message::Step,
+    server_message::View,
 };
 use unisono::protocol::server::Phase;
 use unisono::protocol::signed::{self, SignedError};
@@ -26,7 +26,7 @@ use unisono::wire::proto::GetRoundResponse;
 use crate::deployed::{all, builder, constant, deployment, devices, finished};
 use crate::harness::{Outbox, phase_of};
 use crate::lying::resign_shares_with;
-use crate::proxy::{Lie, Proxy, Sent, TagsLie, drop_another, tags_in};
+use crate::proxy::{CertificateLie, Lie, Proxy, Sent};
 
 /// Puts a key of the liar's in the place of a neighbour's, under the neighbour's signature.
 fn substitute_key(neighbour: &mut NeighbourAdvert) {
@@ -169,54 +169,61 @@ async fn an_injected_mask_ciphertext_over_grpc() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_isolated_victim_over_grpc() {
-    // It alone is told that another client dropped out. Nobody else has made tags over that set: it is shown none, or forged ones.
-    let lies: [TagsLie; 2] = [
-        |_| Vec::new(),
-        |own| own.tags.iter().map(|tag| Tag { neighbour: tag.neighbour, tag: vec![7; tag.tag.len()] }).collect(),
+    // It alone is told that another client dropped out, and endorses that. Then it is shown what the others certified; that with its own
+    // set put in; and its own endorsement as the whole certificate.
+    let other = ClientError::OtherSurvivors { task: unisono::local::TASK.into(), round: 1 };
+    let forged = ClientError::Certificate(CertificateFault::Signature { signer: 0 });
+    let alone = ClientError::Certificate(CertificateFault::Quorum { have: 1, need: 4 });
+    let lies: [(CertificateLie, ClientError); 3] = [
+        (|_, _, _| {}, other),
+        (|certificate, survivors, _| certificate.survivors = survivors.to_vec(), forged),
+        (
+            |certificate, survivors, own| {
+                certificate.survivors = survivors.to_vec();
+                certificate.endorsements.truncate(1);
+                certificate.endorsements[0].signature = own.to_vec();
+            },
+            alone,
+        ),
     ];
-    for lie in lies {
+    for (lie, expected) in lies {
         let attacked = attack(Lie::Isolate(lie)).await;
-        let what = "of this device's neighbours gave a valid tag";
-        assert_eq!(refusal(attacked.error), ClientError::TooFew { what, have: 0, need: 3 });
+        let refused = refusal(attacked.error);
+        let names_a_signer =
+            |error: &ClientError| matches!(error, ClientError::Certificate(CertificateFault::Signature { .. }));
+        assert!(refused == expected || names_a_signer(&refused) && names_a_signer(&expected), "{refused}");
         assert_eq!(attacked.sent, [Phase::Advertise, Phase::Share, Phase::Mask, Phase::Confirm], "no shares");
         assert_eq!(attacked.result.outcome.survivors.len(), 5, "its input is in the sum, and in nothing smaller");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn tags_over_another_set_of_survivors_over_grpc() {
-    // The same lie before a coordinator that is honest: the victim's tags reach it, and it refuses them, because they are not for
-    // its set. It brings the victim no tags then, and no shares leave.
-    let attacked = attack(on_view(drop_another)).await;
-    let Error::Refused { reason, .. } = attacked.error else { panic!("{}", attacked.error) };
-    assert_eq!(reason, "shape");
-    assert_eq!(attacked.sent, [Phase::Advertise, Phase::Share, Phase::Mask, Phase::Confirm]);
-    assert_eq!(attacked.result.outcome.survivors.len(), 5);
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn a_client_told_that_it_dropped_itself_over_grpc() {
+    // The set in the certificate is another than the one that was signed.
     let lie = on_view(|view, messages| {
-        let View::Survivors(view) = view else { return };
-        let Some(Step::Upload(signed)) = &messages.last().unwrap().step else { panic!("another step") };
-        let own = UploadHeader::decode(signed.payload.as_slice()).unwrap().from;
-        view.survivors[0] &= !(1 << own);
+        let View::Certificate(view) = view else { return };
+        let upload = messages.iter().find_map(|message| match &message.step {
+            Some(Step::Upload(signed)) => Some(signed.payload.as_slice()),
+            _ => None,
+        });
+        view.survivors[0] &= !(1 << UploadHeader::decode(upload.unwrap()).unwrap().from);
     });
     let attacked = attack(lie).await;
-    assert_eq!(refusal(attacked.error), ClientError::LeftOut("survive"));
-    assert_eq!(attacked.sent, [Phase::Advertise, Phase::Share, Phase::Mask]);
+    let error = refusal(attacked.error);
+    assert!(matches!(error, ClientError::Certificate(CertificateFault::Signature { .. })), "{error}");
+    assert!(!attacked.sent.contains(&Phase::Unmask));
     assert_eq!(attacked.result.outcome.survivors.len(), 5);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn reflected_tags_over_grpc() {
-    let lie = on_view(|view, messages| {
-        let View::Tags(view) = view else { return };
-        view.tags = tags_in(messages).tags;
+async fn an_endorsement_under_another_signers_name_over_grpc() {
+    let lie = on_view(|view, _| {
+        let View::Certificate(view) = view else { return };
+        view.endorsements[1].signature = view.endorsements[0].signature.clone();
     });
     let attacked = attack(lie).await;
-    let what = "of this device's neighbours gave a valid tag";
-    assert_eq!(refusal(attacked.error), ClientError::TooFew { what, have: 0, need: 3 });
+    let error = refusal(attacked.error);
+    assert!(matches!(error, ClientError::Certificate(CertificateFault::Signature { .. })), "{error}");
     assert!(!attacked.sent.contains(&Phase::Unmask));
 }
 
@@ -226,7 +233,7 @@ fn shown_in(view: &View) -> Phase {
         View::Cohort(_) => Phase::Share,
         View::Masking(_) => Phase::Mask,
         View::Survivors(_) => Phase::Confirm,
-        View::Tags(_) => Phase::Unmask,
+        View::Certificate(_) => Phase::Unmask,
     }
 }
 

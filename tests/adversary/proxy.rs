@@ -11,8 +11,7 @@ use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::{Channel, Server};
 use tonic::{Request, Response, Status, Streaming};
 use unisono::protocol::proto::{
-    ClientMessage, ConsistencyTags, ForwardedTags, ServerMessage, Tag, UploadHeader, client_message::Step,
-    server_message::View,
+    Certificate, ClientMessage, SurvivorsView, UploadHeader, client_message::Step, server_message::View,
 };
 use unisono::wire::proto::coordinator_client::CoordinatorClient;
 use unisono::wire::proto::coordinator_server::{Coordinator as Service, CoordinatorServer};
@@ -25,8 +24,8 @@ pub type ViewLie = Box<dyn Fn(&mut View, &[ClientMessage]) + Send + Sync>;
 /// Changes an offer.
 pub type OfferLie = Box<dyn Fn(&mut GetRoundResponse) + Send + Sync>;
 
-/// Makes up the tags that the device is shown, given those that it made.
-pub type TagsLie = fn(&ConsistencyTags) -> Vec<Tag>;
+/// Changes the certificate that the device is shown, given the set of survivors that it has endorsed and its endorsement's signature.
+pub type CertificateLie = fn(&mut Certificate, &[u8], &[u8]);
 
 /// Changes a step.
 pub type StepLie = Box<dyn Fn(&mut Step) + Send + Sync>;
@@ -36,8 +35,9 @@ pub enum Lie {
     None,
     View(ViewLie),
     Offer(OfferLie),
-    /// The device alone is told that another client dropped out. Its tags go no further, and it is shown these in return.
-    Isolate(TagsLie),
+    /// The device alone is told that another client dropped out. Its endorsement goes no further, and what the others certify is
+    /// changed for it.
+    Isolate(CertificateLie),
     /// What the device sends, signed again: the device lies.
     Step(StepLie),
     Model(fn(&mut Vec<u8>)),
@@ -49,6 +49,8 @@ pub struct Sent {
     pub messages: Vec<ClientMessage>,
     /// Chunks of masked inputs, by upload hash.
     pub chunks: Vec<UploadChunk>,
+    /// The set of survivors that an isolated device was shown.
+    survivors: Vec<u8>,
 }
 
 pub struct Proxy {
@@ -92,7 +94,7 @@ impl Service for Proxy {
             lie(step);
         }
         self.sent.lock().unwrap().messages.push(message.clone());
-        if let (Lie::Isolate(_), Some(Step::Tags(_))) = (&*self.lie, &message.step) {
+        if let (Lie::Isolate(_), Some(Step::Endorsement(_))) = (&*self.lie, &message.step) {
             return Ok(Response::new(SubmitResponse { repeat: false }));
         }
         Ok(Response::new(self.stub.clone().submit(message).await?.into_inner()))
@@ -100,19 +102,25 @@ impl Service for Proxy {
 
     async fn poll(&self, request: Request<PollRequest>) -> Result<Response<PollResponse>, Status> {
         let request = request.into_inner();
-        if let (Lie::Isolate(tags), RoundPhase::Unmask) = (&*self.lie, request.phase()) {
-            let own = tags_in(&self.sent.lock().unwrap().messages);
-            let view = View::Tags(ForwardedTags { tags: tags(&own), cohort_id: own.cohort_id });
-            let answer = Some(Answer::View(ServerMessage { view: Some(view) }));
-            return Ok(Response::new(PollResponse { answer }));
-        }
+        let confirms = request.phase() == RoundPhase::Confirm;
         let mut response = self.stub.clone().poll(request).await?.into_inner();
         if let Some(Answer::View(message)) = &mut response.answer {
-            let (view, sent) = (message.view.as_mut().unwrap(), self.sent.lock().unwrap());
-            match &*self.lie {
-                Lie::View(lie) => lie(view, &sent.messages),
-                Lie::Isolate(_) => drop_another(view, &sent.messages),
+            let (view, mut sent) = (message.view.as_mut().unwrap(), self.sent.lock().unwrap());
+            match (&*self.lie, &mut *view) {
+                (Lie::View(lie), view) => lie(view, &sent.messages),
+                // The others may be so fast that there is a certificate already: the device is asked all the same.
+                (Lie::Isolate(_), View::Certificate(certificate)) if confirms => {
+                    let Certificate { cohort_id, survivors, .. } = certificate.clone();
+                    *view = View::Survivors(SurvivorsView { cohort_id, survivors });
+                }
+                (Lie::Isolate(lie), View::Certificate(certificate)) => {
+                    lie(certificate, &sent.survivors, endorsed_in(&sent.messages));
+                }
                 _ => {}
+            }
+            if let (Lie::Isolate(_), View::Survivors(shown)) = (&*self.lie, &mut *view) {
+                drop_another(shown, &sent.messages);
+                sent.survivors = shown.survivors.clone();
             }
         }
         Ok(Response::new(response))
@@ -153,18 +161,17 @@ impl Service for Proxy {
     }
 }
 
-/// The tags that the device made.
-pub fn tags_in(messages: &[ClientMessage]) -> ConsistencyTags {
-    let tags = messages.iter().find_map(|message| match &message.step {
-        Some(Step::Tags(signed)) => Some(signed.payload.as_slice()),
+/// The signature of the device's endorsement.
+fn endorsed_in(messages: &[ClientMessage]) -> &[u8] {
+    let signature = messages.iter().find_map(|message| match &message.step {
+        Some(Step::Endorsement(signed)) => Some(signed.signature.as_slice()),
         _ => None,
     });
-    ConsistencyTags::decode(tags.unwrap()).unwrap()
+    signature.unwrap()
 }
 
 /// Takes a client out of the survivors, another one than the device, whichever index they have.
-pub fn drop_another(view: &mut View, messages: &[ClientMessage]) {
-    let View::Survivors(view) = view else { return };
+pub fn drop_another(view: &mut SurvivorsView, messages: &[ClientMessage]) {
     let upload = messages.iter().find_map(|message| match &message.step {
         Some(Step::Upload(signed)) => Some(signed.payload.as_slice()),
         _ => None,

@@ -5,13 +5,13 @@ use std::sync::Arc;
 use unisono_crypto::sign::{Level, SigningKey};
 use unisono_protocol::ClientId;
 use unisono_protocol::client::{ClientError, Identity, NeighbourFault};
-use unisono_protocol::proto::{RoundParams, server_message::View};
+use unisono_protocol::proto::{RoundParams, ServerMessage, server_message::View};
 use unisono_protocol::roster::{Roster, RosterError};
 use unisono_protocol::server::{Authority, Closed, Phase, Reason, Server};
 use unisono_protocol::signed::SignedError;
 
 use crate::coordinator::{Forged, Member, advert_of, members};
-use crate::harness::{Stage, six, twenty};
+use crate::harness::{Stage, forty, six};
 use crate::world::{CAST, Device, NOW, leaf};
 
 fn rng(seed: u64) -> rand_chacha::ChaCha8Rng {
@@ -111,14 +111,13 @@ fn an_expired_client() {
     let roster = Arc::new(publish(8, leaves));
     let mut stage = Stage::of(under(&roster), Phase::Share, 6);
     // The victim's clock has gone on: device 4's enrolment has ended in the meantime.
-    let View::Cohort(view) = View::Cohort(stage.cohort_view(0)) else { unreachable!() };
+    let view = stage.cohort_view(0);
     let before = stage.devices[0].message().cloned();
-    let state = std::mem::replace(&mut stage.devices[0].state, crate::world::State::Idle);
-    let crate::world::State::Advertised(state) = state else { panic!("another phase") };
-    let rejected = state.share(&view, &mut stage.devices[0].record, NOW + 2, &mut rng(4)).err().unwrap();
+    let shown = ServerMessage { view: Some(View::Cohort(view)) };
+    let error = stage.devices[0].receive_at(&shown, NOW + 2).unwrap_err();
     let expired = RosterError::Expired { client: ClientId([4; 16]), not_after: NOW + 1, now: NOW + 2 };
-    assert_eq!(why(rejected.error), (4, expired.into()));
-    assert_eq!(Some(rejected.state.message()), before.as_ref());
+    assert_eq!(why(error), (4, expired.into()));
+    assert_eq!(stage.devices[0].message(), before.as_ref());
     // The coordinator's side refuses it too, and the round goes on without.
     let mut server = under(&roster);
     let mut device = Device::new(4, &server, 1);
@@ -189,7 +188,7 @@ fn a_duplicated_client_of_which_nobody_sees_both_places() {
     // In a sparse graph hardly anybody sees both of a colluder's places. With a few identities at many places each, a coordinator
     // would have more of the ring than `gamma`. The list of members has each place of the roster once: whoever looks at the
     // second one refuses.
-    let mut stage = Stage::at(Phase::Share, &twenty(), 20);
+    let mut stage = Stage::at(Phase::Share, &forty(), 40);
     let mut all = members(&stage.devices);
     let mut again = Device::new(3, stage.server(), 99);
     again.join(stage.server().offer()).unwrap();
@@ -253,7 +252,7 @@ fn an_older_roster_epoch() {
     let older = crate::world::open(&six());
     let mut device = Device::new(0, &newer, 1);
     device.join(newer.offer()).unwrap();
-    device.state = crate::world::State::Idle;
+    device.session = None;
     assert_eq!(device.join(older.offer()), Err(ClientError::StaleRoster { epoch: 7, seen: 8 }));
     assert!(device.message().is_none(), "not even an advert");
 }

@@ -23,7 +23,7 @@ use unisono_protocol::server::{Fault, Phase};
 
 use crate::coordinator::{Forged, members};
 use crate::derivation;
-use crate::harness::{Released, Stage, six};
+use crate::harness::{Released, Stage, restart, saved, six};
 use crate::lying::{play, resign_shares};
 use crate::world::{CAST, Device, open};
 
@@ -120,8 +120,8 @@ fn lists_of_survivors_and_of_drop_outs_that_overlap() {
     stage.close();
     let threshold = 4;
     for i in [0, 1, 2, 3, 5] {
-        let view = stage.tags_view(i);
-        stage.show(i, View::Tags(view)).unwrap();
+        let view = stage.certificate_view(i);
+        stage.show(i, View::Certificate(view)).unwrap();
     }
     let released = stage.outbox.released();
     for (of, Released { of_self, of_mask, own }) in &released {
@@ -139,7 +139,7 @@ fn threshold_and_cohort_chosen_by_the_server_alone() {
     let params = stage.server().params().clone();
     let all = members(&stage.devices);
     let view = Forged::new(&params, &all, |cohort| cohort.threshold = 1).view(0);
-    let topology = CohortError::Topology { got: "5/1/None".into(), expected: "5/4/None".into() };
+    let topology = CohortError::Topology { got: "(5, 1, None, 6, 4)".into(), expected: "(5, 4, None, 6, 4)".into() };
     assert_eq!(stage.refuses(0, View::Cohort(view)), topology.into());
     let view = Forged::new(&params, &all, |cohort| cohort.n = 1).view(0);
     assert_eq!(stage.refuses(0, View::Cohort(view)), CohortError::Size { n: 1, min: 4, max: 6 }.into());
@@ -243,22 +243,14 @@ fn associated_data_without_the_round() {
     let params = stage.server().params().clone();
     let other = Forged::new(&params, &members(&stage.devices)[..6], |_| {});
     // Device 2 colludes: it runs in both cohorts, from a state kept aside.
-    let crate::world::State::Advertised(state) = &stage.devices[2].state else { panic!("it has advertised") };
-    let saved = state.save();
-    let registrar = CAST.registrar.verifying_key();
-    let resumed = unisono_protocol::client::Resumed::from_bytes(
-        &saved,
-        stage.server().offer(),
-        CAST.identities[2].clone(),
-        Some(&registrar),
-    );
-    let Ok(unisono_protocol::client::Resumed::Advertised(aside)) = resumed else { panic!("an advertised state") };
-    let mut record = unisono_protocol::policy::MemoryRecord::default();
-    let rng = &mut ChaCha20Rng::seed_from_u64(5);
-    let aside = aside.share(&other.view(2), &mut record, crate::world::NOW, rng).ok().unwrap();
-    let Some(Step::ShareKeys(kept)) = &aside.message().step else { panic!("no shares") };
+    let before = saved(&stage.devices[2]);
+    let record = stage.devices[2].record.clone();
+    stage.devices[2].receive(&ServerMessage { view: Some(View::Cohort(other.view(2))) }).unwrap();
+    let Some(Step::ShareKeys(kept)) = &stage.devices[2].message().unwrap().step else { panic!("no shares") };
     let kept = proto::NeighbourShares::decode(kept.messages[0].as_slice()).unwrap();
     assert_eq!((kept.from, kept.to), (2, 0));
+    restart(&mut stage, 2, &before);
+    stage.devices[2].record = record;
 
     for i in 0..7 {
         let view = stage.cohort_view(i);

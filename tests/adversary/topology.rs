@@ -5,13 +5,13 @@ use unisono_crypto::sign::{Level, SigningKey};
 use unisono_protocol::client::{ClientError, NeighbourFault};
 use unisono_protocol::cohort::CohortError;
 use unisono_protocol::params::ParamsError;
-use unisono_protocol::policy::{Participation, ParticipationRecord};
+use unisono_protocol::policy::{ParticipationRecord, TaskEntry};
 use unisono_protocol::proto::{self, RoundParams, server_message::View};
 use unisono_protocol::server::{Phase, Reason};
 use unisono_protocol::signed::{self, SignedError};
 
 use crate::coordinator::{Forged, advert_of, members};
-use crate::harness::{Stage, six, spent, twenty};
+use crate::harness::{Stage, forty, six, spent};
 use crate::world::{CAST, Device, NOW, open, params};
 
 /// Shows device 0 of a cohort the same cohort with a lie in its signed description.
@@ -41,16 +41,18 @@ fn a_cohort_larger_than_n_max() {
 }
 
 #[test]
-fn a_wrong_degree_threshold_or_window_bound() {
-    let expected = "12/7/Some(1)".to_owned();
+fn a_wrong_degree_threshold_window_bound_committee_or_quorum() {
+    let expected = "(10, 7, Some(2), 7, 5)".to_owned();
     for (change, got) in [
-        ((|cohort| cohort.degree = 10) as fn(&mut proto::Cohort), "10/7/Some(1)"),
-        (|cohort| cohort.threshold = 6, "12/6/Some(1)"),
-        (|cohort| cohort.threshold = 2, "12/2/Some(1)"),
-        (|cohort| cohort.window_bound = Some(0), "12/7/Some(0)"),
-        (|cohort| cohort.window_bound = None, "12/7/None"),
+        ((|cohort| cohort.degree = 8) as fn(&mut proto::Cohort), "(8, 7, Some(2), 7, 5)"),
+        (|cohort| cohort.threshold = 6, "(10, 6, Some(2), 7, 5)"),
+        (|cohort| cohort.threshold = 2, "(10, 2, Some(2), 7, 5)"),
+        (|cohort| cohort.window_bound = Some(0), "(10, 7, Some(0), 7, 5)"),
+        (|cohort| cohort.window_bound = None, "(10, 7, None, 7, 5)"),
+        (|cohort| cohort.committee = 6, "(10, 7, Some(2), 6, 5)"),
+        (|cohort| cohort.quorum = 4, "(10, 7, Some(2), 7, 4)"),
     ] {
-        let error = lie(&twenty(), 20, change);
+        let error = lie(&forty(), 40, change);
         assert_eq!(error, CohortError::Topology { got: got.into(), expected: expected.clone() }.into());
     }
 }
@@ -58,17 +60,17 @@ fn a_wrong_degree_threshold_or_window_bound() {
 #[test]
 fn parameters_that_have_no_secure_graph() {
     let server = open(&six());
-    let weak = RoundParams { gamma: 0.4, delta: 0.4, ..six() };
+    let weak = RoundParams { gamma: 0.2, delta: 0.6, ..six() };
     let mut offer = server.offer().clone();
     offer.params = Some(signed::sign(&weak, label::SIG_ROUND_PARAMS, Some(&CAST.coordinator)));
     let mut device = Device::new(0, &server, 1);
-    assert!(matches!(device.join(&offer), Err(ClientError::Params(ParamsError::Infeasible { n: 4, .. }))));
+    assert!(matches!(device.join(&offer), Err(ClientError::Params(ParamsError::Infeasible { n: 6, .. }))));
     assert!(device.message().is_none());
 }
 
 #[test]
 fn neighbours_that_do_not_follow_from_the_graph() {
-    let mut stage = Stage::at(Phase::Share, &twenty(), 20);
+    let mut stage = Stage::at(Phase::Share, &forty(), 40);
     let forged = Forged::new(stage.server().params(), &members(&stage.devices), |_| {});
     let view = forged.view(0);
     let honest: Vec<u32> = view.neighbours.iter().map(|neighbour| neighbour.index).collect();
@@ -77,12 +79,10 @@ fn neighbours_that_do_not_follow_from_the_graph() {
     few.neighbours.pop();
     let mut twice = view.clone();
     twice.neighbours[1] = twice.neighbours[0].clone();
-    let stranger = (1..20).find(|i| !honest.contains(i)).unwrap();
+    let stranger = (1..40).find(|i| !honest.contains(i)).unwrap();
     let mut chosen = view.clone();
-    let mut from = forged.view(honest[0]).neighbours;
-    from.extend(forged.view(honest[5]).neighbours);
-    from.extend(forged.view(honest[11]).neighbours);
-    chosen.neighbours[0] = from.into_iter().find(|neighbour| neighbour.index == stranger).unwrap();
+    let mut all = (1..40).flat_map(|of| forged.view(of).neighbours);
+    chosen.neighbours[0] = all.find(|neighbour| neighbour.index == stranger).unwrap();
     let mut order = view.clone();
     order.neighbours.swap(3, 4);
     for view in [few, twice, chosen, order] {
@@ -90,7 +90,7 @@ fn neighbours_that_do_not_follow_from_the_graph() {
         let error = stage.refuses(0, View::Cohort(view));
         assert_eq!(error, ClientError::Neighbours { expected: honest.clone(), got });
     }
-    stage.completes(&[], 20);
+    stage.completes(&[], 40);
 }
 
 /// Two coordinators with one key show device 0 other parameters than the rest, and bring all adverts together.
@@ -148,10 +148,10 @@ fn different_cohorts_for_different_clients() {
         stage.show(i, View::Cohort(other.view(i as u32))).unwrap();
     }
     // What the others shared is of another cohort for it, whatever the coordinator writes around it.
-    let crate::world::State::Shared(victim) = &stage.devices[0].state else { panic!("it has shared its keys") };
     let cohort_id = {
         use prost::Message;
-        let Some(proto::client_message::Step::ShareKeys(shares)) = &victim.message().step else { panic!() };
+        let message = stage.devices[0].message().unwrap();
+        let Some(proto::client_message::Step::ShareKeys(shares)) = &message.step else { panic!() };
         let root = proto::SharesRoot::decode(shares.root.as_ref().unwrap().payload.as_slice()).unwrap();
         root.cohort_id
     };
@@ -226,12 +226,15 @@ fn rounds_of_one_task_that_follow_each_other_too_fast() {
     let joins = |server: &unisono_protocol::server::Server, last_at: u64| {
         let mut device = Device::new(0, server, 1);
         device.trust.policy.min_interval_s = 60;
-        device.record.spend("test", Participation { round: 1, at: last_at }).unwrap();
+        let spent = unisono_protocol::policy::Spent { rounds: 1, last_at, ..Default::default() };
+        let cohort = unisono_protocol::CohortId([1; 32]);
+        let entry = TaskEntry { round: 1, cohort, masked_for: Some([1; 32]), survivors: None, spent };
+        device.record.replace("test", None, entry).unwrap();
         device.join(server.offer()).map(|()| assert!(device.message().is_some()))
     };
     let server = open(&next);
     let Err(ClientError::Policy(refusal)) = joins(&server, NOW - 59) else { panic!("joined") };
-    assert_eq!((refusal.setting, refusal.value.as_str(), refusal.limit.as_str()), ("min_interval_s", "59", "60"));
+    assert_eq!((refusal.setting, refusal.value.as_str(), refusal.limit.as_str()), ("min_interval_s", "59 s", "60 s"));
     assert_eq!(joins(&server, NOW - 60), Ok(()));
     // A clock that was ahead at the last round does not end in an underflow, nor in a round.
     assert!(joins(&server, NOW + 500).is_err());

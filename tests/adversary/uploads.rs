@@ -56,15 +56,15 @@ fn instead(bytes: impl FnOnce(&[Vec<u8>]) -> Vec<u8>) -> Reason {
 
 #[test]
 fn a_truncated_upload() {
-    // 21 elements of 13 bits are 35 bytes.
-    assert_eq!(instead(|all| all[0][..34].to_vec()), Reason::UploadLength { expected: 35, got: 34 });
-    assert_eq!(instead(|_| Vec::new()), Reason::UploadLength { expected: 35, got: 0 });
+    // 21 elements of 14 bits are 37 bytes.
+    assert_eq!(instead(|all| all[0][..36].to_vec()), Reason::UploadLength { expected: 37, got: 36 });
+    assert_eq!(instead(|_| Vec::new()), Reason::UploadLength { expected: 37, got: 0 });
 }
 
 #[test]
 fn an_oversized_upload() {
-    assert_eq!(instead(|all| [all[0].as_slice(), &[0]].concat()), Reason::UploadLength { expected: 35, got: 36 });
-    assert_eq!(instead(|_| vec![0; 1 << 20]), Reason::UploadLength { expected: 35, got: 1 << 20 });
+    assert_eq!(instead(|all| [all[0].as_slice(), &[0]].concat()), Reason::UploadLength { expected: 37, got: 38 });
+    assert_eq!(instead(|_| vec![0; 1 << 20]), Reason::UploadLength { expected: 37, got: 1 << 20 });
 }
 
 #[test]
@@ -110,7 +110,7 @@ fn a_header_of_another_length_or_cohort() {
     let (mut stage, headers, uploads) = masked();
     let long = header(0, &headers[0], |header| header.length = u64::MAX);
     let refusal = stage.server_mut().absorb(&long, NOW).unwrap_err();
-    assert_eq!(refusal.reason, Reason::UploadLength { expected: 35, got: u64::MAX });
+    assert_eq!(refusal.reason, Reason::UploadLength { expected: 37, got: u64::MAX });
     let other = header(0, &headers[0], |header| header.cohort_id = vec![0; 32]);
     assert_eq!(stage.server_mut().absorb(&other, NOW).unwrap_err().reason, Reason::OtherCohort);
     completes_without_device_0(stage, &headers, &uploads);
@@ -121,7 +121,7 @@ fn an_upload_that_is_no_packed_vector() {
     // A bit beyond the last element, under a header that is true to it.
     let (mut stage, headers, uploads) = masked();
     let mut bytes = uploads[0].clone();
-    bytes[34] |= 0x80;
+    bytes[36] |= 0x80;
     let id = stage.devices[0].id();
     let hash = Hasher::new(label::UPLOAD).update(&bytes).finalize();
     let honest = header(0, &headers[0], |header| header.hash = hash.to_vec());

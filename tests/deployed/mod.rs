@@ -40,7 +40,8 @@ pub fn builder(deployment: &Deployment, endpoint: &str, i: u32) -> ClientBuilder
     let retry = Retry { max_pause: Duration::from_millis(300), ..Retry::default() };
     Client::builder(endpoint, TASK, deployment.device_keys(i))
         .registrar(deployment.registrar.clone())
-        .policy(Policy { n_min: deployment.n_min, ..Policy::default() })
+        // Rounds follow each other at once.
+        .policy(Policy { n_min: deployment.n_min, min_interval_s: 0, ..Policy::default() })
         .state_dir(deployment.device_state(i))
         .retry(retry)
 }

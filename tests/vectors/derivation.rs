@@ -1,7 +1,7 @@
 //! Every derivation of a round as docs/protocol.md words it, from the labelled functions alone: what the crate does inside is
 //! compared with this.
 
-use unisono_crypto::kdf::{derive_bytes, derive_secret, hash, label, mac};
+use unisono_crypto::kdf::{Label, derive_bytes, derive_secret, hash, label};
 use unisono_crypto::kem::{DecapsulationKey, EncapsulationKey};
 use unisono_crypto::prg::{self, Seed, Sign};
 use unisono_crypto::ring::{Modulus, RingVector};
@@ -23,16 +23,66 @@ pub fn mask_coins(mask_secret: &SecretScalar, cohort_id: &[u8], to: u32, mask_ek
     *derive_bytes(label::MASK_COINS, mask_secret.to_secret().expose(), &[cohort_id, &to.to_le_bytes(), mask_ek])
 }
 
-/// Section 4: `s_uv`.
-pub fn pair_secret(shared: &Secret32, cohort_id: &[u8], ends: [(u32, &[u8]); 2], mask_ct: &[u8]) -> Secret32 {
+/// The bitmap of a set: one bit a member by index, least significant first.
+pub fn bitmap(members: &[bool]) -> Vec<u8> {
+    let byte = |bits: &[bool]| bits.iter().enumerate().map(|(i, &member)| u8::from(member) << i).sum();
+    members.chunks(8).map(byte).collect()
+}
+
+/// Section 5: `H(U1)`, from the bitmap.
+pub fn sharers_hash(bitmap: &[u8]) -> [u8; 32] {
+    hash(label::SHARERS, &[bitmap])
+}
+
+/// Section 6: `H(U2)`, from the bitmap.
+pub fn survivors_hash(bitmap: &[u8]) -> [u8; 32] {
+    hash(label::SURVIVORS, &[bitmap])
+}
+
+/// Section 5: `s_uv`, for the encapsulator first.
+pub fn pair_secret(
+    shared: &Secret32,
+    (cohort_id, sharers): (&[u8], &[u8; 32]),
+    ends: [(u32, &[u8]); 2],
+    mask_ct: &[u8],
+) -> Secret32 {
     let [(u, u_ek), (v, v_ek)] = ends;
-    let context: [&[u8]; 6] = [cohort_id, &u.to_le_bytes(), &v.to_le_bytes(), u_ek, v_ek, mask_ct];
+    let context: [&[u8]; 7] = [cohort_id, sharers, &u.to_le_bytes(), &v.to_le_bytes(), u_ek, v_ek, mask_ct];
     derive_secret(label::PAIR_MASK, shared.expose(), &context)
 }
 
-/// Section 5: the secret of `PRG(b_u)`.
-pub fn self_mask_seed(self_secret: &SecretScalar, cohort_id: &[u8]) -> Secret32 {
-    derive_secret(label::SELF_MASK, self_secret.to_secret().expose(), &[cohort_id])
+/// Section 5: the secret of `PRG(b_u, H(U1))`.
+pub fn self_mask_seed(self_secret: &SecretScalar, cohort_id: &[u8], sharers: &[u8; 32]) -> Secret32 {
+    derive_secret(label::SELF_MASK, self_secret.to_secret().expose(), &[cohort_id, sharers])
+}
+
+/// Section 3: indices in the order of their hashes, under the label of the ring or of the committee.
+fn permutation(label: Label, cohort_id: &[u8], n: u32) -> Vec<u32> {
+    let mut order: Vec<u32> = (0..n).collect();
+    order.sort_by_key(|i| hash(label, &[cohort_id, &i.to_le_bytes()]));
+    order
+}
+
+/// Section 3: the client at each place of the ring.
+pub fn ring(cohort_id: &[u8], n: u32) -> Vec<u32> {
+    permutation(label::GRAPH_SEED, cohort_id, n)
+}
+
+/// Section 3: the committee of `size` members, ascending.
+pub fn committee(cohort_id: &[u8], n: u32, size: u32) -> Vec<u32> {
+    let mut first = permutation(label::COMMITTEE_SEED, cohort_id, n)[..size as usize].to_vec();
+    first.sort_unstable();
+    first
+}
+
+/// Section 6: the 100 bytes that a member of the committee signs.
+pub fn endorsement(cohort_id: &[u8; 32], sharers: &[u8; 32], survivors: &[u8; 32], count: u32) -> [u8; 100] {
+    let mut bytes = [0; 100];
+    bytes[..32].copy_from_slice(cohort_id);
+    bytes[32..64].copy_from_slice(sharers);
+    bytes[64..96].copy_from_slice(survivors);
+    bytes[96..].copy_from_slice(&count.to_le_bytes());
+    bytes
 }
 
 /// One end of a channel: index, client id, channel key.
@@ -49,17 +99,6 @@ pub fn share_key(secret: &Secret32, cohort_id: &[u8], from: End, to: End) -> Sec
 pub fn share_commitment(share: &[u8], cohort_id: &[u8], from: u32, to: u32, kind: u8) -> Vec<u8> {
     let parts = [share, cohort_id, &from.to_le_bytes(), &to.to_le_bytes(), &[kind]];
     hash(label::SHARE_COMMITMENT, &parts)[..16].to_vec()
-}
-
-/// Section 4: the key between two neighbours; the secret that the lower index encapsulated comes first.
-pub fn channel_key(cohort_id: &[u8], from_lower: &Secret32, from_higher: &Secret32) -> Secret32 {
-    let both = [from_lower.expose().as_slice(), from_higher.expose()].concat();
-    derive_secret(label::CHANNEL_KEY, &both, &[cohort_id])
-}
-
-/// Section 6: the tag of `sender`.
-pub fn tag(channel: &Secret32, cohort_id: &[u8], sender: u32, survivors: &[u8; 32]) -> [u8; 16] {
-    mac(channel, label::CONSISTENCY_TAG, &[cohort_id, &sender.to_le_bytes(), survivors])
 }
 
 /// Section 5: the ChaCha20 key of a mask.

@@ -8,7 +8,7 @@ use unisono_crypto::kem::DecapsulationKey;
 use unisono_crypto::ring::Modulus;
 use unisono_crypto::secret::Secret32;
 use unisono_crypto::sign::{Level, SigningKey};
-use unisono_protocol::degree::{Assumptions, SecurityMode, Topology, find};
+use unisono_protocol::degree::{Assumptions, Committee, SecurityMode, Topology, find};
 use unisono_protocol::encoding::{Contribution, Quantiser, Rounding, modulus_bits};
 use unisono_protocol::graph::Graph;
 use unisono_protocol::keyfile::{self, DeviceKeys, Role};
@@ -102,16 +102,30 @@ fn rotated_updates_are_those_in_the_vectors() {
 }
 
 #[test]
-fn degree_threshold_and_window_are_those_in_the_vectors() {
+fn degree_threshold_window_committee_and_quorum_are_those_in_the_vectors() {
     let mut cases = Vec::new();
     for (mode, name) in [(SecurityMode::Malicious, "malicious"), (SecurityMode::SemiHonest, "semi-honest")] {
-        for n in [3u32, 4, 5, 6, 10, 20, 33, 50, 100, 333, 1000, 10_000] {
-            for (gamma, delta) in [(0.0, 0.0), (0.05, 0.05), (0.05, 0.1), (0.05, 0.2), (0.1, 0.3), (0.3, 0.4)] {
-                let found = find(n, &Assumptions { gamma, delta, min_colluders: 1, mode }).ok();
+        for n in [3u32, 4, 5, 6, 10, 20, 32, 33, 50, 100, 333, 1000, 10_000] {
+            for (gamma, delta, min_colluders) in [
+                (0.0, 0.0, 1),
+                (0.05, 0.05, 1),
+                (0.05, 0.1, 1),
+                (0.05, 0.1, 3),
+                (0.05, 0.2, 1),
+                (0.1, 0.3, 1),
+                (0.3, 0.4, 1),
+            ] {
+                let found = find(n, &Assumptions { gamma, delta, min_colluders, mode }).ok();
                 let found = found.map(|found| {
-                    json!({ "degree": found.degree, "threshold": found.threshold, "window_bound": found.window_bound })
+                    json!({
+                        "degree": found.degree, "threshold": found.threshold, "window_bound": found.window_bound,
+                        "committee": found.committee.map(|committee| committee.size),
+                        "quorum": found.committee.map(|committee| committee.quorum),
+                    })
                 });
-                cases.push(json!({ "n": n, "gamma": gamma, "delta": delta, "mode": name, "topology": found }));
+                cases.push(json!({
+                    "n": n, "gamma": gamma, "delta": delta, "min_colluders": min_colluders, "mode": name, "topology": found,
+                }));
             }
         }
     }
@@ -119,15 +133,16 @@ fn degree_threshold_and_window_are_those_in_the_vectors() {
 }
 
 #[test]
-fn rings_neighbours_and_windows_are_those_in_the_vectors() {
+fn rings_neighbours_windows_and_committees_are_those_in_the_vectors() {
     let mut cases = Vec::new();
-    for (byte, n, degree, window_bound) in
-        [(1u8, 5u32, 4u32, None), (2, 6, 5, None), (3, 20, 12, Some(1)), (4, 21, 4, None)]
+    for (byte, n, degree, window_bound, size) in
+        [(1u8, 5u32, 4u32, None, 5), (2, 6, 5, None, 0), (3, 20, 12, Some(1), 7), (4, 21, 4, None, 0)]
     {
         let cohort = CohortId([byte; 32]);
-        let graph = Graph::new(cohort, n, Topology { degree, threshold: 2, window_bound, committee: None });
-        let mut ring: Vec<u32> = (0..n).collect();
-        ring.sort_by_key(|i| hash(label::GRAPH_SEED, &[&cohort.0, &i.to_le_bytes()]));
+        let committee = (size > 0).then_some(Committee { size, quorum: size / 2 + 1 });
+        let graph = Graph::new(cohort, n, Topology { degree, threshold: 2, window_bound, committee });
+        let ring = derivation::ring(&cohort.0, n);
+        assert_eq!(graph.committee(), derivation::committee(&cohort.0, n, size));
         let encapsulated =
             |u: u32| graph.neighbours(u).into_iter().filter(|&v| graph.encapsulates(u, v)).collect::<Vec<_>>();
         // A run of the ring that drops out, and whether the windows still hold.
@@ -140,6 +155,7 @@ fn rings_neighbours_and_windows_are_those_in_the_vectors() {
             .collect();
         cases.push(json!({
             "cohort_id": hex(cohort.0), "n": n, "degree": degree, "window_bound": window_bound, "ring": ring,
+            "committee": graph.committee(),
             "neighbours": (0..n).map(|u| graph.neighbours(u)).collect::<Vec<_>>(),
             "encapsulates_to": (0..n).map(encapsulated).collect::<Vec<_>>(), "windows": windows,
         }));

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use unisono_crypto::secret::Secret32;
 use unisono_crypto::sign::{Level, SigningKey};
 use unisono_protocol::ClientId;
-use unisono_protocol::client::{Advertised, Confirmed, Identity, Joining, Masked, Shared, Trust};
+use unisono_protocol::client::{Identity, Session, Trust};
 use unisono_protocol::encoding::Contribution;
 use unisono_protocol::policy::{MemoryRecord, Policy};
 use unisono_protocol::proto::{self, ClientMessage, ServerMessage, Signed, client_message::Step, server_message::View};
@@ -29,15 +29,14 @@ pub struct Client {
     pub identity: Arc<Identity>,
     record: MemoryRecord,
     rng: Drawn,
-    advertised: Option<Advertised>,
-    shared: Option<Shared>,
-    masked: Option<Masked>,
-    confirmed: Option<Confirmed>,
+    session: Option<Session>,
     pub update: Vec<f32>,
     pub metrics: Vec<f32>,
     pub weight: f32,
+    /// What rounding drew.
+    pub rounding: Vec<u8>,
     /// What each step drew, and each step's message and view.
-    pub drawn: [Vec<u8>; 3],
+    pub drawn: Vec<Vec<u8>>,
     pub messages: Vec<ClientMessage>,
     pub views: Vec<ServerMessage>,
     pub input: Vec<u64>,
@@ -54,15 +53,13 @@ impl Client {
             identity: Arc::new(identity),
             record: MemoryRecord::default(),
             rng: Drawn::new(i as u64),
-            advertised: None,
-            shared: None,
-            masked: None,
-            confirmed: None,
+            session: None,
             // Multiples of 1/64, some of them beyond the clipping bound of 1.
             update: (0..DIMENSION).map(|j| ((i * 37 + j * 11) % 160) as f32 / 64.0 - 1.25).collect(),
             metrics: vec![i as f32 / 4.0],
             weight: 1.0 + i as f32,
-            drawn: [const { Vec::new() }; 3],
+            rounding: Vec::new(),
+            drawn: Vec::new(),
             messages: Vec::new(),
             views: Vec::new(),
             input: Vec::new(),
@@ -74,53 +71,50 @@ impl Client {
         self.identity.client_id
     }
 
+    /// Bytes that a signature of it draws: 32 for each half, if there are signatures.
+    pub fn signs(&self) -> usize {
+        let signed = self.step(|step| if let Step::Advert(signed) = step { Some(signed) } else { None });
+        if signed.is_some_and(|(signed, _)| !signed.signature.is_empty()) { 64 } else { 0 }
+    }
+
     fn join(&mut self, server: &Server, trust: &Trust) {
-        let joining = Joining::new(server.offer(), self.identity.clone(), trust, &mut self.record, NOW).unwrap();
-        let advertised = joining.advertise(&mut self.rng);
-        self.drawn[0] = self.rng.take();
-        self.messages.push(advertised.message().clone());
-        self.advertised = Some(advertised);
+        let (identity, rng) = (self.identity.clone(), &mut self.rng);
+        let session = Session::join(server.offer(), identity, trust, &mut self.record, NOW, rng).unwrap();
+        self.session = Some(session);
+        self.owes();
+    }
+
+    /// Keeps the message that is owed now, and what it drew.
+    fn owes(&mut self) {
+        self.messages.push(self.session.as_ref().unwrap().message().unwrap().clone());
+        self.drawn.push(self.rng.take());
     }
 
     /// Takes a view and owes a message more.
     fn go_on(&mut self, server: &Server) {
-        let message = server.view(self.id()).unwrap();
-        let message = match message.view.as_ref().unwrap() {
-            View::Cohort(view) => {
-                let shared = self.advertised.take().unwrap().share(view, &mut self.record, NOW, &mut self.rng).unwrap();
-                self.drawn[1] = self.rng.take();
-                self.shared.insert(shared).message().clone()
-            }
-            View::Masking(view) => {
-                let params = server.params();
-                let contribution = Contribution { update: &self.update, metrics: &self.metrics, weight: self.weight };
-                let input = params.quantiser.encode(contribution, DIMENSION, params.modulus, &mut self.rng).unwrap();
-                self.drawn[2] = self.rng.take();
-                self.input = input.to_u64();
-                let masked = self.shared.take().unwrap().mask(view, input, &mut self.record, NOW).unwrap();
-                self.packed = (0..masked.chunks()).flat_map(|i| masked.chunk(i).unwrap()).collect();
-                self.masked.insert(masked).message().clone()
-            }
-            View::Survivors(view) if server.params().malicious() => {
-                let confirmed = self.masked.take().unwrap().confirm(view, &mut self.record).unwrap();
-                self.confirmed.insert(confirmed).message().clone()
-            }
-            View::Survivors(view) => {
-                let done = self.masked.take().unwrap().release(view, &mut self.record).unwrap();
-                done.message().clone()
-            }
-            View::Tags(view) => {
-                let done = self.confirmed.take().unwrap().release(view, &mut self.record).unwrap();
-                done.message().clone()
-            }
-        };
-        self.views.push(server.view(self.id()).unwrap());
-        self.messages.push(message);
+        let shown = server.view(self.id()).unwrap();
+        let view = shown.view.as_ref().unwrap();
+        let input = matches!(view, View::Masking(_)).then(|| {
+            let params = server.params();
+            let contribution = Contribution { update: &self.update, metrics: &self.metrics, weight: self.weight };
+            let input = params.quantiser.encode(contribution, DIMENSION, params.modulus, &mut self.rng).unwrap();
+            self.rounding = self.rng.take();
+            self.input = input.to_u64();
+            input
+        });
+        let session = self.session.as_mut().unwrap();
+        session.receive(view, input, &mut self.record, NOW, &mut self.rng).unwrap();
+        if session.chunks() > 0 {
+            self.packed = (0..session.chunks()).flat_map(|i| session.chunk(i).unwrap()).collect();
+        }
+        self.views.push(shown);
+        self.owes();
     }
 
-    /// The signed part of the first step for which `which` finds one.
-    pub fn step(&self, which: impl Fn(&Step) -> Option<&Signed>) -> Option<&Signed> {
-        self.messages.iter().find_map(|message| which(message.step.as_ref()?))
+    /// The signed part of the first step for which `which` finds one, with what the step drew.
+    pub fn step(&self, which: impl Fn(&Step) -> Option<&Signed>) -> Option<(&Signed, &[u8])> {
+        let mut steps = self.messages.iter().zip(&self.drawn);
+        steps.find_map(|(message, drawn)| Some((which(message.step.as_ref()?)?, drawn.as_slice())))
     }
 }
 
@@ -183,6 +177,7 @@ fn params(malicious: bool, cast: &Cast) -> proto::RoundParams {
         model_hash: vec![0x5a; 32],
         chunk_elements: 8,
         opened_at: NOW,
+        min_colluders: 1,
     }
 }
 

@@ -10,7 +10,7 @@ use unisono_crypto::secret::Secret32;
 use unisono_crypto::shamir::{self, Interpolator, SecretScalar, Share};
 use unisono_crypto::sign::{Level, SigningKey, VerifyingKey};
 
-use super::{Drawn, check, derivation};
+use super::{Again, Drawn, check, derivation};
 
 #[test]
 fn labelled_functions_are_those_in_the_vectors() {
@@ -23,11 +23,11 @@ fn labelled_functions_are_those_in_the_vectors() {
             "hash": hex(kdf::hash(label, &parts)),
             "derive_secret": hex(kdf::derive_secret(label, key.expose(), &parts).expose()),
             "derive_64": hex(kdf::derive_bytes::<64>(label, key.expose(), &parts).as_slice()),
-            "mac": hex(kdf::mac(&key, label, &parts)),
             "stream_hash": hex(Hasher::new(label).update(parts[1]).update(parts[2]).finalize()),
         })
     };
-    // Those of signatures and trees have files of their own; `ledger` and `shared-check` are for one process alone.
+    // Those of signatures and trees have files of their own; `ledger` and `shared-check` are for one process alone, and noise
+    // is each implementation's own.
     let labels = [
         label::ROUND_ID,
         label::COHORT_ID,
@@ -42,9 +42,9 @@ fn labelled_functions_are_those_in_the_vectors() {
         label::PRG,
         label::ROTATION,
         label::SHARE_KEY,
-        label::CHANNEL_KEY,
-        label::CONSISTENCY_TAG,
+        label::SHARERS,
         label::SURVIVORS,
+        label::COMMITTEE_SEED,
         label::UPLOAD,
         label::RELEASE_KEY_HASH,
         label::RELEASE_HEADER,
@@ -57,6 +57,7 @@ fn labelled_functions_are_those_in_the_vectors() {
         label::MODEL_HASH,
         label::SIGN_ED25519,
         label::SIGN_ML_DSA,
+        label::SIGN_HEDGE,
     ];
     let entries: Vec<Value> = labels.into_iter().map(one).collect();
     check("kdf.json", &json!({ "key": hex(key.expose()), "parts": hexed, "labels": entries }));
@@ -77,11 +78,22 @@ fn hybrid_signatures_are_those_in_the_vectors() {
             assert_eq!(public.verify(label, message, &signature), Ok(()));
             cases.push(json!({
                 "level": name, "seed": hex([byte; 32]), "label": label.as_str(), "message": hex(message),
-                "verifying_key": hex(public.as_bytes()), "signature": hex(&signature),
+                "verifying_key": hex(public.as_bytes()), "signature": hex(&signature), "hedged": hedged(&key, label, message),
             }));
         }
     }
     check("signatures.json", &Value::Array(cases));
+}
+
+/// A device's signature, with the bytes that it took. Another implementation's devices may draw otherwise.
+fn hedged(key: &SigningKey, label: kdf::Label, message: &[u8]) -> Value {
+    let mut rng = Drawn::new(message.len() as u64);
+    let signature = key.sign_hedged(label, message, &mut rng);
+    let drawn = rng.take();
+    assert_eq!(key.verifying_key().verify(label, message, &signature), Ok(()));
+    assert_ne!(signature, key.sign(label, message));
+    assert_eq!(signature, key.sign_hedged(label, message, &mut Again(&drawn)), "nothing else makes it");
+    json!({ "drawn_ed25519": hex(&drawn[..32]), "drawn_ml_dsa": hex(&drawn[32..]), "signature": hex(signature) })
 }
 
 #[test]

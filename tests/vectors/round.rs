@@ -7,9 +7,8 @@ use std::sync::Arc;
 use hex::encode as hex;
 use prost::Message;
 use serde_json::{Value, json};
-use unisono_crypto::kdf::{Hasher, hash, label};
+use unisono_crypto::kdf::{Hasher, Label, hash, label};
 use unisono_crypto::kem::{DecapsulationKey, EncapsulationKey};
-use unisono_crypto::secret::Secret32;
 use unisono_crypto::shamir::{self, SecretScalar, Share};
 use unisono_crypto::{aead, merkle};
 use unisono_protocol::params::RoundParams;
@@ -21,6 +20,17 @@ use super::{Again, check, decimal};
 
 fn signed(message: &Signed) -> Value {
     json!({ "payload": hex(&message.payload), "signature": hex(&message.signature) })
+}
+
+/// What `client` signed, and the bytes from which its signature came.
+fn hedged(client: &Client, message: &Signed, label: Label, drawn: &[u8]) -> Value {
+    if message.signature.is_empty() {
+        assert!(drawn.is_empty(), "without signatures nothing is drawn for them");
+        return signed(message);
+    }
+    let signature = client.identity.signing_key.sign_hedged(label, &message.payload, &mut Again(drawn));
+    assert_eq!(signature, message.signature, "a signature draws 32 bytes for each half");
+    json!({ "payload": hex(&message.payload), "signature": hex(signature), "drawn": hex(drawn) })
 }
 
 fn hexes(hashes: &[[u8; 32]]) -> Vec<String> {
@@ -50,7 +60,7 @@ impl Secrets {
             own: SecretScalar::random(&mut again),
             channel: DecapsulationKey::generate(&mut again),
         };
-        assert!(again.0.is_empty(), "advertise draws 64, 64 and 32 bytes");
+        assert_eq!(again.0.len(), client.signs(), "advertise draws 64, 64 and 32 bytes, then its signature's");
         secrets
     }
 }
@@ -58,7 +68,6 @@ impl Secrets {
 /// What one client sent another in phase 1, taken apart.
 struct Sent {
     message: Vec<u8>,
-    channel_secret: Secret32,
     mask_ct: Vec<u8>,
 }
 
@@ -73,6 +82,8 @@ struct Round {
     params: Arc<RoundParams>,
     round_id: [u8; 32],
     cohort_id: [u8; 32],
+    /// `H(U1)`.
+    sharers_hash: [u8; 32],
     cohort: proto::Cohort,
     ring: Vec<u32>,
     clients: Vec<Client>,
@@ -95,7 +106,7 @@ impl Round {
         matches!((place(v) + N - place(u)) % N, 1 | 2)
     }
 
-    fn advert(&self, u: usize) -> &Signed {
+    fn advert(&self, u: usize) -> (&Signed, &[u8]) {
         self.clients[u].step(|step| if let Step::Advert(signed) = step { Some(signed) } else { None }).unwrap()
     }
 
@@ -111,11 +122,11 @@ impl Round {
             "index": u, "client_id": hex(client.id().0), "identity_seed": hex([0x10 + u as u8; 32]),
             "drawn": {
                 "mask_secret": hex(&client.drawn[0][..64]), "self_secret": hex(&client.drawn[0][64..128]),
-                "channel_seed": hex(&client.drawn[0][128..]),
+                "channel_seed": hex(&client.drawn[0][128..160]),
             },
             "mask_secret": hex(own.mask.to_secret().expose()), "self_secret": hex(own.own.to_secret().expose()),
             "mask_key_seed": hex(mask_seed.expose()), "self_mask_commitment": hex(commitment),
-            "advert": signed(self.advert(u)), "advert_path": hexes(&tree.path(u).unwrap()), "shares": shares,
+            "advert": hedged(client, self.advert(u).0, label::SIG_ADVERT, &client.drawn[0][160..]), "advert_path": hexes(&tree.path(u).unwrap()), "shares": shares,
         })
     }
 
@@ -138,15 +149,14 @@ impl Round {
             messages.push(json);
             sent.push((v, message));
         }
-        assert!(again.0.is_empty(), "share draws nothing else");
-        let Some(Step::ShareKeys(real)) = self.clients[u].messages[1].step.as_ref() else {
-            panic!("shares are second")
-        };
+        let client = &self.clients[u];
+        assert_eq!(again.0.len(), client.signs(), "share draws its signature's bytes last");
+        let Some(Step::ShareKeys(real)) = client.messages[1].step.as_ref() else { panic!("shares are second") };
         assert!(real.messages.iter().eq(sent.iter().map(|(_, sent)| &sent.message)));
         let json = json!({
             "self_coefficients": own.coefficients, "mask_coefficients": mask.coefficients, "messages": messages,
             "root": hex(merkle::Tree::new(label::TREE_SHARES, &real.messages).root()),
-            "signed_root": signed(real.root.as_ref().unwrap()),
+            "signed_root": hedged(client, real.root.as_ref().unwrap(), label::SIG_SHARES, again.0),
         });
         self.sent.extend(sent.into_iter().map(|(v, sent)| ((u, v), sent)));
         json
@@ -187,10 +197,10 @@ impl Round {
             self_mask_commitment,
             mask_commitment,
         };
-        (json, Sent { message: message.encode_to_vec(), channel_secret, mask_ct })
+        (json, Sent { message: message.encode_to_vec(), mask_ct })
     }
 
-    /// The pair masks, each from either end alone (sections 4 and 5).
+    /// The pair masks for this U1, each from either end alone (sections 4 and 5).
     fn pair_masks(&mut self) -> Vec<Value> {
         let mut json = Vec::new();
         let mut pairs = BTreeMap::new();
@@ -199,7 +209,7 @@ impl Round {
             let (from, to) = (&self.adverts[u].mask_ek, &self.adverts[v].mask_ek);
             let shared = derive::either_end(&self.secrets[u].mask, &self.secrets[v].mask, at, to, &message.mask_ct);
             let ends = [(u as u32, from.as_slice()), (v as u32, to.as_slice())];
-            let secret = derive::pair_secret(&shared, &self.cohort_id, ends, &message.mask_ct);
+            let secret = derive::pair_secret(&shared, (&self.cohort_id, &self.sharers_hash), ends, &message.mask_ct);
             let mask = derive::mask(&secret, self.params.modulus, self.params.vector_len());
             json.push(json!({
                 "encapsulator": u, "other": v, "mask_secret": hex(shared.expose()), "pair_secret": hex(secret.expose()),
@@ -214,7 +224,7 @@ impl Round {
     /// Phase 2 of one client (section 5).
     fn masked(&self, u: usize) -> Value {
         let (client, params) = (&self.clients[u], &self.params);
-        let seed = derive::self_mask_seed(&self.secrets[u].own, &self.cohort_id);
+        let seed = derive::self_mask_seed(&self.secrets[u].own, &self.cohort_id, &self.sharers_hash);
         let self_mask = derive::mask(&seed, params.modulus, params.vector_len());
         let mut masked = client.input.clone();
         derive::add(&mut masked, &self_mask, true, params.modulus);
@@ -225,47 +235,67 @@ impl Round {
         assert_eq!(derive::unpack(&client.packed, params.modulus, params.vector_len()), masked);
         assert_eq!(derive::pack(&masked, params.modulus.bits()), client.packed);
         let upload_hash = Hasher::new(label::UPLOAD).update(&client.packed).finalize();
-        let header = client.step(|step| if let Step::Upload(signed) = step { Some(signed) } else { None }).unwrap();
+        let (header, drawn) =
+            client.step(|step| if let Step::Upload(signed) = step { Some(signed) } else { None }).unwrap();
         assert_eq!(proto::UploadHeader::decode(header.payload.as_slice()).unwrap().hash, upload_hash);
         json!({
             "index": u, "update": client.update, "metrics": client.metrics, "weight": client.weight,
-            "rounding_secret": hex(&client.drawn[2]), "encoded": client.input,
+            "rounding_secret": hex(&client.rounding), "encoded": client.input,
             "self_mask_seed": hex(seed.expose()), "self_mask": self_mask,
-            "masked": masked, "packed": hex(&client.packed), "upload_hash": hex(upload_hash), "header": signed(header),
+            "masked": masked, "packed": hex(&client.packed), "upload_hash": hex(upload_hash),
+            "header": hedged(client, header, label::SIG_UPLOAD, drawn),
         })
     }
 
-    /// Phase 3 of one client, malicious mode (section 6).
-    fn confirmed(&self, u: usize, survivors_hash: &[u8; 32]) -> Value {
-        let client = &self.clients[u];
-        let message = client.step(|step| if let Step::Tags(signed) = step { Some(signed) } else { None }).unwrap();
-        let (mut json, mut expected) = (Vec::new(), Vec::new());
-        for v in peers(u).filter(|&v| survives(v)) {
-            let secret = |from: usize, to: usize| &self.sent[&(from, to)].channel_secret;
-            let (low, high) = (u.min(v), u.max(v));
-            let channel = derive::channel_key(&self.cohort_id, secret(low, high), secret(high, low));
-            let tag = derive::tag(&channel, &self.cohort_id, u as u32, survivors_hash);
-            json.push(json!({ "neighbour": v, "channel_key": hex(channel.expose()), "tag": hex(tag) }));
-            expected.push(proto::Tag { neighbour: v as u32, tag: tag.to_vec() });
+    /// Phase 3, malicious mode: what each member of the committee signed, and the certificate that comes of it (section 6).
+    fn confirmed(&self, survivors: &[u8], survivors_hash: &[u8; 32]) -> (Value, Value) {
+        let count = (0..N).filter(|&u| survives(u)).count() as u32;
+        let payload = derive::endorsement(&self.cohort_id, &self.sharers_hash, survivors_hash, count);
+        let (mut json, mut endorsements) = (Vec::new(), Vec::new());
+        for u in (0..N).filter(|&u| survives(u)) {
+            let client = &self.clients[u];
+            let find = |step: &Step| if let Step::Endorsement(signed) = step { Some(signed.clone()) } else { None };
+            let (message, drawn) = client
+                .messages
+                .iter()
+                .zip(&client.drawn)
+                .find_map(|(m, drawn)| Some((find(m.step.as_ref()?)?, drawn)))
+                .unwrap();
+            assert_eq!(message.payload, payload, "all sign the same 100 bytes");
+            let verifying = client.identity.signing_key.verifying_key();
+            assert_eq!(verifying.verify(label::SIG_ENDORSEMENT, &payload, &message.signature), Ok(()));
+            json.push(json!({ "index": u, "message": hedged(client, &message, label::SIG_ENDORSEMENT, drawn) }));
+            endorsements.push(proto::Endorsement { signer: u as u32, signature: message.signature, roster: None });
         }
-        assert_eq!(proto::ConsistencyTags::decode(message.payload.as_slice()).unwrap().tags, expected);
-        json!({ "index": u, "tags": json, "message": signed(message) })
+        endorsements.truncate(self.cohort.quorum as usize);
+        let certificate = proto::Certificate {
+            cohort_id: self.cohort_id.to_vec(),
+            sharers_hash: self.sharers_hash.to_vec(),
+            survivors: survivors.to_vec(),
+            endorsements,
+        };
+        for client in self.clients.iter().filter(|client| client.views.len() > 2) {
+            assert_eq!(client.views[3].view, Some(View::Certificate(certificate.clone())), "the same for all");
+        }
+        (Value::Array(json), json!(hex(certificate.encode_to_vec())))
     }
 
     /// Phase 4 of one client (section 6).
-    fn released(&self, u: usize) -> Value {
+    fn revealed(&self, u: usize) -> Value {
         let client = &self.clients[u];
-        let message = client.step(|step| if let Step::Unmask(signed) = step { Some(signed) } else { None }).unwrap();
-        let released = proto::UnmaskShares::decode(message.payload.as_slice()).unwrap();
-        for share in &released.shares {
+        let (message, drawn) =
+            client.step(|step| if let Step::Unmask(signed) = step { Some(signed) } else { None }).unwrap();
+        let revealed = proto::UnmaskShares::decode(message.payload.as_slice()).unwrap();
+        assert!(revealed.shares.iter().map(|share| share.of as usize).eq(peers(u)), "one of each neighbour");
+        for share in &revealed.shares {
             assert_eq!(
                 share.kind,
                 if survives(share.of as usize) { 1 } else { 2 },
                 "one share of each, by who survived"
             );
         }
-        assert_eq!(released.self_mask_secret, self.secrets[u].own.to_secret().expose());
-        json!({ "index": u, "message": signed(message) })
+        assert_eq!(revealed.self_mask_secret, self.secrets[u].own.to_secret().expose());
+        json!({ "index": u, "message": hedged(client, message, label::SIG_UNMASK, drawn) })
     }
 }
 
@@ -300,14 +330,18 @@ fn vectors(malicious: bool) -> Value {
     let places: Vec<u8> = members.iter().flat_map(|place| place.to_le_bytes()).collect();
     let members_hash = if malicious { hash(label::MEMBERS, &[&places]).to_vec() } else { Vec::new() };
     assert_eq!(members_hash, cohort.members_hash);
-    let mut ring: Vec<u32> = (0..N as u32).collect();
-    ring.sort_by_key(|i| hash(label::GRAPH_SEED, &[&cohort_id, &i.to_le_bytes()]));
+    // All are the committee of a complete graph.
+    assert_eq!((cohort.committee, cohort.quorum), if malicious { (5, 4) } else { (0, 0) });
+    let ring = derive::ring(&cohort_id, N as u32);
+    let shared_bytes = derive::bitmap(&[true; N]);
+    let sharers_hash = derive::sharers_hash(&shared_bytes);
     let secrets = clients.iter().map(Secrets::of).collect();
     let (adverts, sent, pairs) = (Vec::new(), BTreeMap::new(), BTreeMap::new());
-    let mut round = Round { params, round_id, cohort_id, cohort, ring, clients, secrets, adverts, sent, pairs };
-    let decoded = |u| proto::Advert::decode(round.advert(u).payload.as_slice()).unwrap();
+    let mut round =
+        Round { params, round_id, cohort_id, sharers_hash, cohort, ring, clients, secrets, adverts, sent, pairs };
+    let decoded = |u| proto::Advert::decode(round.advert(u).0.payload.as_slice()).unwrap();
     round.adverts = (0..N).map(decoded).collect();
-    let tree = merkle::Tree::new(label::TREE_ADVERTS, (0..N).map(|u| &round.advert(u).payload));
+    let tree = merkle::Tree::new(label::TREE_ADVERTS, (0..N).map(|u| &round.advert(u).0.payload));
     assert_eq!(tree.root().as_slice(), round.cohort.adverts_root);
 
     let shares: Vec<Value> = (0..N).map(|u| round.shared(u)).collect();
@@ -315,9 +349,10 @@ fn vectors(malicious: bool) -> Value {
     let advertised: Vec<Value> =
         shares.iter().enumerate().map(|(u, shares)| round.advertised(u, &tree, shares)).collect();
     let survivors = || (0..N).filter(|&u| survives(u));
-    let survivors_bytes = [0b0_1111u8];
-    let survivors_hash = hash(label::SURVIVORS, &[&survivors_bytes]);
-    let confirmed = survivors().filter(|_| malicious).map(|u| round.confirmed(u, &survivors_hash));
+    let survivors_bytes = derive::bitmap(&std::array::from_fn::<_, N, _>(survives));
+    let survivors_hash = derive::survivors_hash(&survivors_bytes);
+    let (confirmed, certificate) =
+        if malicious { round.confirmed(&survivors_bytes, &survivors_hash) } else { (Value::Null, Value::Null) };
 
     let mut sum = vec![0; round.params.vector_len()];
     survivors().for_each(|u| derive::add(&mut sum, &round.clients[u].input, true, round.params.modulus));
@@ -330,11 +365,12 @@ fn vectors(malicious: bool) -> Value {
         "round_params": signed(signed_params), "round_id": hex(round_id),
         "cohort": signed(&signed_cohort), "cohort_id": hex(cohort_id), "ring": round.ring,
         "members": members, "members_hash": hex(members_hash), "degree": round.cohort.degree, "threshold": round.cohort.threshold, "window_bound": round.cohort.window_bound,
-        "clients": advertised, "pairs": pairs, "shared": hex([0b1_1111u8]),
+        "committee": round.cohort.committee, "quorum": round.cohort.quorum,
+        "clients": advertised, "pairs": pairs, "shared": hex(shared_bytes), "sharers_hash": hex(sharers_hash),
         "masking": survivors().map(|u| round.masked(u)).collect::<Vec<_>>(),
         "survivors": hex(survivors_bytes), "survivors_hash": hex(survivors_hash),
-        "confirm": confirmed.collect::<Vec<_>>(),
-        "release": survivors().map(|u| round.released(u)).collect::<Vec<_>>(), "sum": sum,
+        "confirm": confirmed, "certificate": certificate,
+        "reveal": survivors().map(|u| round.revealed(u)).collect::<Vec<_>>(), "sum": sum,
         "mean_decimal": decimal(&aggregate.mean), "mean_metrics_decimal": decimal(&aggregate.metrics),
         "total_weight_decimal": aggregate.total_weight.to_string(),
         // Client 0's side of the wire, as it is: envelopes, and what the coordinator showed.

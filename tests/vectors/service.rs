@@ -66,7 +66,11 @@ pub fn cases() -> Vec<Value> {
             "GetRoundResponse",
             &GetRoundResponse {
                 state: get_round_response::State::Open as i32,
-                offer: Some(RoundOffer { params: Some(signed.clone()), roster_head: Some(signed.clone()) }),
+                offer: Some(RoundOffer {
+                    params: Some(signed.clone()),
+                    roster_head: Some(signed.clone()),
+                    base_model: None,
+                }),
                 ..GetRoundResponse::default()
             },
             &[Varint(1, 1), Bytes(2, encode(&[Bytes(1, signed_bytes.clone()), Bytes(2, signed_bytes.clone())]))],

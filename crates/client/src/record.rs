@@ -76,7 +76,8 @@ impl StoredEntry {
     /// `None` when the account was not written by this library.
     fn entry(&self) -> Option<TaskEntry> {
         let Self { round, cohort, masked_for, survivors, rounds, last_at, unprotected, .. } = *self;
-        let account = if self.account.is_empty() { Some(Accountant::new()) } else { Accountant::from_bytes(&self.account) };
+        let account =
+            if self.account.is_empty() { Some(Accountant::new()) } else { Accountant::from_bytes(&self.account) };
         let spent = Spent { rounds, last_at, unprotected, account: account? };
         Some(TaskEntry { round, cohort: CohortId(cohort), masked_for, survivors, spent })
     }
@@ -307,7 +308,9 @@ mod tests {
             [7; 32]
         );
         let spoilt = format!(r#"{{"tasks":{{"t":{entry}}},"roster_epoch":1,"models":{{}}}}"#);
-        for bytes in [b"{\"tasks\":".as_slice(), spoilt.as_bytes(), br#"{"tasks":{"t":[3,5]},"roster_epoch":2,"models":{}}"#] {
+        for bytes in
+            [b"{\"tasks\":".as_slice(), spoilt.as_bytes(), br#"{"tasks":{"t":[3,5]},"roster_epoch":2,"models":{}}"#]
+        {
             std::fs::write(folder.path().join(NAME), bytes).unwrap();
             let error = Record::open(folder.path()).err().unwrap();
             assert!(matches!(error, RecordFileError::Damaged { .. }), "{error}");

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use prost::Message;
 use tokio::sync::Mutex;
+use unisono_crypto::sign::SigningKey;
 use unisono_protocol::proto::{self, ClientMessage};
 use unisono_protocol::roster::Roster;
 use unisono_protocol::server::{Abort, Accepted, Authority, Closed, OpenError, Outcome, Phase, Refusal, Server};
@@ -141,6 +142,11 @@ impl Active {
     /// The state machine.
     pub fn server(&self) -> &Server {
         self.server.as_ref().expect("only `close` takes it, and puts it back or ends the round")
+    }
+
+    /// See [`Server::sign_base_model`].
+    pub fn sign_base_model(&mut self, publisher: &SigningKey) {
+        self.server.as_mut().expect("as in `server`").sign_base_model(publisher);
     }
 
     /// See [`Server::suspend`].

@@ -170,6 +170,9 @@ async fn train(shared: &Shared, replayed: &Mutex<Option<RoundId>>) -> Result<(),
             None => open(shared, finished.last()).await?,
         };
         suspend(shared, &mut active).await?;
+        if let (Some(keys), true) = (&shared.release_keys, shared.config.malicious()) {
+            active.sign_base_model(&keys.publisher);
+        }
         let (round, round_id, phase) = (active.number, active.round_id, active.server().phase());
         shared.asked.reach(round);
         gauge!("unisono_round").set(round as f64);
@@ -194,6 +197,20 @@ fn over(shared: &Shared, finished: &[FinishedRound], spent: u64) -> Option<bool>
     let index = shared.config.metric_index(&stop.metric)?;
     let values: Vec<f32> = finished.iter().filter_map(|round| round.metrics.get(index).copied()).collect();
     stop.should_stop(&values).then_some(true)
+}
+
+/// Says how many drop-outs the cohort that has just been closed withstands, louder where that is fewer than `delta` says.
+fn say_tolerance(server: &Server) {
+    let (params, clients) = (server.params(), server.progress().expected as u32);
+    let tolerated = params.topology(clients).ok().and_then(|topology| topology.tolerated_drop_outs(clients));
+    // A sparse graph is made for delta.
+    let Some(tolerated) = tolerated else { return };
+    let (round, delta) = (params.wire.round, params.wire.delta);
+    if f64::from(tolerated) < (delta * f64::from(clients)).floor() {
+        tracing::warn!(round, clients, tolerated, delta, "the cohort withstands fewer drop-outs than delta says");
+    } else {
+        tracing::info!(round, clients, tolerated, "drop-outs that the cohort withstands");
+    }
 }
 
 /// The round that a restart interrupted, if it can go on; otherwise it is aborted.
@@ -285,6 +302,9 @@ async fn play(shared: &Shared, account: &mut Option<Account>) -> Result<bool, Co
         histogram!("unisono_phase_seconds", "phase" => phase.name()).record(took);
         counter!("unisono_missing_total", "phase" => phase.name()).increment(missing.len() as u64);
         tracing::info!(round, %phase, missing = missing.len(), seconds = took, "phase closed");
+        if phase == Phase::Advertise && matches!(closed, Ok(None)) {
+            say_tolerance(active.server());
+        }
         shared.emit(Event::PhaseClosed { round, phase, missing, seconds: took });
         let result = match closed {
             Ok(None) => {

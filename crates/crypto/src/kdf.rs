@@ -74,6 +74,10 @@ pub mod label {
         UPLOAD = "upload";
         /// Hash of a release key in a roster leaf.
         RELEASE_KEY_HASH = "release-key-hash";
+        /// Hash of a device's identity key, for the registrar to tell that two devices have one.
+        IDENTITY_KEY_HASH = "identity-key-hash";
+        /// Chain of the registrar's log of events.
+        REGISTRAR_LOG = "registrar-log";
         /// Hash of a release header.
         RELEASE_HEADER = "release-header";
         /// Hash of a release body.
@@ -100,6 +104,8 @@ pub mod label {
         SIG_ROSTER = "sig-roster";
         /// Signature on round parameters.
         SIG_ROUND_PARAMS = "sig-round-params";
+        /// Signature of a publisher on a round's base model.
+        SIG_BASE_MODEL = "sig-base-model";
         /// Signature on a cohort.
         SIG_COHORT = "sig-cohort";
         /// Signature on an advert.

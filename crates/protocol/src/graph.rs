@@ -32,8 +32,7 @@ impl Graph {
         let mut place = vec![0; n as usize];
         ring.iter().enumerate().for_each(|(at, &i)| place[i as usize] = at as u32);
         let size = topology.committee.map_or(0, |committee| committee.size);
-        let mut committee =
-            if size >= n { (0..n).collect() } else { permutation(label::COMMITTEE_SEED, cohort, n) };
+        let mut committee = if size >= n { (0..n).collect() } else { permutation(label::COMMITTEE_SEED, cohort, n) };
         committee.truncate(size as usize);
         committee.sort_unstable();
         Self { topology, ring, place, committee }

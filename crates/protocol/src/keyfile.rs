@@ -1,7 +1,10 @@
-//! Keys as text, one file a key: a first line that says what it is, then `name = hexadecimal digits` lines. Reading and
-//! writing the file itself, with permissions that keep it private, is the caller's.
+//! Keys as text, one file a key: a first line that says what it is, then `name = hexadecimal digits` lines. Files with secrets
+//! are read by [`read_secret`]; writing them, with permissions that keep them private, is the caller's.
 
 use std::fmt;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
 
 use rand_core::CryptoRng;
 use unisono_crypto::kem::{DecapsulationKey, EncapsulationKey};
@@ -33,6 +36,61 @@ pub enum KeyFileError {
         /// Which field.
         field: &'static str,
     },
+}
+
+/// Largest file that is read as a key, in bytes: every key is far smaller.
+pub const MAX_KEY_FILE: u64 = 64 << 10;
+
+/// Refuses a secret file that others than its owner may read or write.
+///
+/// # Errors
+/// [`io::ErrorKind::PermissionDenied`] with what to do.
+#[cfg_attr(not(unix), expect(unused_variables, reason = "other systems have no such permissions"))]
+pub fn check_private(metadata: &std::fs::Metadata) -> io::Result<()> {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        let mode = metadata.permissions().mode() & 0o777;
+        if mode & 0o077 != 0 {
+            let wanted = if metadata.is_dir() { 700 } else { 600 };
+            let why = format!(
+                "it holds a secret, and others than its owner may use it (mode {mode:03o}): change that with `chmod {wanted}`; \
+                 if others have had access to it, make a new key"
+            );
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
+        }
+    }
+    Ok(())
+}
+
+/// Reads a file of at most [`MAX_KEY_FILE`] bytes that may hold a key.
+///
+/// # Errors
+/// As of the operating system; [`io::ErrorKind::InvalidData`] when the file is larger or no text.
+pub fn read_public(path: &Path) -> io::Result<String> {
+    read(File::open(path)?)
+}
+
+/// As [`read_public`], for secret keys: refuses a file that others than its owner may read or write.
+///
+/// # Errors
+/// As [`read_public`]; [`io::ErrorKind::PermissionDenied`] too.
+pub fn read_secret(path: &Path) -> io::Result<Zeroizing<String>> {
+    let file = File::open(path)?;
+    check_private(&file.metadata()?)?;
+    read(file).map(Zeroizing::new)
+}
+
+fn read(file: File) -> io::Result<String> {
+    // Room for all of it, so that no copy of a secret stays behind when the text grows.
+    let mut bytes = Zeroizing::new(Vec::with_capacity(file.metadata()?.len().min(MAX_KEY_FILE) as usize + 1));
+    file.take(MAX_KEY_FILE + 1).read_to_end(&mut bytes)?;
+    let invalid = |why: String| io::Error::new(io::ErrorKind::InvalidData, why);
+    if bytes.len() as u64 > MAX_KEY_FILE {
+        return Err(invalid(format!("larger than {MAX_KEY_FILE} bytes: no key file of unisono's is")));
+    }
+    let text = std::str::from_utf8(&bytes).map_err(|_| invalid("no text, so no key file of unisono's".into()))?;
+    Ok(text.to_owned())
 }
 
 /// Whose long-term key.
@@ -289,6 +347,30 @@ mod tests {
         let secret = Secret32::from_bytes([5; 32]);
         let kek = key_encryption_key_from_text(&key_encryption_key_to_text(&secret)).unwrap();
         assert!(kek.ct_eq(&secret));
+    }
+
+    #[test]
+    #[cfg(unix)]
+    #[cfg_attr(miri, ignore = "files")]
+    fn a_secret_that_others_can_read_is_refused() {
+        use std::os::unix::fs::PermissionsExt;
+        let path = std::env::temp_dir().join(format!("unisono-keyfile-{}", std::process::id()));
+        std::fs::write(&path, "secret").unwrap();
+        let mode = |mode| std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+        for open in [0o644, 0o640, 0o604, 0o620] {
+            mode(open);
+            let refused = read_secret(&path).unwrap_err();
+            assert_eq!(refused.kind(), io::ErrorKind::PermissionDenied);
+            assert!(refused.to_string().contains("chmod 600"), "{refused}");
+            assert_eq!(read_public(&path).unwrap(), "secret");
+        }
+        mode(0o600);
+        assert_eq!(*read_secret(&path).unwrap(), "secret");
+        std::fs::write(&path, vec![b'a'; MAX_KEY_FILE as usize + 1]).unwrap();
+        assert_eq!(read_secret(&path).unwrap_err().kind(), io::ErrorKind::InvalidData);
+        std::fs::write(&path, [0xff]).unwrap();
+        assert_eq!(read_public(&path).unwrap_err().kind(), io::ErrorKind::InvalidData);
+        std::fs::remove_file(&path).unwrap();
     }
 
     #[test]

@@ -121,7 +121,7 @@ impl RoundParams {
             let got = format!("{} (n_max {})", wire.n_min, wire.n_max);
             return Err(field("n_min", got, format!("3 to n_max, and n_max at most {MAX_COHORT}")));
         }
-        if wire.chunk_elements == 0 || wire.chunk_elements % 8 != 0 || wire.chunk_elements > 1 << 20 {
+        if wire.chunk_elements == 0 || !wire.chunk_elements.is_multiple_of(8) || wire.chunk_elements > 1 << 20 {
             return Err(field("chunk_elements", wire.chunk_elements, "multiples of 8 up to 1048576"));
         }
         if wire.model_hash.len() != 32 {

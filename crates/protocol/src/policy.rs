@@ -45,6 +45,9 @@ pub struct Policy {
     pub min_roster_epoch: u64,
     /// Oldest base model.
     pub min_model_version: u64,
+    /// Whether a base model must be signed by a publisher that the roster names. A coordinator that chooses base models freely can
+    /// make one whose updates tell single examples (docs/security.md). It helps where the coordinator does not hold the publisher's key.
+    pub signed_base_model: bool,
     /// Shortest time between two masked inputs for one task, in seconds. A coordinator that runs many rounds learns more from the
     /// differences of their sums.
     pub min_interval_s: u64,
@@ -74,6 +77,7 @@ impl Default for Policy {
             allow_semi_honest: false,
             min_roster_epoch: 0,
             min_model_version: 0,
+            signed_base_model: false,
             min_interval_s: 10,
             max_rounds: None,
             min_honest: 2,

@@ -135,7 +135,15 @@ impl Head {
         const WHAT: &str = "roster head";
         let wire: proto::RosterHead = signed::verify(head, label::SIG_ROSTER, Some(registrar), WHAT)?;
         let keys = |keys: &[Vec<u8>]| -> Result<Vec<VerifyingKey>, SignedError> {
-            keys.iter().map(|key| VerifyingKey::from_bytes(key).map_err(|e| SignedError::malformed(WHAT, e))).collect()
+            let key = |bytes: &Vec<u8>| {
+                let key = VerifyingKey::from_bytes(bytes).map_err(|e| SignedError::malformed(WHAT, e))?;
+                if key.level() != Level::L65 {
+                    let why = "a coordinator's or publisher's key is Ed25519 + ML-DSA-65";
+                    return Err(SignedError::malformed(WHAT, why));
+                }
+                Ok(key)
+            };
+            keys.iter().map(key).collect()
         };
         Ok(Self {
             epoch: wire.epoch,
@@ -158,6 +166,52 @@ impl Head {
         leaf.check_validity(now)?;
         Ok(leaf)
     }
+}
+
+/// Signs the head of a roster whose leaves, encoded and in order of client id, are those of `tree` ([`label::TREE_ROSTER`]).
+pub fn sign_head(
+    tree: &merkle::Tree,
+    epoch: u64,
+    issued_at: u64,
+    coordinators: &[VerifyingKey],
+    publishers: &[VerifyingKey],
+    registrar: &SigningKey,
+) -> Signed {
+    let keys = |keys: &[VerifyingKey]| keys.iter().map(|key| key.as_bytes().to_vec()).collect();
+    let head = proto::RosterHead {
+        epoch,
+        root: tree.root().to_vec(),
+        size: tree.len() as u64,
+        issued_at,
+        coordinator_keys: keys(coordinators),
+        publisher_keys: keys(publishers),
+    };
+    signed::sign(&head, label::SIG_ROSTER, Some(registrar))
+}
+
+/// Appends what a roster file begins with: its head. The leaves follow by [`append_leaf`], in order.
+pub fn append_head(head: &Signed, out: &mut Vec<u8>) {
+    append_field(1, &head.encode_to_vec(), out);
+}
+
+/// Appends the next leaf, encoded, of a roster file. A file may be written in pieces by these two.
+pub fn append_leaf(leaf: &[u8], out: &mut Vec<u8>) {
+    append_field(2, leaf, out);
+}
+
+/// The head that a roster file begins with, of its first bytes; not verified. `None` when they are not the start of such a file.
+pub fn head_of_file(start: &[u8]) -> Option<Signed> {
+    let mut rest = start.strip_prefix(&[1 << 3 | 2])?;
+    let len = prost::decode_length_delimiter(&mut rest).ok()?;
+    Signed::decode(rest.get(..len)?).ok()
+}
+
+/// A field of `RosterFile` with a length in front (wire type 2).
+fn append_field(number: u8, content: &[u8], out: &mut Vec<u8>) {
+    out.push(number << 3 | 2);
+    // A vector grows.
+    let _ = prost::encode_length_delimiter(content.len(), out);
+    out.extend_from_slice(content);
 }
 
 /// A whole roster, as the registrar publishes it and the coordinator uses it.
@@ -184,16 +238,8 @@ impl Roster {
     ) -> Result<Self, RosterError> {
         leaves.sort_by(|a, b| a.client_id.cmp(&b.client_id));
         let leaves: Vec<Vec<u8>> = leaves.iter().map(Message::encode_to_vec).collect();
-        let keys = |keys: &[VerifyingKey]| keys.iter().map(|key| key.as_bytes().to_vec()).collect();
-        let head = proto::RosterHead {
-            epoch,
-            root: merkle::Tree::new(label::TREE_ROSTER, &leaves).root().to_vec(),
-            size: leaves.len() as u64,
-            issued_at,
-            coordinator_keys: keys(coordinators),
-            publisher_keys: keys(publishers),
-        };
-        let head = signed::sign(&head, label::SIG_ROSTER, Some(registrar));
+        let tree = merkle::Tree::new(label::TREE_ROSTER, &leaves);
+        let head = sign_head(&tree, epoch, issued_at, coordinators, publishers, registrar);
         Self::verify(proto::RosterFile { head: Some(head), leaves }, &registrar.verifying_key())
     }
 
@@ -254,5 +300,45 @@ impl Roster {
         let (index, _) = self.by_id.get(&client)?;
         let path = self.tree.path(*index)?.iter().map(|hash| hash.to_vec()).collect();
         Some(proto::RosterProof { leaf: self.leaves[*index].clone(), index: *index as u64, path })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand_chacha::ChaCha8Rng;
+    use rand_chacha::rand_core::SeedableRng;
+
+    use super::*;
+
+    #[test]
+    fn a_roster_file_written_in_pieces_is_the_file_written_at_once() {
+        let mut rng = ChaCha8Rng::seed_from_u64(5);
+        let registrar = SigningKey::generate(Level::L65, &mut rng);
+        for size in [0u8, 1, 3] {
+            let leaf = |i: u8| proto::RosterLeaf {
+                client_id: vec![i; 16],
+                identity_key: SigningKey::generate(Level::L44, &mut ChaCha8Rng::seed_from_u64(i.into()))
+                    .verifying_key()
+                    .as_bytes()
+                    .to_vec(),
+                release_key_hash: vec![i; 32],
+                not_before: 1,
+                not_after: 2,
+                attributes: Vec::new(),
+            };
+            let leaves: Vec<_> = (0..size).map(leaf).collect();
+            let keys = [registrar.verifying_key()];
+            let roster = Roster::publish(leaves.clone(), 3, 4, &keys, &keys, &registrar).unwrap();
+            let leaves: Vec<Vec<u8>> = leaves.iter().map(Message::encode_to_vec).collect();
+            let tree = merkle::Tree::new(label::TREE_ROSTER, &leaves);
+            let head = sign_head(&tree, 3, 4, &keys, &keys, &registrar);
+            assert_eq!(&head, roster.signed_head());
+            let mut file = Vec::new();
+            append_head(&head, &mut file);
+            leaves.iter().for_each(|leaf| append_leaf(leaf, &mut file));
+            assert_eq!(file, roster.to_bytes());
+            assert_eq!(head_of_file(&file), Some(head));
+            assert_eq!(head_of_file(&file[..100]), None);
+        }
     }
 }

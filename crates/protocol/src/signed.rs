@@ -47,7 +47,10 @@ pub fn sign_hedged<R: CryptoRng + ?Sized>(
 pub(crate) fn canonical<M: Message + Default>(payload: &[u8], what: &'static str) -> Result<M, SignedError> {
     let message = M::decode(payload).map_err(|e| SignedError::malformed(what, e))?;
     if message.encode_to_vec() != payload {
-        return Err(SignedError::malformed(what, "it is not in canonical form: unknown or repeated fields, or padding"));
+        return Err(SignedError::malformed(
+            what,
+            "it is not in canonical form: unknown or repeated fields, or padding",
+        ));
     }
     Ok(message)
 }
@@ -88,9 +91,7 @@ pub(crate) fn verify_bytes(
     what: &'static str,
 ) -> Result<(), SignedError> {
     match key {
-        Some(key) => {
-            key.verify(label, &signed.payload, &signed.signature).map_err(|_| SignedError::Signature { what })
-        }
+        Some(key) => key.verify(label, &signed.payload, &signed.signature).map_err(|_| SignedError::Signature { what }),
         None => Ok(()),
     }
 }

@@ -191,7 +191,8 @@ impl Shape<'_> {
             publisher_keys: Vec::new(),
         };
         let roster_head = self.malicious.then(|| self.signed(&head, Level::L65));
-        proto::RoundOffer { params: Some(self.signed(&params, Level::L65)), roster_head }.encoded_len() as u64
+        proto::RoundOffer { params: Some(self.signed(&params, Level::L65)), roster_head, base_model: None }
+            .encoded_len() as u64
     }
 
     fn advert(&self) -> Signed {
@@ -242,11 +243,7 @@ impl Shape<'_> {
             not_after: 1_900_000_000,
             attributes: Vec::new(),
         };
-        proto::RosterProof {
-            leaf: leaf.encode_to_vec(),
-            index: self.index().into(),
-            path: path(self.scenario.clients),
-        }
+        proto::RosterProof { leaf: leaf.encode_to_vec(), index: self.index().into(), path: path(self.scenario.clients) }
     }
 
     fn message(&self, encapsulates: bool) -> Vec<u8> {

@@ -94,9 +94,7 @@ impl Scene<'_> {
         // The streams of a client's later phases differ by the phase that it waits for.
         let phase = session.awaits().map_or(0, |phase| phase as u64);
         let mut rng = crypto_rng(self.seed, Purpose::Round, number as u64, !(self.round << 3 | phase));
-        measure(Of::Thread, &mut cpu, || {
-            session.receive(view, input, &mut device.record, NOW + self.round, &mut rng)
-        })?;
+        measure(Of::Thread, &mut cpu, || session.receive(view, input, &mut device.record, NOW + self.round, &mut rng))?;
         let computing = match view {
             View::Cohort(view) => {
                 session.share_memory(self.pool);

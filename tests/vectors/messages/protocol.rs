@@ -27,10 +27,10 @@ pub fn add_to(cases: &mut Cases) {
     opening::offer_and_advert(cases, &signed);
     let cohort = cohort(cases, &signed, &proof);
     let (shares, masking) = shares(cases, &signed);
-    let (survivors, forwarded) = confirming(cases);
+    let (survivors, certificate) = confirming(cases, &proof);
     unmasking(cases);
     client_messages(cases, &signed, &shares);
-    server_messages(cases, &cohort, &masking, &survivors, &forwarded);
+    server_messages(cases, &cohort, &masking, &survivors, &certificate);
 }
 
 fn signed(cases: &mut Cases) -> Made<Signed> {
@@ -50,14 +50,17 @@ fn signed(cases: &mut Cases) -> Made<Signed> {
 }
 
 fn cohort(cases: &mut Cases, signed: &Made<Signed>, proof: &Made<RosterProof>) -> Made<CohortView> {
-    // A bound of 0 is written; none is not.
-    for window_bound in [Some(150u32), Some(0), None] {
+    // A bound of 0 is written; none is not. No committee, in semi-honest mode, is not written either.
+    for (window_bound, committee, quorum) in [(Some(150u32), 58, 45), (Some(0), 1000, 526), (None, 0, 0)] {
         let mut fields =
             vec![Bytes(1, ROUND.to_vec()), Varint(2, 1000), Varint(3, 200), Varint(4, 130), Bytes(6, HASH.to_vec())];
         if let Some(bound) = window_bound {
             fields.insert(4, Varint(5, bound.into()));
         }
         fields.push(Bytes(7, vec![0x63; 32]));
+        if committee > 0 {
+            fields.extend([Varint(8, committee.into()), Varint(9, quorum.into())]);
+        }
         cases.add(
             "Cohort",
             Cohort {
@@ -68,11 +71,13 @@ fn cohort(cases: &mut Cases, signed: &Made<Signed>, proof: &Made<RosterProof>) -
                 window_bound,
                 adverts_root: HASH.to_vec(),
                 members_hash: vec![0x63; 32],
+                committee,
+                quorum,
             },
             &fields,
             json!({
                 "round_id": hex(ROUND), "n": 1000, "degree": 200, "threshold": 130, "window_bound": window_bound,
-                "adverts_root": hex(HASH), "members_hash": hex([0x63; 32]),
+                "adverts_root": hex(HASH), "members_hash": hex([0x63; 32]), "committee": committee, "quorum": quorum,
             }),
         );
     }
@@ -105,6 +110,7 @@ fn cohort(cases: &mut Cases, signed: &Made<Signed>, proof: &Made<RosterProof>) -
             own_path,
             neighbours: vec![first_client.message.clone(), near.message.clone()],
             members: vec![0, 1, 300, 5_000_000_000],
+            own_roster: Some(proof.message.clone()),
         },
         &[
             signed.at(1),
@@ -114,10 +120,11 @@ fn cohort(cases: &mut Cases, signed: &Made<Signed>, proof: &Made<RosterProof>) -
             first_client.at(4),
             near.at(4),
             packed(5, &[0, 1, 300, 5_000_000_000]),
+            proof.at(6),
         ],
         json!({
             "cohort": signed.json, "index": 2, "own_path": path_json, "neighbours": [first_client.json, near.json],
-            "members": [0, 1, 300, 5_000_000_000u64],
+            "members": [0, 1, 300, 5_000_000_000u64], "own_roster": proof.json,
         }),
     )
 }
@@ -232,7 +239,7 @@ fn shares(cases: &mut Cases, signed: &Made<Signed>) -> (Made<ShareKeys>, Made<Ma
     (share_keys, masking)
 }
 
-fn confirming(cases: &mut Cases) -> (Made<SurvivorsView>, Made<ForwardedTags>) {
+fn confirming(cases: &mut Cases, proof: &Made<RosterProof>) -> (Made<SurvivorsView>, Made<Certificate>) {
     cases.add(
         "UploadHeader",
         UploadHeader { cohort_id: COHORT.to_vec(), from: 300, length: 5_000_000_000, hash: HASH.to_vec() },
@@ -245,44 +252,46 @@ fn confirming(cases: &mut Cases) -> (Made<SurvivorsView>, Made<ForwardedTags>) {
         &[Bytes(1, COHORT.to_vec()), Bytes(2, vec![0xfe, 0x05])],
         json!({ "cohort_id": hex(COHORT), "survivors": hex([0xfe, 0x05]) }),
     );
+    // The first of the cohort, whose index is not written, and without a leaf, as in a complete graph.
     let first = cases.add(
-        "Tag",
-        Tag { neighbour: 0, tag: vec![0x69; 16] },
-        &[Bytes(2, vec![0x69; 16])],
-        json!({ "neighbour": 0, "tag": hex([0x69; 16]) }),
+        "Endorsement",
+        Endorsement { signer: 0, signature: vec![0x69; 5], roster: None },
+        &[Bytes(2, vec![0x69; 5])],
+        json!({ "signer": 0, "signature": hex([0x69; 5]), "roster": null }),
     );
     let second = cases.add(
-        "Tag",
-        Tag { neighbour: 300, tag: vec![0x6a; 16] },
-        &[Varint(1, 300), Bytes(2, vec![0x6a; 16])],
-        json!({ "neighbour": 300, "tag": hex([0x6a; 16]) }),
+        "Endorsement",
+        Endorsement { signer: 300, signature: vec![0x6a; 6], roster: Some(proof.message.clone()) },
+        &[Varint(1, 300), Bytes(2, vec![0x6a; 6]), proof.at(3)],
+        json!({ "signer": 300, "signature": hex([0x6a; 6]), "roster": proof.json }),
     );
-    let tags = vec![first.message.clone(), second.message.clone()];
-    cases.add(
-        "ConsistencyTags",
-        ConsistencyTags { cohort_id: COHORT.to_vec(), from: 130, tags: tags.clone() },
-        &[Bytes(1, COHORT.to_vec()), Varint(2, 130), first.at(3), second.at(3)],
-        json!({ "cohort_id": hex(COHORT), "from": 130, "tags": [first.json, second.json] }),
+    let certificate = cases.add(
+        "Certificate",
+        Certificate {
+            cohort_id: COHORT.to_vec(),
+            sharers_hash: HASH.to_vec(),
+            survivors: vec![0xfe, 0x05],
+            endorsements: vec![first.message.clone(), second.message.clone()],
+        },
+        &[Bytes(1, COHORT.to_vec()), Bytes(2, HASH.to_vec()), Bytes(3, vec![0xfe, 0x05]), first.at(4), second.at(4)],
+        json!({
+            "cohort_id": hex(COHORT), "sharers_hash": hex(HASH), "survivors": hex([0xfe, 0x05]),
+            "endorsements": [first.json, second.json],
+        }),
     );
-    let forwarded = cases.add(
-        "ForwardedTags",
-        ForwardedTags { cohort_id: COHORT.to_vec(), tags },
-        &[Bytes(1, COHORT.to_vec()), first.at(2), second.at(2)],
-        json!({ "cohort_id": hex(COHORT), "tags": [first.json, second.json] }),
-    );
-    (survivors, forwarded)
+    (survivors, certificate)
 }
 
 fn unmasking(cases: &mut Cases) {
     let of_survivor = cases.add(
-        "ReleasedShare",
-        ReleasedShare { of: 1, kind: SecretKind::SelfMask as i32, value: vec![0x6b; 32] },
+        "RevealedShare",
+        RevealedShare { of: 1, kind: SecretKind::SelfMask as i32, value: vec![0x6b; 32] },
         &[Varint(1, 1), Varint(2, 1), Bytes(3, vec![0x6b; 32])],
         json!({ "of": 1, "kind": "SECRET_KIND_SELF_MASK", "value": hex([0x6b; 32]) }),
     );
     let of_vanished = cases.add(
-        "ReleasedShare",
-        ReleasedShare { of: 300, kind: SecretKind::Mask as i32, value: vec![0x6c; 32] },
+        "RevealedShare",
+        RevealedShare { of: 300, kind: SecretKind::Mask as i32, value: vec![0x6c; 32] },
         &[Varint(1, 300), Varint(2, 2), Bytes(3, vec![0x6c; 32])],
         json!({ "of": 300, "kind": "SECRET_KIND_MASK", "value": hex([0x6c; 32]) }),
     );
@@ -293,7 +302,6 @@ fn unmasking(cases: &mut Cases) {
             from: 130,
             shares: vec![of_survivor.message.clone(), of_vanished.message.clone()],
             unreadable: vec![0, 301],
-            invalid_tags: vec![5],
             self_mask_secret: vec![0x6d; 32],
         },
         &[
@@ -302,12 +310,11 @@ fn unmasking(cases: &mut Cases) {
             of_survivor.at(3),
             of_vanished.at(3),
             packed(4, &[0, 301]),
-            packed(5, &[5]),
-            Bytes(6, vec![0x6d; 32]),
+            Bytes(5, vec![0x6d; 32]),
         ],
         json!({
             "cohort_id": hex(COHORT), "from": 130, "shares": [of_survivor.json, of_vanished.json],
-            "unreadable": [0, 301], "invalid_tags": [5], "self_mask_secret": hex([0x6d; 32]),
+            "unreadable": [0, 301], "self_mask_secret": hex([0x6d; 32]),
         }),
     );
 }
@@ -318,7 +325,7 @@ fn client_messages(cases: &mut Cases, signed: &Made<Signed>, shares: &Made<Share
         (Step::Advert(content()), signed.at(3), "advert", &signed.json),
         (Step::ShareKeys(shares.message.clone()), shares.at(4), "share_keys", &shares.json),
         (Step::Upload(content()), signed.at(5), "upload", &signed.json),
-        (Step::Tags(content()), signed.at(6), "tags", &signed.json),
+        (Step::Endorsement(content()), signed.at(6), "endorsement", &signed.json),
         (Step::Unmask(content()), signed.at(7), "unmask", &signed.json),
     ] {
         cases.add(
@@ -335,7 +342,7 @@ fn server_messages(
     cohort: &Made<CohortView>,
     masking: &Made<MaskingView>,
     survivors: &Made<SurvivorsView>,
-    forwarded: &Made<ForwardedTags>,
+    certificate: &Made<Certificate>,
 ) {
     let shown = |view| ServerMessage { view: Some(view) };
     let json = json!({ "cohort": cohort.json });
@@ -344,6 +351,6 @@ fn server_messages(
     cases.add("ServerMessage", shown(View::Masking(masking.message.clone())), &[masking.at(2)], json);
     let json = json!({ "survivors": survivors.json });
     cases.add("ServerMessage", shown(View::Survivors(survivors.message.clone())), &[survivors.at(3)], json);
-    let json = json!({ "tags": forwarded.json });
-    cases.add("ServerMessage", shown(View::Tags(forwarded.message.clone())), &[forwarded.at(4)], json);
+    let json = json!({ "certificate": certificate.json });
+    cases.add("ServerMessage", shown(View::Certificate(certificate.message.clone())), &[certificate.at(4)], json);
 }

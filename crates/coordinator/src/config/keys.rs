@@ -7,7 +7,6 @@ use unisono_protocol::keyfile::{self, KeyFileError, Role};
 use unisono_protocol::roster::Roster;
 use unisono_release::KeyEncryptionKey;
 use unisono_wire::model::Model;
-use zeroize::Zeroizing;
 
 use super::{Config, ConfigError, read};
 
@@ -29,10 +28,16 @@ pub struct RoundKeys {
     pub roster: PathBuf,
 }
 
-/// Reads a key file and parses it.
+/// Reads the file of a public key and parses it.
 fn read_key<K>(path: &Path, parse: impl FnOnce(&str) -> Result<K, KeyFileError>) -> Result<K, ConfigError> {
-    let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.into(), source })?;
-    parse(&Zeroizing::new(text)).map_err(|source| ConfigError::Key { path: path.into(), source })
+    let text = keyfile::read_public(path).map_err(|source| ConfigError::Read { path: path.into(), source })?;
+    parse(&text).map_err(|source| ConfigError::Key { path: path.into(), source })
+}
+
+/// Reads the file of a secret key, which nobody else may read, and parses it.
+fn read_secret<K>(path: &Path, parse: impl FnOnce(&str) -> Result<K, KeyFileError>) -> Result<K, ConfigError> {
+    let text = keyfile::read_secret(path).map_err(|source| ConfigError::Read { path: path.into(), source })?;
+    parse(&text).map_err(|source| ConfigError::Key { path: path.into(), source })
 }
 
 impl Config {
@@ -50,7 +55,7 @@ impl Config {
         let key = need(&self.key, "key")?;
         Ok(Some(RoundKeys {
             registrar: read_key(&registrar, |text| keyfile::verifying_key_from_text(Role::Registrar, text))?,
-            signing_key: read_key(&key, |text| keyfile::signing_key_from_text(Role::Coordinator, text))?,
+            signing_key: read_secret(&key, |text| keyfile::signing_key_from_text(Role::Coordinator, text))?,
             roster: need(&self.roster, "roster")?,
         }))
     }
@@ -61,9 +66,9 @@ impl Config {
     /// [`ConfigError`] for a file that is no such key.
     pub fn release_keys(&self) -> Result<Option<ReleaseKeys>, ConfigError> {
         let Some(release) = &self.release else { return Ok(None) };
-        let kek = read_key(&release.key_encryption_key, keyfile::key_encryption_key_from_text)?;
+        let kek = read_secret(&release.key_encryption_key, keyfile::key_encryption_key_from_text)?;
         Ok(Some(ReleaseKeys {
-            publisher: read_key(&release.publisher, |text| keyfile::signing_key_from_text(Role::Publisher, text))?,
+            publisher: read_secret(&release.publisher, |text| keyfile::signing_key_from_text(Role::Publisher, text))?,
             key_encryption_key: KeyEncryptionKey::from_secret(kek),
         }))
     }

@@ -148,7 +148,12 @@ impl Config {
         let missing = ConfigError::Missing { setting: "quantiser.l2_clip", why: "noise for privacy is made for it" };
         let sensitivity = Sensitivity::of(&quantiser, dimension).ok_or(missing)?;
         let mode = if self.malicious() { SecurityMode::Malicious } else { SecurityMode::SemiHonest };
-        let assumptions = Assumptions { gamma: self.round.gamma, delta: self.round.delta, min_colluders: self.round.min_colluders, mode };
+        let assumptions = Assumptions {
+            gamma: self.round.gamma,
+            delta: self.round.delta,
+            min_colluders: self.round.min_colluders,
+            mode,
+        };
         let contributions = honest(self.round.n_min, self.round.n_max, &assumptions);
         let noise = match (privacy.noise_multiplier, privacy.epsilon) {
             (Some(multiplier), _) => Some(Noise::of_multiplier(multiplier, sensitivity, contributions)),

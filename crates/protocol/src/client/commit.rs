@@ -15,11 +15,9 @@ use crate::policy::{ParticipationRecord, TaskEntry};
 /// Refuses a round that is not above the last one in which this device shared its keys.
 pub(super) fn refuse_old(params: &RoundParams, entry: Option<&TaskEntry>) -> Result<(), ClientError> {
     match entry {
-        Some(entry) if params.wire.round <= entry.round => Err(ClientError::OldRound {
-            task: params.wire.task.clone(),
-            round: params.wire.round,
-            last: entry.round,
-        }),
+        Some(entry) if params.wire.round <= entry.round => {
+            Err(ClientError::OldRound { task: params.wire.task.clone(), round: params.wire.round, last: entry.round })
+        }
         _ => Ok(()),
     }
 }
@@ -44,11 +42,7 @@ pub(super) fn share(
 }
 
 /// The entry, if it is that of this round and `cohort`.
-fn entry_of(
-    params: &RoundParams,
-    cohort: &Cohort,
-    record: &dyn ParticipationRecord,
-) -> Result<TaskEntry, ClientError> {
+fn entry_of(params: &RoundParams, cohort: &Cohort, record: &dyn ParticipationRecord) -> Result<TaskEntry, ClientError> {
     let (task, round) = (params.wire.task.clone(), params.wire.round);
     match record.entry(&task)? {
         Some(entry) if entry.round == round && entry.cohort == cohort.id => Ok(entry),

@@ -60,6 +60,9 @@ pub enum ClientError {
         /// Epoch of the head.
         head: u64,
     },
+    /// This device's policy demands a base model that a publisher has signed.
+    #[error("this device's policy refuses the round's base model: {0} (set by `signed_base_model`)")]
+    UnsignedBaseModel(&'static str),
     /// No coordinator key of the roster verifies the parameters.
     #[error("the round's parameters are not signed by a coordinator that the roster names")]
     UntrustedCoordinator,
@@ -76,7 +79,9 @@ pub enum ClientError {
         last: u64,
     },
     /// This device has masked an input in this round. Once is all: a second one would give away the difference.
-    #[error("in round {round} of task {task:?} this device has masked an input before; only the stored bytes are sent again")]
+    #[error(
+        "in round {round} of task {task:?} this device has masked an input before; only the stored bytes are sent again"
+    )]
     AlreadyMasked {
         /// The task.
         task: String,
@@ -146,7 +151,9 @@ pub enum ClientError {
     #[error("this device is not on the cohort's committee, and endorses nothing")]
     NotOnCommittee,
     /// The time for which this device keeps the round's secrets is over.
-    #[error("this device keeps the round's secrets until {erase_at} (Unix time); it is {now}: the round is over for it")]
+    #[error(
+        "this device keeps the round's secrets until {erase_at} (Unix time); it is {now}: the round is over for it"
+    )]
     Expired {
         /// Last second.
         erase_at: u64,
@@ -234,7 +241,9 @@ pub enum CertificateFault {
         signer: u32,
     },
     /// A signer's leaf is not where the list of members says.
-    #[error("the leaf of its signer, client {signer}, is not at the place of the roster that the list of members gives")]
+    #[error(
+        "the leaf of its signer, client {signer}, is not at the place of the roster that the list of members gives"
+    )]
     Place {
         /// Cohort index.
         signer: u32,

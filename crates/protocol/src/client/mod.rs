@@ -38,10 +38,10 @@ use crate::cohort::Advert;
 use crate::ids::ClientId;
 use crate::pairwise;
 use crate::params::RoundParams;
+use crate::phase::Phase;
 use crate::policy::{ParticipationRecord, Policy};
 use crate::proto::{self, ClientMessage, Signed, client_message::Step};
 use crate::roster::Head;
-use crate::phase::Phase;
 use crate::signed::{self, SignedError};
 
 pub use checks::SharedChecks;
@@ -195,6 +195,9 @@ impl Joining {
         let entry = record.entry(&params.wire.task)?;
         commit::refuse_old(&params, entry.as_ref())?;
         trust.policy.check(&params, entry.as_ref(), now)?;
+        if trust.policy.signed_base_model {
+            offer::verify_base_model(offer, &params, authority.as_ref())?;
+        }
         if let Some((head, _)) = &authority {
             record.see_roster_epoch(head.epoch)?;
         }

@@ -7,8 +7,9 @@ use unisono_crypto::sign::VerifyingKey;
 
 use super::ClientError;
 use crate::params::RoundParams;
-use crate::proto::{RoundOffer, Signed};
+use crate::proto::{BaseModel, RoundOffer, Signed};
 use crate::roster::Head;
+use crate::signed;
 
 /// The roster's head and the coordinator's key from it.
 pub(super) type Authority = (Arc<Head>, VerifyingKey);
@@ -42,6 +43,31 @@ pub(super) fn verify(
         return Err(ClientError::OtherRoster { proposed: params.wire.roster_epoch, head: head.epoch });
     }
     Ok((params, authority))
+}
+
+/// Checks that a publisher of the roster's head has signed the round's base model (section 3).
+///
+/// # Errors
+/// [`ClientError::UnsignedBaseModel`] says what is missing.
+pub(super) fn verify_base_model(
+    offer: &RoundOffer,
+    params: &RoundParams,
+    authority: Option<&Authority>,
+) -> Result<(), ClientError> {
+    let refuse = |why| Err(ClientError::UnsignedBaseModel(why));
+    let (Some((head, _)), Some(signed)) = (authority, &offer.base_model) else {
+        return refuse("the offer has no publisher's signature on it");
+    };
+    let verifies = |key: &VerifyingKey| key.verify(label::SIG_BASE_MODEL, &signed.payload, &signed.signature).is_ok();
+    if !head.publisher_keys.iter().any(verifies) {
+        return refuse("its signature is not of a publisher that the roster names");
+    }
+    let model: BaseModel = signed::canonical(&signed.payload, "base model")?;
+    let wire = &params.wire;
+    if (model.task, model.version, model.hash) != (wire.task.clone(), wire.model_version, wire.model_hash.clone()) {
+        return refuse("the publisher has signed another model than the one in the round's parameters");
+    }
+    Ok(())
 }
 
 /// The key of the roster's head under which the parameters verify.

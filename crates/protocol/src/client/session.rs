@@ -110,13 +110,13 @@ impl Session {
     ) -> Result<(), ClientError> {
         // A panic below leaves an erased session.
         let state = std::mem::replace(&mut self.state, State::Erased);
-        let result = match (state, view) {
+        let (state, error) = match (state, view) {
             (State::Advertised(state), View::Cohort(view)) => {
                 next(state.share(view, record, now, rng), State::Shared, State::Advertised)
             }
             (State::Shared(state), View::Masking(view)) => match input {
                 Some(input) => next(state.mask(view, input, record, now, rng), State::Masked, State::Shared),
-                None => Err((ClientError::NoInput, State::Shared(state))),
+                None => (State::Shared(state), Some(ClientError::NoInput)),
             },
             (State::Masked(state), View::Survivors(view)) if self.params.malicious() => {
                 next(state.confirm(view, record, now, rng), State::Confirmed, State::Masked)
@@ -130,23 +130,18 @@ impl Session {
             (State::Confirmed(state), View::Certificate(view)) => {
                 next(state.reveal(view, record, now, rng), State::Done, State::Confirmed)
             }
-            (State::Erased, _) => Err((ClientError::Erased, State::Erased)),
+            (State::Erased, _) => (State::Erased, Some(ClientError::Erased)),
             (state, view) => {
                 self.state = state;
                 let awaited = self.awaits().map_or("nothing", Phase::name);
                 return Err(ClientError::UnexpectedView { got: name(view), awaited });
             }
         };
-        match result {
-            Ok(state) => {
+        match error {
+            Some(error) if error.closes_round() => Err(error),
+            error => {
                 self.state = state;
-                Ok(())
-            }
-            Err((error, state)) => {
-                if !error.closes_round() {
-                    self.state = state;
-                }
-                Err(error)
+                error.map_or(Ok(()), Err)
             }
         }
     }
@@ -239,15 +234,15 @@ impl Session {
     }
 }
 
-/// The next state, or the error and the state before.
+/// The next state; or the state before, and the error.
 fn next<S, T>(
     result: Result<T, Rejected<S>>,
     after: impl Fn(T) -> State,
     before: impl Fn(S) -> State,
-) -> Result<State, (ClientError, State)> {
+) -> (State, Option<ClientError>) {
     match result {
-        Ok(state) => Ok(after(state)),
-        Err(Rejected { state, error }) => Err((error, before(*state))),
+        Ok(state) => (after(state), None),
+        Err(Rejected { state, error }) => (before(*state), Some(error)),
     }
 }
 

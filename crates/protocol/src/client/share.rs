@@ -102,7 +102,8 @@ impl Advertised {
         };
         let own = view.index;
         if let Some(members) = &members {
-            let proof = view.own_roster.as_ref().ok_or(ClientError::Missing("roster leaf of this device in the view"))?;
+            let proof =
+                view.own_roster.as_ref().ok_or(ClientError::Missing("roster leaf of this device in the view"))?;
             let place = self.own_place(proof, now)?;
             if place.is_none() || place != members.place(own) {
                 return Err(ClientError::OwnPlace(own));

@@ -212,9 +212,16 @@ impl Server {
         let context = Context { params: Arc::new(params), authority: authority.map(Arc::new) };
         let signed = signed::sign_bytes(payload, label::SIG_ROUND_PARAMS, context.signing_key());
         let roster_head = context.authority.as_ref().map(|authority| authority.roster.signed_head().clone());
-        let offer = proto::RoundOffer { params: Some(signed), roster_head };
+        let offer = proto::RoundOffer { params: Some(signed), roster_head, base_model: None };
         let state = State::Advertising(Advertising::new(context.clone()));
         Ok(Self { context, offer, ledger: BTreeMap::new(), suspended: BTreeMap::new(), state })
+    }
+
+    /// Adds the publisher's word on the round's base model to the offer, for devices whose policy demands it (section 3).
+    pub fn sign_base_model(&mut self, publisher: &SigningKey) {
+        let proto::RoundParams { task, model_version, model_hash, .. } = &self.context.params.wire;
+        let model = proto::BaseModel { task: task.clone(), version: *model_version, hash: model_hash.clone() };
+        self.offer.base_model = Some(signed::sign(&model, label::SIG_BASE_MODEL, Some(publisher)));
     }
 
     /// Refuses the adverts of `client` from now on: it was among the [`Abort::suspects`] or the [`Outcome::suspects`] of round

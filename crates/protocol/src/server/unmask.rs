@@ -115,7 +115,8 @@ impl Unmasking {
     }
 
     pub fn missing(&self) -> Vec<ClientId> {
-        let missing = self.masked.survivors.iter().zip(&self.answered).map(|(&survives, &answered)| survives && !answered);
+        let missing =
+            self.masked.survivors.iter().zip(&self.answered).map(|(&survives, &answered)| survives && !answered);
         self.masked.members.ids(&missing.collect::<Vec<_>>())
     }
 

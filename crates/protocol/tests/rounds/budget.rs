@@ -96,7 +96,8 @@ fn private(round: u64) -> proto::RoundParams {
 
 #[test]
 fn epsilon_adds_up_in_the_record_and_is_refused_beyond_the_limit() {
-    let params = unisono_protocol::params::RoundParams::from_payload(&prost::Message::encode_to_vec(&private(1))).unwrap();
+    let params =
+        unisono_protocol::params::RoundParams::from_payload(&prost::Message::encode_to_vec(&private(1))).unwrap();
     let guarantee = params.guarantee().unwrap();
     let account = |rounds| unisono_protocol::privacy::Accountant::new().and(&guarantee, rounds).epsilon(1e-5);
     let demand = |limit| PrivacyDemand { max_epsilon: 100.0, max_total_epsilon: Some(limit), delta: 1e-5 };

@@ -202,11 +202,8 @@ fn unreadable_shares_are_reported_and_the_sum_is_exact() {
         if i != liar {
             return Some(message);
         }
-        match &mut message.step {
-            Some(Step::ShareKeys(shares)) => {
-                resign_shares(liar, shares, |message| message.sealed[0] ^= u8::from(message.to == 0));
-            }
-            _ => {}
+        if let Some(Step::ShareKeys(shares)) = &mut message.step {
+            resign_shares(liar, shares, |message| message.sealed[0] ^= u8::from(message.to == 0));
         }
         Some(message)
     });

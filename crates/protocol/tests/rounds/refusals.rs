@@ -215,3 +215,56 @@ fn an_identity_that_the_roster_does_not_know_is_noticed_by_its_own_device() {
     let mut server = server;
     assert_eq!(server.absorb(device.message().unwrap(), NOW).unwrap_err().reason.code(), "signature");
 }
+
+#[test]
+fn a_device_that_demands_it_takes_only_a_base_model_that_a_publisher_signed() {
+    let mut rng = ChaCha8Rng::seed_from_u64(8);
+    let [publisher, stranger] = [(); 2].map(|()| SigningKey::generate(Level::L65, &mut rng));
+    let leaves = (0..5).map(|i| leaf(&CAST.identities[i], NOW + 1000)).collect();
+    let (coordinators, publishers) = ([CAST.coordinator.verifying_key()], [publisher.verifying_key()]);
+    let roster = Arc::new(Roster::publish(leaves, 8, NOW, &coordinators, &publishers, &CAST.registrar).unwrap());
+    let wire = proto::RoundParams {
+        roster_epoch: 8,
+        roster_root: roster.head().root.to_vec(),
+        ..params(true, 3, 5, 0.0, 0.25, 20)
+    };
+    let offer = |key: Option<&SigningKey>, wire: &proto::RoundParams| {
+        let authority = Authority { signing_key: CAST.coordinator.clone(), roster: roster.clone() };
+        let mut server = Server::open(wire, Some(authority)).unwrap();
+        key.into_iter().for_each(|key| server.sign_base_model(key));
+        (server.offer().clone(), server)
+    };
+    let join = |offer: &proto::RoundOffer, server: &Server, demand: bool| {
+        let mut device = Device::new(0, server, 1);
+        device.trust.policy.signed_base_model = demand;
+        device.join(offer)
+    };
+    let unsigned = |result| matches!(result, Err(ClientError::UnsignedBaseModel(_)));
+    let (good, server) = offer(Some(&publisher), &wire);
+    assert_eq!(join(&good, &server, true), Ok(()));
+    let (none, server) = offer(None, &wire);
+    assert!(unsigned(join(&none, &server, true)));
+    assert_eq!(join(&none, &server, false), Ok(()));
+    let (foreign, server) = offer(Some(&stranger), &wire);
+    assert!(unsigned(join(&foreign, &server, true)));
+    // A genuine signature on another version, or on another model of this version.
+    for other in [
+        proto::RoundParams { model_version: 2, ..wire.clone() },
+        proto::RoundParams { model_hash: vec![1; 32], ..wire.clone() },
+        proto::RoundParams { task: "other".into(), ..wire.clone() },
+    ] {
+        let moved = proto::RoundOffer { base_model: offer(Some(&publisher), &other).0.base_model, ..none.clone() };
+        assert!(unsigned(join(&moved, &server, true)));
+    }
+}
+
+#[test]
+fn a_head_with_a_weak_key_of_a_coordinator_or_publisher_is_refused() {
+    let weak = SigningKey::generate(Level::L44, &mut ChaCha8Rng::seed_from_u64(9)).verifying_key();
+    let strong = CAST.coordinator.verifying_key();
+    for (coordinators, publishers) in [(&[weak.clone()][..], &[][..]), (&[strong][..], &[weak.clone()][..])] {
+        let leaves = vec![leaf(&CAST.identities[0], NOW)];
+        let error = Roster::publish(leaves, 8, NOW, coordinators, publishers, &CAST.registrar).err().unwrap();
+        assert!(error.to_string().contains("ML-DSA-65"), "{error}");
+    }
+}

@@ -70,7 +70,14 @@ fn computed_traffic_is_that_of_the_real_messages() {
             let asked = measured.iter().filter(on_committee);
             let off = measured.len() - asked.clone().count();
             let committee = server_committee.map_or(count, |committee| committee.size);
-            assert_eq!(off as u32, if phase == Phase::Confirm && malicious { count - committee } else { off as u32 * u32::from(phase == Phase::Confirm) });
+            assert_eq!(
+                off as u32,
+                if phase == Phase::Confirm && malicious {
+                    count - committee
+                } else {
+                    off as u32 * u32::from(phase == Phase::Confirm)
+                }
+            );
             for device in asked {
                 let real = device[phase as usize];
                 largest.sent = largest.sent.max(real.sent);

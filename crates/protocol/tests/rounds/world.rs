@@ -15,7 +15,7 @@ use unisono_protocol::server::{Authority, Server};
 
 pub const NOW: u64 = 1_800_000_000;
 /// Identities at hand: more than any round uses.
-pub const DEVICES: usize = if cfg!(miri) { 5 } else { 48 };
+pub const DEVICES: usize = if cfg!(miri) { 5 } else { 104 };
 
 /// Keys that take long to make, made once.
 pub struct Cast {

@@ -106,14 +106,16 @@ pub fn params(cases: &mut Cases) {
         model_hash: vec![0x57; 32],
         chunk_elements: 4096,
         opened_at: 1_800_000_000,
+        min_colluders: 3,
     };
-    // Without roster, and without adversaries in the cohort.
+    // Without roster, and without colluders: a 0 is not written, and counts as 1.
     let semi_honest = RoundParams {
         roster_epoch: 0,
         roster_root: Vec::new(),
         modulus_bits: 16,
         quantiser: Some(plain.message.clone()),
         gamma: 0.0,
+        min_colluders: 0,
         mode: SecurityMode::SemiHonest as i32,
         ..malicious.clone()
     };
@@ -139,12 +141,14 @@ pub fn params(cases: &mut Cases) {
             Bytes(16, vec![0x57; 32]),
             Varint(17, 4096),
             Varint(18, 1_800_000_000),
+            Varint(19, 3),
         ],
         json!({
             "task": "digits", "round": 300, "suite": 1, "roster_epoch": 7, "roster_root": hex(HASH),
             "dimension": 1_000_000, "modulus_bits": 24, "quantiser": quantiser.json, "n_min": 20, "n_max": 200,
             "gamma": 0.0625, "delta": 0.25, "mode": "SECURITY_MODE_MALICIOUS", "deadlines": deadlines.json,
             "model_version": 8, "model_hash": hex([0x57; 32]), "chunk_elements": 4096, "opened_at": 1_800_000_000,
+            "min_colluders": 3,
         }),
     );
     cases.add(
@@ -172,6 +176,7 @@ pub fn params(cases: &mut Cases) {
             "dimension": 1_000_000, "modulus_bits": 16, "quantiser": plain.json, "n_min": 20, "n_max": 200,
             "gamma": 0.0, "delta": 0.25, "mode": "SECURITY_MODE_SEMI_HONEST", "deadlines": deadlines.json,
             "model_version": 8, "model_hash": hex([0x57; 32]), "chunk_elements": 4096, "opened_at": 1_800_000_000,
+            "min_colluders": 0,
         }),
     );
 }
@@ -253,15 +258,25 @@ pub fn roster(cases: &mut Cases, signed: &Made<Signed>) -> Made<RosterProof> {
 pub fn offer_and_advert(cases: &mut Cases, signed: &Made<Signed>) {
     cases.add(
         "RoundOffer",
-        RoundOffer { params: Some(signed.message.clone()), roster_head: Some(signed.message.clone()) },
-        &[signed.at(1), signed.at(2)],
-        json!({ "params": signed.json, "roster_head": signed.json }),
+        RoundOffer {
+            params: Some(signed.message.clone()),
+            roster_head: Some(signed.message.clone()),
+            base_model: Some(signed.message.clone()),
+        },
+        &[signed.at(1), signed.at(2), signed.at(3)],
+        json!({ "params": signed.json, "roster_head": signed.json, "base_model": signed.json }),
     );
     cases.add(
         "RoundOffer",
-        RoundOffer { params: Some(signed.message.clone()), roster_head: None },
+        RoundOffer { params: Some(signed.message.clone()), roster_head: None, base_model: None },
         &[signed.at(1)],
-        json!({ "params": signed.json, "roster_head": null }),
+        json!({ "params": signed.json, "roster_head": null, "base_model": null }),
+    );
+    cases.add(
+        "BaseModel",
+        BaseModel { task: "digits".into(), version: 300, hash: HASH.to_vec() },
+        &[Bytes(1, b"digits".into()), Varint(2, 300), Bytes(3, HASH.to_vec())],
+        json!({ "task": "digits", "version": 300, "hash": hex(HASH) }),
     );
     cases.add(
         "Advert",

@@ -62,6 +62,7 @@ pub fn run(args: Args) -> Result<()> {
 
 fn check(args: &Args) -> Result<()> {
     let config = Config::load(&args.config)?;
+    config.raise_open_files()?;
     if let Some(keys) = config.round_keys()? {
         keys.read_roster()?;
     }

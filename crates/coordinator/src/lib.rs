@@ -7,19 +7,23 @@
 //! - `config`: one TOML file; `storage`: SQLite and blobs; `active`: the round at hand, made durable;
 //! - `training`: the loop over rounds; `learning`: optimisers and early stop; `releases`: the model goes out;
 //! - `plausible`: which sums are used; `roster`: which roster is in force;
-//! - `connections`: who may connect; `service`: the gRPC calls, their limits and errors; `asked`: devices that wait for a round;
+//! - `connections`: who may connect; `gate`: rates and room; `calls`: every call on its way in and out; `sampled`: lines about refusals;
+//! - `service`: the gRPC calls and their errors; `asked`: devices that wait for a round;
 //! - `admin`: what an operator asks of a running coordinator.
 
 mod active;
 pub mod admin;
 mod asked;
+mod calls;
 pub mod config;
 mod connections;
+mod gate;
 pub mod learning;
 mod plausible;
 mod privacy;
 mod releases;
 mod roster;
+mod sampled;
 mod service;
 pub mod storage;
 mod training;
@@ -224,6 +228,13 @@ impl End {
     }
 }
 
+/// Bytes that one call may have sent before they are read: what HTTP/2 calls its window.
+const STREAM_WINDOW: u32 = 128 << 10;
+/// The same of a connection, at most.
+const MOST_WINDOW: u32 = 16 << 20;
+/// Longest headers of a call, in bytes.
+const MAX_HEADERS: u32 = 16 << 10;
+
 /// What service and training share.
 struct Shared {
     config: Config,
@@ -232,6 +243,10 @@ struct Shared {
     release_keys: Option<ReleaseKeys>,
     /// The roster in force.
     rosters: roster::Rosters,
+    /// Headers of releases.
+    headers: releases::Headers,
+    /// What every call passes.
+    gate: Arc<gate::Gate>,
     stage: Mutex<Stage>,
     /// Why devices can't be served now; `None`: they can. As in the stage, which may be locked for long.
     unready: std::sync::Mutex<Option<String>>,
@@ -269,6 +284,9 @@ impl Shared {
             Stage::Failed(failed) => Some(format!("failed: {}", failed.reason)),
             Stage::Idle | Stage::Running(_) | Stage::Finished => None,
         };
+        if let Stage::Running(active) = &stage {
+            self.gate.open(active.server().params());
+        }
         *self.stage.lock().await = stage;
         *self.unready.lock().unwrap_or_else(PoisonError::into_inner) = unready;
         self.changed();
@@ -313,6 +331,8 @@ pub struct Coordinator {
     address: SocketAddr,
     service: JoinHandle<()>,
     admin: Option<JoinHandle<()>>,
+    /// What is done from time to time.
+    upkeep: JoinHandle<()>,
     /// Taken when it has been waited for.
     training: Option<JoinHandle<Result<(), CoordinatorError>>>,
 }
@@ -323,6 +343,7 @@ impl Coordinator {
     /// # Errors
     /// [`CoordinatorError`]: configuration, storage or address.
     pub async fn start(config: Config) -> Result<Self, CoordinatorError> {
+        config.raise_open_files()?;
         let (round_keys, release_keys) = (config.round_keys()?, config.release_keys()?);
         let store = Store::open(&config.state_dir).await?;
         let rosters = roster::Rosters::open(&store, round_keys.as_ref()).await?;
@@ -341,6 +362,8 @@ impl Coordinator {
             round_keys,
             release_keys,
             rosters,
+            headers: releases::Headers::default(),
+            gate: Arc::new(gate::Gate::new(config.limits.clone(), config.max_connections)),
             stage: Mutex::new(Stage::Starting),
             unready: std::sync::Mutex::new(Some("starting".into())),
             farewell: Mutex::new(None),
@@ -356,11 +379,26 @@ impl Coordinator {
         let server = CoordinatorServer::new(service::Service::new(shared.clone()))
             .max_decoding_message_size(MAX_MESSAGE_LEN)
             .max_encoding_message_size(MAX_MESSAGE_LEN);
+        let limits = &shared.config.limits;
+        // What is received and not read, of all streams of a connection: who does not read one of them keeps no other from coming.
+        let window = STREAM_WINDOW.saturating_mul(limits.streams_per_connection).min(MOST_WINDOW);
         let router = tonic::transport::Server::builder()
-            .layer(service::CountErrors)
-            .http2_keepalive_interval(Some(std::time::Duration::from_secs(30)))
+            .layer(calls::Calls(shared.gate.clone()))
+            .max_concurrent_streams(limits.streams_per_connection)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(window)
+            .http2_max_header_list_size(MAX_HEADERS)
+            .http2_keepalive_interval(Some(Duration::from_secs(30)))
             .add_service(server);
-        let incoming = connections::incoming(listener, shared.config.max_connections);
+        let incoming = connections::incoming(listener, shared.config.max_connections, shared.gate.clone());
+        let gate = shared.gate.clone();
+        let upkeep = tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(sampled::INTERVAL).await;
+                sampled::REFUSALS.flush();
+                gate.forget_old();
+            }
+        });
         let service = tokio::spawn(async move {
             if let Err(error) = router.serve_with_incoming(incoming).await {
                 tracing::error!(%error, "the service stopped");
@@ -376,7 +414,7 @@ impl Coordinator {
         };
         let training = Some(tokio::spawn(training::run(shared.clone())));
         tracing::info!(%address, mode = if shared.config.malicious() { "malicious" } else { "semi-honest" }, "serving");
-        Ok(Self { shared, address, service, admin, training })
+        Ok(Self { shared, address, service, admin, upkeep, training })
     }
 
     /// The address on which clients are served.
@@ -408,6 +446,7 @@ impl Coordinator {
     /// Stops at once, as a `kill` would, and releases the state folder.
     pub async fn stop(self) {
         self.service.abort();
+        self.upkeep.abort();
         if let Some(admin) = self.admin {
             admin.abort();
             let _ = admin.await;

@@ -1,5 +1,7 @@
 //! The trained model goes out: sealed and signed once, granted to each enrolled device that asks.
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use getrandom::SysRng;
 use prost::Message;
 use rand_core::UnwrapErr;
@@ -9,9 +11,11 @@ use unisono_crypto::kem::EncapsulationKey;
 use unisono_protocol::ClientId;
 use unisono_protocol::roster::release_key_hash;
 use unisono_release::proto::{PayloadType, Provenance, ProvenanceMode, ReleaseHeader};
-use unisono_release::{ContentKey, Recipient, Release, grant, seal};
+use unisono_release::{ContentKey, Header, Recipient, Release, grant, seal};
 use unisono_wire::proto::{GrantRequest, GrantRequestBody, GrantResponse};
 
+use crate::gate::Caller;
+use crate::sampled::REFUSALS;
 use crate::service::refuse;
 use crate::storage::{FinishedRound, StoredRelease};
 use crate::{CoordinatorError, Event, Shared, StoreError, now};
@@ -72,9 +76,40 @@ pub(crate) async fn release(shared: &Shared, last: Option<&FinishedRound>) -> Re
     Ok(())
 }
 
-/// Checks a device's request and issues its grant.
-pub(crate) async fn issue(shared: &Shared, request: &GrantRequest) -> Result<GrantResponse, Status> {
-    let store = |error: StoreError| refuse(tonic::Code::Unavailable, "storage", &error);
+/// Releases whose headers are kept.
+const MOST_HEADERS: usize = 8;
+
+/// Headers of releases for which grants were asked: the file is read once, not for each grant.
+#[derive(Default)]
+pub(crate) struct Headers(Mutex<Vec<Arc<(StoredRelease, Header)>>>);
+
+impl Headers {
+    fn kept(&self) -> std::sync::MutexGuard<'_, Vec<Arc<(StoredRelease, Header)>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The release with the given header hash, if there is one.
+    async fn get(&self, shared: &Shared, hash: &[u8]) -> Result<Option<Arc<(StoredRelease, Header)>>, Status> {
+        if let Some(known) = self.kept().iter().find(|known| known.0.header_hash == hash) {
+            return Ok(Some(known.clone()));
+        }
+        let store = |error: StoreError| refuse(tonic::Code::Unavailable, "storage", &error);
+        let Some(stored) = shared.store.release_by_header(hash).await.map_err(store)? else { return Ok(None) };
+        let file = shared.store.release_file(&stored).await.map_err(store)?;
+        let internal = |e: unisono_release::ReleaseError| refuse(tonic::Code::Internal, "release", &e);
+        let header = Release::parse(&file).map_err(internal)?.header;
+        let found = Arc::new((stored, header));
+        let mut kept = self.kept();
+        if kept.len() >= MOST_HEADERS {
+            kept.remove(0);
+        }
+        kept.push(found.clone());
+        Ok(Some(found))
+    }
+}
+
+/// Checks a device's request and issues its grant: who it is by its id, by its signature, then what it asks for.
+pub(crate) async fn issue(shared: &Shared, caller: &Caller, request: &GrantRequest) -> Result<GrantResponse, Status> {
     let no_releases = || refuse(tonic::Code::FailedPrecondition, "no_releases", &"this coordinator releases no models");
     let keys = shared.release_keys.as_ref().ok_or_else(no_releases)?;
     if shared.round_keys.is_none() {
@@ -86,7 +121,9 @@ pub(crate) async fn issue(shared: &Shared, request: &GrantRequest) -> Result<Gra
     let client = ClientId::from_slice(&body.client_id).ok_or_else(|| malformed(&"the client id has no 16 bytes"))?;
     // The roster as it is now: a revoked device gets no grant.
     let no_roster = |error: crate::RosterRefused| {
-        tracing::error!(%error, "no grant can be issued");
+        if REFUSALS.admits(None, "no grant") {
+            tracing::error!(%error, "no grant can be issued");
+        }
         refuse(tonic::Code::Unavailable, "roster", &"the coordinator has no roster that it can use; try again")
     };
     let roster = shared.roster().await.map_err(no_roster)?.ok_or_else(no_releases)?;
@@ -97,8 +134,10 @@ pub(crate) async fn issue(shared: &Shared, request: &GrantRequest) -> Result<Gra
     };
     let leaf = roster.leaf(client).ok_or_else(unknown)?;
     leaf.check_validity(now()).map_err(|e| refuse(tonic::Code::PermissionDenied, "expired_client", &e))?;
+    shared.gate.device(caller, client)?;
     let verified = leaf.identity_key.verify(label::SIG_CLIENT_REQUEST, &signed.payload, &signed.signature);
     verified.map_err(|e| refuse(tonic::Code::PermissionDenied, "signature", &e))?;
+    caller.authenticated();
     if now().abs_diff(body.requested_at) > MAX_SKEW {
         let why = format!("the request is of {}, it is {}: set the device's clock", body.requested_at, now());
         return Err(refuse(tonic::Code::InvalidArgument, "clock", &why));
@@ -108,14 +147,14 @@ pub(crate) async fn issue(shared: &Shared, request: &GrantRequest) -> Result<Gra
         return Err(refuse(tonic::Code::PermissionDenied, "release_key", &why));
     }
     let key = EncapsulationKey::from_bytes(&body.release_key).map_err(|e| malformed(&e))?;
-    let stored = shared.store.release_by_header(&body.header_hash).await.map_err(store)?;
-    let stored = stored.ok_or_else(|| refuse(tonic::Code::NotFound, "no_such_release", &"there is no such release"))?;
-    let file = shared.store.release_file(&stored).await.map_err(store)?;
+    let release = shared.headers.get(shared, &body.header_hash).await?;
+    let release =
+        release.ok_or_else(|| refuse(tonic::Code::NotFound, "no_such_release", &"there is no such release"))?;
+    let (stored, header) = &*release;
     let internal = |e: unisono_release::ReleaseError| refuse(tonic::Code::Internal, "release", &e);
-    let header = Release::parse(&file).map_err(internal)?.header;
     let content = keys.key_encryption_key.unwrap(&stored.wrapped_key, &stored.header_hash).map_err(internal)?;
     let recipient = Recipient { client_id: client.0, key, roster_epoch: epoch };
     let rng = &mut UnwrapErr(SysRng);
-    let grant = tokio::task::block_in_place(|| grant(&header, &content, &recipient, &keys.publisher, rng));
+    let grant = tokio::task::block_in_place(|| grant(header, &content, &recipient, &keys.publisher, rng));
     Ok(GrantResponse { grant: Some(grant.map_err(internal)?), roster_head: Some(roster.signed_head().clone()) })
 }

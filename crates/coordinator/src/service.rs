@@ -4,17 +4,17 @@ use std::cmp::Ordering;
 use std::fmt::Display;
 use std::pin::Pin;
 use std::sync::{Arc, PoisonError};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use metrics::counter;
+use prost::Message;
 use tokio::sync::{Mutex, watch};
 use tokio::time::Instant;
-use tokio_stream::StreamExt;
+use tokio_stream::{Stream, StreamExt};
 use tonic::metadata::MetadataValue;
 use tonic::{Code, Request, Response, Status, Streaming};
 use unisono_crypto::kdf::label;
-use unisono_protocol::proto::ClientMessage;
+use unisono_protocol::proto::{ClientMessage, client_message::Step};
 use unisono_protocol::server::{Accepted, Phase, Reason, Refusal};
 use unisono_protocol::{ClientId, RoundId, signed};
 use unisono_wire::proto::coordinator_server::Coordinator;
@@ -24,6 +24,10 @@ use unisono_wire::proto::*;
 use unisono_wire::{FILE_CHUNK_LEN, MAX_WAIT_MS, REASON_KEY, RETRY_AFTER_KEY};
 
 use crate::active::{Active, StepError, UploadState};
+use crate::calls::AnswerPlace;
+use crate::gate::{Caller, later, limited};
+use crate::sampled::REFUSALS;
+use crate::storage::StoredFile;
 use crate::{Event, Shared, Stage, StoreError, now, releases};
 
 /// A stream that sends no chunk for so long is given up; its client goes on where it stopped.
@@ -70,7 +74,9 @@ fn status_of(refusal: &Refusal) -> Status {
 }
 
 fn storage(error: &StoreError) -> Status {
-    tracing::error!(%error, "storage failed");
+    if REFUSALS.admits(None, "storage failed") {
+        tracing::error!(%error, "storage failed");
+    }
     refuse(Code::Unavailable, "storage", &"the coordinator can't store this now; try again")
 }
 
@@ -86,6 +92,8 @@ fn client_id(bytes: &[u8]) -> Result<ClientId, Status> {
     ClientId::from_slice(bytes).ok_or_else(|| malformed(&format!("a client id has 16 bytes, not {}", bytes.len())))
 }
 
+/// A connection whose last large answers are not read after so long gets no further one now.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 /// For a device that there was no room for: shortest and longest time until it comes back.
 const RETRY_AFTER: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(600));
 /// As long as no round has shown how long one takes.
@@ -97,12 +105,26 @@ fn failed(code: &str) -> Status {
     refuse(Code::Unavailable, "task_failed", &why)
 }
 
-type FileStream = tokio_stream::Iter<std::vec::IntoIter<Result<FileChunk, Status>>>;
+/// Longest step that has no part for each neighbour, in bytes; an advert has 6 kB.
+const SMALL_STEP_LEN: usize = 32 << 10;
 
-fn file_stream(file: &[u8]) -> Response<FileStream> {
-    let chunks: Vec<_> = file.chunks(FILE_CHUNK_LEN).map(|data| Ok(FileChunk { data: data.to_vec() })).collect();
-    Response::new(tokio_stream::iter(chunks))
+/// Refuses a step that is longer than any of its kind, before it is looked at.
+fn check_step_len(message: &ClientMessage) -> Result<(), Status> {
+    let (len, small) = (message.encoded_len(), !matches!(message.step, Some(Step::ShareKeys(_) | Step::Unmask(_))));
+    if small && len > SMALL_STEP_LEN {
+        limited("too_large");
+        let why = format!("a step of {len} bytes: one of this phase has {SMALL_STEP_LEN} at most");
+        return Err(refuse(Code::OutOfRange, "too_large", &why));
+    }
+    Ok(())
 }
+
+/// Who makes the call, as the layer before this has found.
+fn caller<T>(request: &Request<T>) -> Result<Caller, Status> {
+    request.extensions().get().cloned().ok_or_else(|| Status::internal("a call of no connection"))
+}
+
+type FileStream = Pin<Box<dyn Stream<Item = Result<FileChunk, Status>> + Send>>;
 
 /// How far the phase at hand is, for a log.
 fn still_open(active: &Active) -> String {
@@ -123,7 +145,21 @@ impl Service {
         Self { shared }
     }
 
-    /// The refusal of a step, counted, logged and told. A device for which there is no room is told when to come back.
+    /// The chunks of a file, each read when it is about to be sent.
+    fn file_stream(&self, file: StoredFile) -> Response<FileStream> {
+        let shared = self.shared.clone();
+        let starts = tokio_stream::iter((0..file.length()).step_by(FILE_CHUNK_LEN));
+        let chunks = starts.then(move |start| {
+            let (shared, file) = (shared.clone(), file.clone());
+            async move {
+                let data = shared.store.read_file(&file, start, FILE_CHUNK_LEN).await.map_err(|e| storage(&e))?;
+                Ok(FileChunk { data })
+            }
+        });
+        Response::new(Box::pin(chunks))
+    }
+
+    /// The refusal of a step, counted and told; the layer before this logs it. A device for which there is no room is told when to come back.
     fn refused(&self, refusal: Refusal) -> Status {
         let mut status = status_of(&refusal);
         if matches!(refusal.reason, Reason::Full { .. }) {
@@ -133,7 +169,6 @@ impl Service {
         }
         let phase = refusal.phase.name();
         counter!("unisono_refusals_total", "phase" => phase, "reason" => refusal.reason.code()).increment(1);
-        tracing::warn!(%refusal, "refused");
         self.shared.emit(Event::Refused { refusal });
         status
     }
@@ -178,13 +213,30 @@ impl Service {
         }
     }
 
+    /// Refuses who can have no part in a round, by what its id says, and a device in whose name too many calls come.
+    async fn check_client(&self, caller: &Caller, round: RoundId, client: ClientId) -> Result<(), Status> {
+        let refusal = match &*self.shared.stage.lock().await {
+            Stage::Running(active) if active.round_id == round => active.server().may_come(client).err(),
+            // What is said about a round that is not at hand is said to all.
+            _ => None,
+        };
+        refusal.map_or(Ok(()), |refusal| Err(self.refused(refusal)))?;
+        self.shared.gate.device(caller, client)
+    }
+
     /// Takes a client's step.
-    async fn take(self, message: ClientMessage) -> Result<Accepted, Status> {
+    async fn take(self, caller: Caller, message: ClientMessage) -> Result<Accepted, Status> {
+        let round = round_id(&message.round_id)?;
+        if let Some(client) = ClientId::from_slice(&message.client_id) {
+            self.check_client(&caller, round, client).await?;
+        }
+        check_step_len(&message)?;
         let mut stage = self.shared.stage.lock().await;
-        let active = self.running(&mut stage, round_id(&message.round_id)?).await?;
+        let active = self.running(&mut stage, round).await?;
         let taken = active.absorb(&self.shared.store, &message, now()).await;
         let (accepted, stored) = taken.map_err(|e| self.step_failed(e))?;
         self.progress(active, stored);
+        caller.authenticated();
         Ok(accepted)
     }
 
@@ -416,21 +468,30 @@ impl Coordinator for Service {
     }
 
     async fn submit(&self, request: Request<ClientMessage>) -> Result<Response<SubmitResponse>, Status> {
-        let message = request.into_inner();
-        let accepted = to_its_end(self.clone().take(message)).await?;
+        let (caller, message) = (caller(&request)?, request.into_inner());
+        let accepted = to_its_end(self.clone().take(caller, message)).await?;
         Ok(Response::new(SubmitResponse { repeat: accepted == Accepted::Repeat }))
     }
 
     async fn poll(&self, request: Request<PollRequest>) -> Result<Response<PollResponse>, Status> {
-        let request = request.into_inner();
+        let (caller, request) = (caller(&request)?, request.into_inner());
         let (round, client) = (round_id(&request.round_id)?, client_id(&request.client_id)?);
         let phase = request.phase().to_phase().ok_or_else(|| malformed(&"the poll names no phase"))?;
+        self.check_client(&caller, round, client).await?;
         let mut patience = self.patience(request.wait_ms);
         loop {
+            // Views are large: a connection has few of them at a time that it has not read.
+            let place = tokio::time::timeout(ANSWER_TIMEOUT, caller.peer.answers().acquire_owned()).await;
+            let unread = |_| later("answers", Duration::from_secs(1), "this connection reads its answers too slowly");
+            let place = place.map_err(unread)?.ok();
             let answer = self.answer(round, client, phase).await;
+            let is_view = matches!(answer, Answer::View(_));
             let waiting = matches!(answer, Answer::Waiting(_));
+            let place = place.filter(|_| is_view);
             if !waiting || !patience.more().await {
-                return Ok(Response::new(PollResponse { answer: Some(answer) }));
+                let mut response = Response::new(PollResponse { answer: Some(answer) });
+                response.extensions_mut().insert(AnswerPlace(Arc::new(std::sync::Mutex::new(place))));
+                return Ok(response);
             }
         }
     }
@@ -439,18 +500,21 @@ impl Coordinator for Service {
         &self,
         request: Request<UploadStatusRequest>,
     ) -> Result<Response<UploadStatusResponse>, Status> {
-        let request = request.into_inner();
+        let (caller, request) = (caller(&request)?, request.into_inner());
         let (round, client) = (round_id(&request.round_id)?, client_id(&request.client_id)?);
+        self.check_client(&caller, round, client).await?;
         Ok(Response::new(self.upload_state(round, client).await?.1))
     }
 
     async fn upload(&self, request: Request<Streaming<UploadChunk>>) -> Result<Response<UploadStatusResponse>, Status> {
+        let caller = caller(&request)?;
         let mut stream = request.into_inner();
         let first = tokio::time::timeout(CHUNK_TIMEOUT, stream.next()).await.unwrap_or_default().transpose()?;
         let Some(first) = first else {
             return Err(malformed(&"an upload has at least one chunk"));
         };
         let (round, client) = (round_id(&first.round_id)?, client_id(&first.client_id)?);
+        self.check_client(&caller, round, client).await?;
         let (state, status) = self.upload_state(round, client).await?;
         if status.complete {
             return Ok(Response::new(status));
@@ -474,72 +538,24 @@ impl Coordinator for Service {
     async fn get_model(&self, request: Request<GetModelRequest>) -> Result<Response<FileStream>, Status> {
         let GetModelRequest { task, version } = request.into_inner();
         let known = task == self.shared.config.task.name;
-        let model = if known { self.shared.store.get_model(&task, version).await } else { Ok(None) };
+        let model = if known { self.shared.store.model_file(&task, version).await } else { Ok(None) };
         let why = format!("there is no version {version} of the model of task {task:?}");
         let missing = || refuse(Code::NotFound, "no_such_model", &why);
-        Ok(file_stream(&model.map_err(|e| storage(&e))?.ok_or_else(missing)?))
+        Ok(self.file_stream(model.map_err(|e| storage(&e))?.ok_or_else(missing)?))
     }
 
     async fn get_release(&self, request: Request<GetReleaseRequest>) -> Result<Response<FileStream>, Status> {
         let store = &self.shared.store;
         let stored = store.latest_release(&request.into_inner().model_id).await.map_err(|e| storage(&e))?;
         let missing = || refuse(Code::NotFound, "no_such_release", &"there is no release of this model");
-        let file = store.release_file(&stored.ok_or_else(missing)?).await.map_err(|e| storage(&e))?;
-        Ok(file_stream(&file))
+        let file = store.stored_release(&stored.ok_or_else(missing)?).await.map_err(|e| storage(&e))?;
+        Ok(self.file_stream(file))
     }
 
     async fn request_grant(&self, request: Request<GrantRequest>) -> Result<Response<GrantResponse>, Status> {
-        let response = releases::issue(&self.shared, &request.into_inner()).await?;
+        let caller = caller(&request)?;
+        let response = releases::issue(&self.shared, &caller, &request.into_inner()).await?;
         counter!("unisono_grants_total").increment(1);
         Ok(Response::new(response))
-    }
-}
-
-/// Counts and logs every call that ends in an error, also those that never reach a handler, such as an oversized frame.
-#[derive(Clone)]
-pub(crate) struct CountErrors;
-
-impl<S> tower::Layer<S> for CountErrors {
-    type Service = Counting<S>;
-
-    fn layer(&self, inner: S) -> Counting<S> {
-        Counting { inner }
-    }
-}
-
-/// See [`CountErrors`].
-#[derive(Clone)]
-pub(crate) struct Counting<S> {
-    inner: S,
-}
-
-impl<S, In, Out> tower::Service<tonic::codegen::http::Request<In>> for Counting<S>
-where
-    S: tower::Service<tonic::codegen::http::Request<In>, Response = tonic::codegen::http::Response<Out>>,
-    S::Future: Send + 'static,
-{
-    type Response = S::Response;
-    type Error = S::Error;
-    type Future = Pin<Box<dyn Future<Output = Result<S::Response, S::Error>> + Send>>;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.inner.poll_ready(context)
-    }
-
-    fn call(&mut self, request: tonic::codegen::http::Request<In>) -> Self::Future {
-        // The last part of the path; an unknown one is not counted by name, so that nobody can fill the metrics.
-        let path = request.uri().path().to_owned();
-        let response = self.inner.call(request);
-        Box::pin(async move {
-            let response = response.await?;
-            if let Some(status) = Status::from_header_map(response.headers())
-                && status.code() != Code::Ok
-            {
-                let code = status.code();
-                counter!("unisono_call_errors_total", "code" => format!("{code:?}")).increment(1);
-                tracing::info!(path, ?code, message = status.message(), "call refused");
-            }
-            Ok(response)
-        })
     }
 }

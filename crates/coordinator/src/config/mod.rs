@@ -2,6 +2,7 @@
 
 mod error;
 mod keys;
+mod limits;
 mod round;
 
 use std::net::SocketAddr;
@@ -13,6 +14,7 @@ use crate::learning::{EarlyStop, OptimizerConfig};
 
 pub use error::ConfigError;
 pub use keys::{ReleaseKeys, RoundKeys};
+pub use limits::Limits;
 
 /// The whole file.
 #[derive(Debug, Clone, Deserialize)]
@@ -22,9 +24,13 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Address on which Prometheus metrics are served; absent: nowhere.
     pub metrics_listen: Option<SocketAddr>,
-    /// Most connections at a time; further ones wait. A device holds one, a proxy's count for many.
+    /// Most connections at a time; further ones wait. A device holds one, a proxy's count for many. The process needs as many open
+    /// files and 256 more. Absent: 20,000, or as many as the system allows if that is less.
     #[serde(default = "max_connections")]
     pub max_connections: usize,
+    /// What strangers and devices may take of the service.
+    #[serde(default)]
+    pub limits: Limits,
     /// Folder of database and blobs; made if missing.
     pub state_dir: PathBuf,
     /// The registrar's public key; needed in malicious mode.
@@ -53,8 +59,9 @@ pub struct Config {
     pub release: Option<Release>,
 }
 
+/// Unless set: 20,000, or what the system's limit of open files leaves room for if that is less.
 fn max_connections() -> usize {
-    20_000
+    limits::most_connections().map_or(20_000, |most| most.clamp(1, 20_000))
 }
 
 /// What is learned.

@@ -20,6 +20,7 @@ impl Config {
         if self.max_connections == 0 {
             return setting("max_connections", &0, "1 or more");
         }
+        self.limits.check()?;
         if self.task.rounds == 0 {
             return setting("task.rounds", &0, "1 or more");
         }

@@ -88,6 +88,20 @@ CREATE TABLE IF NOT EXISTS replay_failures (round_id BLOB PRIMARY KEY, reason TE
 CREATE TABLE IF NOT EXISTS roster_epochs (registrar BLOB PRIMARY KEY, epoch INTEGER NOT NULL);
 ";
 
+/// A stored file that is read in pieces: many may send it, and none of them holds it.
+#[derive(Debug, Clone)]
+pub struct StoredFile {
+    path: BlobPath,
+    length: u64,
+}
+
+impl StoredFile {
+    /// Length in bytes.
+    pub fn length(&self) -> u64 {
+        self.length
+    }
+}
+
 /// Database and blobs of one coordinator.
 pub struct Store {
     db: SqlitePool,
@@ -159,6 +173,24 @@ impl Store {
             Err(object_store::Error::NotFound { .. }) => Ok(None),
             Err(e) => Err(e.into()),
         }
+    }
+
+    /// A file to be read in pieces.
+    async fn stored_file(&self, path: BlobPath) -> Result<Option<StoredFile>, StoreError> {
+        match self.blobs.head(&path).await {
+            Ok(found) => Ok(Some(StoredFile { path, length: found.size })),
+            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// At most `most` bytes of a file from `start` on.
+    ///
+    /// # Errors
+    /// [`StoreError`]; also when the file is gone meanwhile.
+    pub async fn read_file(&self, file: &StoredFile, start: u64, most: usize) -> Result<Vec<u8>, StoreError> {
+        let end = file.length.min(start.saturating_add(most as u64));
+        Ok(self.blobs.get_range(&file.path, start..end).await?.into())
     }
 
     async fn delete_folder(&self, folder: &BlobPath) -> Result<(), StoreError> {

@@ -4,7 +4,7 @@ use object_store::path::Path as BlobPath;
 use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
 
-use super::{Store, StoreError, bytes32};
+use super::{Store, StoreError, StoredFile, bytes32};
 
 /// A release as stored.
 #[derive(Debug, Clone)]
@@ -23,6 +23,10 @@ pub struct StoredRelease {
 
 fn release_path(model_id: &str, version: u64) -> BlobPath {
     BlobPath::from_iter(["releases", model_id, &format!("{version}.usr")])
+}
+
+fn missing(release: &StoredRelease) -> StoreError {
+    StoreError::Damaged(format!("release {} of {} is missing", release.version, release.model_id))
 }
 
 impl Store {
@@ -68,15 +72,22 @@ impl Store {
         row.bind(header_hash.to_vec()).fetch_optional(&self.db).await?.as_ref().map(read_release).transpose()
     }
 
+    /// A release's file, to be read in pieces.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`] when it is missing.
+    pub async fn stored_release(&self, release: &StoredRelease) -> Result<StoredFile, StoreError> {
+        let file = self.stored_file(release_path(&release.model_id, release.version)).await?;
+        file.ok_or_else(|| missing(release))
+    }
+
     /// A release's file.
     ///
     /// # Errors
     /// [`StoreError::Damaged`] when it is missing.
     pub async fn release_file(&self, release: &StoredRelease) -> Result<Vec<u8>, StoreError> {
         let file = self.get(&release_path(&release.model_id, release.version)).await?;
-        file.ok_or_else(|| {
-            StoreError::Damaged(format!("release {} of {} is missing", release.version, release.model_id))
-        })
+        file.ok_or_else(|| missing(release))
     }
 }
 

@@ -37,27 +37,33 @@ impl Advertising {
 
     pub fn absorb(&mut self, client: ClientId, signed: &Signed, now: u64) -> Result<(), Reason> {
         let params = &self.context.params;
-        let (roster, identity) = match &self.context.authority {
-            Some(authority) => {
-                let unknown = Reason::Unknown { epoch: authority.roster.head().epoch };
-                let leaf = authority.roster.leaf(client).ok_or_else(|| unknown.clone())?;
-                leaf.check_validity(now)?;
-                (Some(authority.roster.proof(client).ok_or(unknown)?), Some(leaf.identity_key.clone()))
-            }
-            None => (None, None),
-        };
+        let unknown = |epoch| Reason::Unknown { epoch };
+        let mut identity = None;
+        if let Some(authority) = &self.context.authority {
+            let leaf = authority.roster.leaf(client).ok_or_else(|| unknown(authority.roster.head().epoch))?;
+            leaf.check_validity(now)?;
+            identity = Some(leaf.identity_key.clone());
+        }
+        // Before the signature, which takes most of the time.
+        if self.members.len() >= params.wire.n_max as usize {
+            return Err(Reason::Full { n_max: params.wire.n_max });
+        }
         signed::verify::<proto::Advert>(signed, label::SIG_ADVERT, identity.as_ref(), "advert")?;
         let advert = Advert::from_payload(&signed.payload, params.round_id)?;
         if advert.client_id != client {
             return Err(SignedError::malformed("advert", "it names another client than its envelope").into());
         }
-        if self.members.len() >= params.wire.n_max as usize {
-            return Err(Reason::Full { n_max: params.wire.n_max });
-        }
         let (mask, channel) = (advert.mask_ek.as_bytes(), advert.channel_ek.as_bytes());
         if mask == channel || self.keys.contains(mask) || self.keys.contains(channel) {
             return Err(Reason::KeysRepeat);
         }
+        let roster = match &self.context.authority {
+            Some(authority) => {
+                let proof = authority.roster.proof(client);
+                Some(proof.ok_or_else(|| unknown(authority.roster.head().epoch))?)
+            }
+            None => None,
+        };
         advert.insert_keys(&mut self.keys);
         self.members.insert(client, Member { advert, signed: signed.clone(), roster, identity });
         Ok(())

@@ -275,12 +275,10 @@ impl Server {
         }
         let step = message.step.as_ref().ok_or_else(|| refuse(Reason::Incomplete("step")))?;
         let phase = Phase::of(step);
-        let digest = digest(message);
-        match self.ledger.get(&(client, phase)) {
-            Some(known) if *known == digest => return Ok(Accepted::Repeat),
-            Some(_) => return Err(refuse(Reason::Conflict)),
-            None => {}
+        if let Some(known) = self.ledger.get(&(client, phase)) {
+            return if *known == digest(message) { Ok(Accepted::Repeat) } else { Err(refuse(Reason::Conflict)) };
         }
+        self.may_come(client)?;
         // In any phase: who comes late shall know, too.
         if let (Step::Advert(_), Some(&(since, until))) = (step, self.suspended.get(&client)) {
             return Err(refuse(Reason::Suspended { since, until }));
@@ -294,8 +292,19 @@ impl Server {
             _ => Err(Reason::WrongPhase { step: phase }),
         }
         .map_err(refuse)?;
-        self.ledger.insert((client, phase), digest);
+        // Only now that the signature holds: nobody else's bytes are hashed.
+        self.ledger.insert((client, phase), digest(message));
         Ok(Accepted::New)
+    }
+
+    /// Whether a client with this id can have any part in the round: a look-up, before anything of it is read or verified.
+    ///
+    /// # Errors
+    /// [`Reason::Unknown`]: the round's roster does not have it.
+    pub fn may_come(&self, client: ClientId) -> Result<(), Refusal> {
+        let Some(authority) = &self.context.authority else { return Ok(()) };
+        let unknown = || self.refusal(Some(client))(Reason::Unknown { epoch: authority.roster.head().epoch });
+        authority.roster.leaf(client).map(|_| ()).ok_or_else(unknown)
     }
 
     /// Takes the whole packed vector whose header `client` has sent, and adds it to the sum.

@@ -1,0 +1,490 @@
+//! Strangers at the service's edge: what they may take of it is bounded, and devices go on. Over real connections, some of them from
+//! addresses of their own.
+
+use std::io::Read;
+use std::net::SocketAddr;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use h2::client::SendRequest;
+use tokio::net::{TcpSocket, TcpStream};
+use tonic::Code;
+use tonic::transport::Channel;
+use unisono::client::Summary;
+use unisono::coordinator::Coordinator;
+use unisono::crypto::kdf::label;
+use unisono::local::{Deployment, TASK};
+use unisono::protocol::keyfile::DeviceKeys;
+use unisono::protocol::proto::{ClientMessage, Signed, UploadHeader, client_message::Step};
+use unisono::protocol::server::{Authority, Reason, Server};
+use unisono::protocol::signed;
+use unisono::wire::model::Model;
+use unisono::wire::proto::coordinator_client::CoordinatorClient;
+use unisono::wire::proto::get_round_response::State;
+use unisono::wire::proto::{GetModelRequest, GetRoundRequest, GrantRequest, PollRequest, RoundPhase, UploadChunk};
+use unisono::wire::{MAX_MESSAGE_LEN, RETRY_AFTER_KEY};
+
+#[allow(dead_code)]
+mod deployed;
+
+use deployed::{Raw, all, deployment, devices, reason};
+
+fn now() -> u64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs()
+}
+
+/// Resident memory of this process in bytes.
+fn resident() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let kilobytes = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")).unwrap();
+    kilobytes.parse::<u64>().unwrap() * 1024
+}
+
+/// Nobody's address is a proxy's: limits of an address hold on loopback, too.
+fn without_proxies(mut deployment: Deployment) -> Deployment {
+    deployment.config.limits.proxies = Vec::new();
+    deployment
+}
+
+/// A connection from an address of the loopback network.
+async fn connect(from: &str, to: SocketAddr) -> std::io::Result<TcpStream> {
+    let socket = TcpSocket::new_v4()?;
+    socket.bind(SocketAddr::new(from.parse().unwrap(), 0))?;
+    socket.connect(to).await
+}
+
+/// HTTP/2 by hand, over which calls are begun and left as they are.
+async fn http2(stream: TcpStream) -> (SendRequest<Bytes>, tokio::task::JoinHandle<()>) {
+    let mut builder = h2::client::Builder::new();
+    builder.initial_window_size(1 << 20).initial_connection_window_size(1 << 30);
+    let (sender, connection) = builder.handshake(stream).await.unwrap();
+    let closed = tokio::spawn(async move {
+        let _ = connection.await;
+    });
+    (sender, closed)
+}
+
+fn request(call: &str) -> http::Request<()> {
+    let uri = format!("http://x/unisono.v1.Coordinator/{call}");
+    let builder = http::Request::post(uri).header("content-type", "application/grpc").header("te", "trailers");
+    builder.body(()).unwrap()
+}
+
+fn framed(message: &impl prost::Message) -> Bytes {
+    let bytes = message.encode_to_vec();
+    let mut framed = vec![0];
+    framed.extend((bytes.len() as u32).to_be_bytes());
+    framed.extend(bytes);
+    framed.into()
+}
+
+async fn stub(address: SocketAddr) -> CoordinatorClient<Channel> {
+    CoordinatorClient::connect(format!("http://{address}")).await.unwrap().max_decoding_message_size(MAX_MESSAGE_LEN)
+}
+
+fn ask(wait_ms: u64) -> GetRoundRequest {
+    GetRoundRequest { task: TASK.into(), after_round: 0, wait_ms }
+}
+
+async fn complete(deployment: &Deployment, coordinator: &Coordinator) {
+    let set = devices(deployment, &format!("http://{}", coordinator.address()), 0..5);
+    let summaries = tokio::time::timeout(Duration::from_secs(120), all(set)).await.expect("devices go on");
+    assert_eq!(summaries, vec![Summary { completed: 1, missed: 0 }; 5]);
+}
+
+/// A stranger's stream that sends all of a message of `length` bytes but the last one. `None`: the server takes no further stream.
+async fn unfinished(mut sender: SendRequest<Bytes>, call: &str, length: usize) -> Option<h2::SendStream<Bytes>> {
+    let opening = async {
+        sender = sender.clone().ready().await.ok()?;
+        sender.send_request(request(call), false).ok()
+    };
+    let (_, mut stream) = tokio::time::timeout(Duration::from_millis(200), opening).await.ok()??;
+    let mut head = vec![0];
+    head.extend((length as u32).to_be_bytes());
+    stream.send_data(head.into(), false).ok()?;
+    static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+    let mut left = length - 1;
+    while left > 0 {
+        stream.reserve_capacity(left.min(ZEROS.len()));
+        let capacity = std::future::poll_fn(|context| stream.poll_capacity(context));
+        match tokio::time::timeout(Duration::from_millis(100), capacity).await {
+            Ok(Some(Ok(capacity))) if capacity > 0 => {
+                let piece = capacity.min(left).min(ZEROS.len());
+                stream.send_data(Bytes::from_static(&ZEROS[..piece]), false).ok()?;
+                left -= piece;
+            }
+            // No further byte is taken: it stays as it is.
+            _ => break,
+        }
+    }
+    // Where none was, the stream is not open: this side holds it back.
+    (left < length - 1).then_some(stream)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn unfinished_streams_take_bounded_memory_and_devices_go_on() {
+    let mut deployment = deployment(1);
+    // One chunk of 2.5 MB.
+    deployment.config.round.chunk_elements = 1 << 20;
+    let coordinator = Coordinator::start(deployment.config.clone()).await.unwrap();
+    let address = coordinator.address();
+    let mut plain = stub(address).await;
+    assert_eq!(plain.get_round(ask(10_000)).await.unwrap().into_inner().state, State::Open as i32);
+    let before = resident();
+    let (sender, _closed) = http2(connect("127.0.0.1", address).await.unwrap()).await;
+    let mut streams = tokio::task::JoinSet::new();
+    for _ in 0..600 {
+        let sender = sender.clone();
+        streams.spawn(async move { unfinished(sender, "Upload", 2_400_000).await });
+    }
+    let streams: Vec<_> = streams.join_all().await.into_iter().flatten().collect();
+    let grown = resident().saturating_sub(before);
+    eprintln!("{} streams, {} MB", streams.len(), grown >> 20);
+    assert!(streams.len() <= 64 && streams.len() > 10, "{} streams", streams.len());
+    assert!(grown < 100 << 20, "{grown} bytes");
+    complete(&deployment, &coordinator).await;
+    drop(streams);
+    coordinator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn downloads_that_nobody_reads_take_bounded_memory_and_end() {
+    let mut deployment = deployment(1);
+    deployment.config.limits.stall_ms = 3_000;
+    // 32 MB.
+    let model = Model::new([("w", vec![8 << 20], vec![0.5; 8 << 20])]).unwrap().to_safetensors().unwrap();
+    let path = deployment.folder().join("large.safetensors");
+    std::fs::write(&path, &model).unwrap();
+    deployment.config.task.initial_model = path;
+    deployment.config.limits.proxies = Vec::new();
+    let coordinator = Coordinator::start(deployment.config.clone()).await.unwrap();
+    let address = coordinator.address();
+    let mut plain = stub(address).await;
+    assert_eq!(plain.get_round(ask(20_000)).await.unwrap().into_inner().state, State::Open as i32);
+    let before = resident();
+    let began = Instant::now();
+    let (sender, closed) = http2(connect("127.0.0.1", address).await.unwrap()).await;
+    let message = framed(&GetModelRequest { task: TASK.into(), version: 0 });
+    let mut unread = Vec::new();
+    for _ in 0..60 {
+        let mut sender = sender.clone().ready().await.unwrap();
+        let (answer, mut stream) = sender.send_request(request("GetModel"), false).unwrap();
+        stream.send_data(message.clone(), true).unwrap();
+        unread.push((answer.await.unwrap(), stream));
+    }
+    tokio::time::sleep(Duration::from_millis(1_000)).await;
+    let grown = resident().saturating_sub(before);
+    eprintln!("60 downloads of {} MB: {} MB", model.len() >> 20, grown >> 20);
+    // What the client itself holds of each, 1 MiB, is in it.
+    assert!(grown < 200 << 20, "{grown} bytes");
+    // Whoever reads gets all of it meanwhile.
+    let mut chunks = plain.get_model(GetModelRequest { task: TASK.into(), version: 0 }).await.unwrap().into_inner();
+    let mut file = Vec::new();
+    while let Some(chunk) = chunks.message().await.unwrap() {
+        file.extend(chunk.data);
+    }
+    assert!(file == model);
+    // The others are cut off.
+    tokio::time::timeout(Duration::from_secs(20), closed).await.expect("they are cut off").unwrap();
+    assert!(began.elapsed() >= Duration::from_secs(3));
+    drop(unread);
+    coordinator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_can_have_no_part_is_told_so_at_once_and_messages_have_the_size_of_their_call() {
+    let deployment = deployment(1);
+    let coordinator = Coordinator::start(deployment.config.clone()).await.unwrap();
+    let endpoint = format!("http://{}", coordinator.address());
+    let mut device = Raw::join(&endpoint, deployment.device_keys(4)).await;
+    let stranger = DeviceKeys::generate(&mut rand_core::UnwrapErr(getrandom::SysRng));
+    let mut stranger = Raw::join(&endpoint, stranger).await;
+    let poll = |raw: &Raw| PollRequest {
+        round_id: raw.round_id.clone(),
+        client_id: raw.keys.client_id.to_vec(),
+        phase: RoundPhase::Share as i32,
+        wait_ms: 20_000,
+    };
+    let chunk = |raw: &Raw| UploadChunk {
+        round_id: raw.round_id.clone(),
+        client_id: raw.keys.client_id.to_vec(),
+        upload_hash: vec![0; 32],
+        index: 0,
+        data: vec![1],
+    };
+    // A long poll does not wait for nobody.
+    let began = Instant::now();
+    let status = stranger.stub.poll(poll(&stranger)).await.unwrap_err();
+    assert_eq!((status.code(), reason(&status)), (Code::PermissionDenied, "unknown_client"));
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    let status = stranger.stub.upload(tokio_stream::iter([chunk(&stranger)])).await.unwrap_err();
+    assert_eq!(reason(&status), "unknown_client");
+    // Also in a phase in which the step can't be taken.
+    let header = UploadHeader { cohort_id: vec![0; 32], from: 0, length: 1, hash: vec![0; 32] };
+    let signed = signed::sign(&header, label::SIG_UPLOAD, Some(&stranger.keys.signing_key));
+    let message = stranger.message(Step::Upload(signed));
+    assert_eq!(reason(&stranger.submit(message).await.unwrap_err()), "unknown_client");
+
+    // An advert of 60 kB, which a step of this round may have and an advert has not.
+    let mut large = device.advert();
+    let Some(Step::Advert(signed)) = &mut large.step else { unreachable!() };
+    signed.payload.resize(60_000, 0);
+    assert_eq!(reason(&device.submit(large.clone()).await.unwrap_err()), "too_large");
+    // A step of 1 MB, which is none of a round with five clients; it is refused by its first bytes.
+    let Some(Step::Advert(signed)) = &mut large.step else { unreachable!() };
+    signed.payload.resize(1_000_000, 0);
+    let status = device.submit(large).await.unwrap_err();
+    assert_eq!((status.code(), reason(&status)), (Code::OutOfRange, "too_large"), "{status}");
+    let mut long = poll(&device);
+    long.client_id = vec![0; 10_000];
+    assert_eq!(reason(&device.stub.poll(long).await.unwrap_err()), "too_large");
+    let grant = Signed { payload: vec![0; 100_000], signature: Vec::new() };
+    let status = device.stub.request_grant(GrantRequest { request: Some(grant) }).await.unwrap_err();
+    assert_eq!(reason(&status), "too_large");
+    complete(&deployment, &coordinator).await;
+    coordinator.stop().await;
+}
+
+#[test]
+fn there_is_room_or_not_before_a_signature_is_verified() {
+    let mut deployment = deployment(1);
+    deployment.config.round.n_max = 4;
+    let keys = deployment.config.round_keys().unwrap().unwrap();
+    let roster = std::sync::Arc::new(keys.read_roster().unwrap());
+    let place = (roster.head().epoch, roster.head().root.to_vec());
+    let mut params = deployment.config.params(1, 0, [0; 32], 8, place).unwrap();
+    params.opened_at = now();
+    let mut server = Server::open(&params, Some(Authority { signing_key: keys.signing_key, roster })).unwrap();
+    let round_id = server.params().round_id.to_vec();
+    let advert = |i: u32| {
+        let keys = deployment.device_keys(i);
+        let key = || DeviceKeys::generate(&mut rand_core::UnwrapErr(getrandom::SysRng)).release_key.encapsulation_key();
+        let advert = unisono::protocol::proto::Advert {
+            round_id: round_id.clone(),
+            client_id: keys.client_id.to_vec(),
+            mask_ek: key().as_bytes().to_vec(),
+            channel_ek: key().as_bytes().to_vec(),
+            self_mask_commitment: vec![7; 32],
+        };
+        let step = Step::Advert(signed::sign(&advert, label::SIG_ADVERT, Some(&keys.signing_key)));
+        ClientMessage { round_id: round_id.clone(), client_id: keys.client_id.to_vec(), step: Some(step) }
+    };
+    let mut forged = advert(4);
+    let Some(Step::Advert(signed)) = &mut forged.step else { unreachable!() };
+    signed.signature[0] ^= 1;
+    assert!(matches!(server.absorb(&forged, now()).unwrap_err().reason, Reason::Signed(_)));
+    for i in 0..4 {
+        server.absorb(&advert(i), now()).unwrap();
+    }
+    assert_eq!(server.absorb(&forged, now()).unwrap_err().reason, Reason::Full { n_max: 4 });
+    // Whoever is in is told that it is, not that there is no room.
+    assert_eq!(server.absorb(&advert(0), now()).unwrap_err().reason, Reason::Conflict);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_of_an_address_and_in_a_devices_name_have_a_rate() {
+    let mut deployment = without_proxies(deployment(1));
+    (deployment.config.limits.calls_per_address, deployment.config.limits.calls_per_device) = (20, 3);
+    let coordinator = Coordinator::start(deployment.config.clone()).await.unwrap();
+    let address = coordinator.address();
+    let mut raw = Raw::join(&format!("http://{address}"), deployment.device_keys(4)).await;
+    let poll = PollRequest {
+        round_id: raw.round_id.clone(),
+        client_id: raw.keys.client_id.to_vec(),
+        phase: RoundPhase::Share as i32,
+        wait_ms: 0,
+    };
+    let refused = |status: tonic::Status, name: &str| {
+        assert_eq!((status.code(), reason(&status)), (Code::ResourceExhausted, name), "{status}");
+        let after: u64 = status.metadata().get(RETRY_AFTER_KEY).unwrap().to_str().unwrap().parse().unwrap();
+        assert!((1..=1_000).contains(&after), "{after}");
+    };
+    let mut polled = 0;
+    loop {
+        match raw.stub.poll(poll.clone()).await {
+            Ok(_) => polled += 1,
+            Err(status) => break refused(status, "calls_device"),
+        }
+    }
+    assert!((30..60).contains(&polled), "{polled}");
+    let mut asked = 0;
+    loop {
+        match raw.stub.get_round(ask(0)).await {
+            Ok(_) => asked += 1,
+            Err(status) => break refused(status, "calls_address"),
+        }
+    }
+    assert!((100..2_000).contains(&asked), "{asked}");
+    // Another address is not affected.
+    let (sender, _closed) = http2(connect("127.0.0.2", address).await.unwrap()).await;
+    let mut sender = sender.ready().await.unwrap();
+    let (answer, mut stream) = sender.send_request(request("GetRound"), false).unwrap();
+    stream.send_data(framed(&ask(0)), true).unwrap();
+    let answer = answer.await.unwrap();
+    assert!(answer.headers().get("grpc-status").is_none(), "{answer:?}");
+    // And devices, of the same address, go on: they come back. One that was told to wait may be too late for a phase.
+    let set = devices(&deployment, &format!("http://{address}"), 0..5);
+    let summaries = tokio::time::timeout(Duration::from_secs(120), all(set)).await.expect("devices go on");
+    let completed = summaries.iter().filter(|summary| summary.completed == 1).count();
+    assert!(completed >= deployment.n_min as usize, "{summaries:?}");
+    coordinator.stop().await;
+}
+
+/// How many of `count` connections from an address are still there after a moment.
+async fn connections(from: &str, to: SocketAddr, count: usize) -> Vec<TcpStream> {
+    let mut open = Vec::new();
+    for _ in 0..count {
+        if let Ok(stream) = connect(from, to).await {
+            stream.writable().await.unwrap();
+            let _ = stream.try_write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0");
+            open.push(stream);
+        }
+    }
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    open.into_iter().filter(is_open).collect()
+}
+
+fn is_open(stream: &TcpStream) -> bool {
+    let mut bytes = [0; 1024];
+    loop {
+        match stream.try_read(&mut bytes) {
+            Ok(0) => return false,
+            Ok(_) => {}
+            Err(error) => return error.kind() == std::io::ErrorKind::WouldBlock,
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn strangers_fill_their_part_of_the_connections_and_known_devices_have_theirs() {
+    let mut deployment = without_proxies(deployment(2));
+    deployment.config.max_connections = 40;
+    deployment.config.limits.connections_per_address = 12;
+    let coordinator = Coordinator::start(deployment.config.clone()).await.unwrap();
+    let address = coordinator.address();
+    // An accepted advert makes this address a known device's.
+    let mut raw = Raw::join(&format!("http://{address}"), deployment.device_keys(4)).await;
+    let advert = raw.advert();
+    raw.submit(advert).await.unwrap();
+    // One address gets so many; all strangers together half.
+    let one = connections("127.0.0.2", address, 30).await;
+    assert_eq!(one.len(), 12);
+    let two = connections("127.0.0.3", address, 30).await;
+    assert_eq!(two.len(), 8);
+    assert_eq!(connections("127.0.0.4", address, 5).await.len(), 0);
+    let set = devices(&deployment, &format!("http://{address}"), 0..4);
+    let summaries = tokio::time::timeout(Duration::from_secs(60), all(set)).await.expect("devices go on");
+    assert!(summaries.iter().all(|summary| summary.completed == 2), "{summaries:?}");
+    assert!(one.iter().chain(&two).all(is_open));
+    coordinator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_without_calls_are_closed_and_messages_come_in_time() {
+    let mut deployment = without_proxies(deployment(1));
+    let limits = &mut deployment.config.limits;
+    (limits.stranger_idle_ms, limits.body_ms) = (1_500, 500);
+    let coordinator = Coordinator::start(deployment.config.clone()).await.unwrap();
+    let address = coordinator.address();
+    let idle = connections("127.0.0.2", address, 5).await;
+    assert_eq!(idle.len(), 5);
+    let (sender, _closed) = http2(connect("127.0.0.1", address).await.unwrap()).await;
+    let mut sender = sender.ready().await.unwrap();
+    let (answer, mut stream) = sender.send_request(request("Submit"), false).unwrap();
+    stream.send_data(Bytes::from_static(&[0, 0, 0, 1, 0, 1]), false).unwrap();
+    let answer = tokio::time::timeout(Duration::from_secs(5), answer).await.expect("it is not waited for").unwrap();
+    assert_eq!(answer.headers()["unisono-reason"], "body_stalled");
+    // A call that waits keeps its connection.
+    let mut plain = stub(address).await;
+    let request = GetRoundRequest { after_round: 5, ..ask(4_000) };
+    assert_eq!(plain.get_round(request).await.unwrap().into_inner().state, State::Waiting as i32);
+    assert!(!idle.iter().any(is_open));
+    coordinator.stop().await;
+}
+
+fn free_port() -> SocketAddr {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+/// Changes the configuration file.
+fn configure(deployment: &Deployment, listen: SocketAddr, more: &str) -> std::path::PathBuf {
+    let path = deployment.folder().join("coordinator.toml");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let first = text.lines().next().unwrap().to_owned();
+    let text = text.replacen(&first, &format!("listen = \"{listen}\"\n{more}"), 1);
+    std::fs::write(&path, text).unwrap();
+    path
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_of_refused_calls_leaves_few_lines_in_the_log() {
+    let deployment = deployment(1);
+    let listen = free_port();
+    let path = configure(&deployment, listen, "");
+    for json in [false, true] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_unisono"));
+        command.args(["coordinator", "--config"]).arg(&path).args(json.then_some("--log-json"));
+        let mut child = command.env("RUST_LOG", "info").stderr(Stdio::piped()).spawn().unwrap();
+        let mut stderr = child.stderr.take().unwrap();
+        let reader = std::thread::spawn(move || {
+            let mut text = String::new();
+            stderr.read_to_string(&mut text).unwrap();
+            text
+        });
+        let mut stub = loop {
+            match CoordinatorClient::connect(format!("http://{listen}")).await {
+                Ok(stub) => break stub,
+                Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+            }
+        };
+        let open = stub.get_round(ask(10_000)).await.unwrap().into_inner();
+        let params = open.offer.unwrap().params.unwrap();
+        let round = unisono::protocol::params::RoundParams::from_payload(&params.payload).unwrap().round_id;
+        for i in 0..1_000u32 {
+            let client_id = [&i.to_be_bytes()[..], &[0; 12]].concat();
+            let step = Some(Step::Advert(Signed::default()));
+            let message = ClientMessage { round_id: round.to_vec(), client_id, step };
+            assert_eq!(reason(&stub.submit(message).await.unwrap_err()), "unknown_client");
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let log = reader.join().unwrap();
+        eprintln!("1000 refused calls, json {json}: {} bytes", log.len());
+        assert!(log.len() < 4_000, "{} bytes:\n{log}", log.len());
+        assert!(!log.contains('\x1b'), "{log}");
+        let refused: Vec<&str> = log.lines().filter(|line| line.contains("call refused")).collect();
+        assert_eq!(refused.len(), 3, "{log}");
+        assert!(refused.iter().all(|line| line.contains("unknown_client") && line.contains("127.0.0.1")), "{log}");
+        if json {
+            assert!(log.lines().all(|line| line.matches("\"message\":").count() == 1), "{log}");
+        }
+    }
+}
+
+#[test]
+fn open_files_and_limits_are_checked_before_the_service_starts() {
+    let deployment = deployment(1);
+    let check = |more: &str, hard: u64, soft: u64| {
+        let path = configure(&deployment, free_port(), more);
+        let line = format!(
+            "ulimit -Sn {soft} && ulimit -Hn {hard} && exec {} coordinator --check --config {}",
+            env!("CARGO_BIN_EXE_unisono"),
+            path.display()
+        );
+        let output = Command::new("sh").args(["-c", &line]).output().unwrap();
+        // As it was.
+        let text = std::fs::read_to_string(&path).unwrap().replacen(&format!("{more}\n"), "", 1);
+        std::fs::write(&path, text).unwrap();
+        (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let (good, why) = check("max_connections = 1000", 1_000, 100);
+    assert!(!good && why.contains("max_connections") && why.contains("at most 744"), "{why}");
+    assert_eq!(check("max_connections = 700", 1_000, 100), (true, String::new()));
+    // What is not set fits what is allowed.
+    assert_eq!(check("# nothing", 1_000, 100), (true, String::new()));
+    let (good, why) = check("limits = { total_bytes = 1000 }\nmax_connections = 10", 1_000, 100);
+    assert!(!good && why.contains("limits.total_bytes"), "{why}");
+    let (good, why) = check("limits = { streams = 1 }\nmax_connections = 10", 1_000, 100);
+    assert!(!good && why.contains("streams"), "{why}");
+}

@@ -14,10 +14,11 @@ use unisono::coordinator::{Coordinator, Event as Happened};
 use unisono::crypto::kdf::label;
 use unisono::crypto::ring::RingVector;
 use unisono::local::{Deployment, TASK};
-use unisono::protocol::client::{Joining, Trust};
+use unisono::protocol::client::{Session, Trust};
 use unisono::protocol::keyfile::{self, DeviceKeys, Role};
 use unisono::protocol::policy::{MemoryRecord, Policy};
-use unisono::protocol::proto::server_message::View;
+use unisono::protocol::proto::{self, client_message::Step};
+use unisono::protocol::server::Phase;
 use unisono::protocol::signed;
 use unisono::registrar::Registrar;
 use unisono::wire::proto::get_round_response::State;
@@ -77,58 +78,44 @@ async fn upload_anything(
             break offer;
         }
     };
-    let policy = Policy { n_min: deployment.n_min, ..Policy::default() };
+    let policy = Policy { n_min: deployment.n_min, min_interval_s: 0, ..Policy::default() };
     let trust = Trust { registrar: Some(deployment.registrar.clone()), policy };
     let (mut record, rng) = (MemoryRecord::default(), &mut rand_core::UnwrapErr(getrandom::SysRng));
-    let joining = Joining::new(&offer, Arc::new(keys.identity()), &trust, &mut record, now()).unwrap();
-    let params = joining.params().clone();
-    let advertised = joining.advertise(rng);
-    raw.submit(advertised.message().clone()).await.unwrap();
-    macro_rules! view {
-        ($phase:ident, $kind:ident) => {
-            loop {
-                let poll = PollRequest {
-                    round_id: params.round_id.to_vec(),
-                    client_id: keys.client_id.to_vec(),
-                    phase: RoundPhase::$phase as i32,
-                    wait_ms: 20_000,
-                };
-                match raw.stub.poll(poll).await.unwrap().into_inner().answer.unwrap() {
-                    Answer::View(view) => match view.view {
-                        Some(View::$kind(view)) => break view,
-                        _ => panic!("another view"),
-                    },
-                    Answer::Waiting(_) => {}
-                    Answer::Ended(ended) => panic!("{}", ended.reason),
-                }
-            }
-        };
-    }
-    let shared = advertised.share(&view!(Share, Cohort), &mut record, now(), rng).unwrap();
-    raw.submit(shared.message().clone()).await.unwrap();
+    let mut session =
+        Session::join(&offer, Arc::new(keys.identity()), &trust, &mut record, now(), rng).unwrap();
+    let params = session.params().clone();
+    raw.submit(session.message().unwrap().clone()).await.unwrap();
     let (modulus, length) = (params.modulus, params.wire.dimension as usize + 3);
     let values: Vec<u64> = (0..length).map(|i| element(i, length, modulus.mask()) & modulus.mask()).collect();
     let input = RingVector::from_u64(modulus, &values).unwrap();
-    let masked = shared.mask(&view!(Mask, Masking), input, &mut record, now()).unwrap();
-    raw.submit(masked.message().clone()).await.unwrap();
-    let Some(unisono::protocol::proto::client_message::Step::Upload(header)) = &masked.message().step else {
-        unreachable!()
-    };
-    let header: unisono::protocol::proto::UploadHeader = prost::Message::decode(header.payload.as_slice()).unwrap();
-    let chunk = |index| UploadChunk {
-        round_id: params.round_id.to_vec(),
-        client_id: keys.client_id.to_vec(),
-        upload_hash: header.hash.clone(),
-        index,
-        data: masked.chunk(index).unwrap(),
-    };
-    let chunks: Vec<UploadChunk> = (0..masked.chunks()).map(chunk).collect();
-    assert!(raw.stub.upload(tokio_stream::iter(chunks)).await.unwrap().into_inner().complete);
-    let confirmed = masked.confirm(&view!(Confirm, Survivors), &mut record).unwrap();
-    raw.submit(confirmed.message().clone()).await.unwrap();
-    let done = confirmed.release(&view!(Unmask, Tags), &mut record).unwrap();
-    // The others' shares may have been enough.
-    let _ = raw.submit(done.message().clone()).await;
+    while let Some(phase) = session.awaits() {
+        let poll = PollRequest {
+            round_id: params.round_id.to_vec(),
+            client_id: keys.client_id.to_vec(),
+            phase: RoundPhase::from(phase) as i32,
+            wait_ms: 20_000,
+        };
+        let view = match raw.stub.poll(poll).await.unwrap().into_inner().answer.unwrap() {
+            Answer::View(view) => view.view.unwrap(),
+            Answer::Waiting(_) => continue,
+            Answer::Ended(ended) => panic!("{}", ended.reason),
+        };
+        session.receive(&view, Some(input.clone()), &mut record, now(), rng).unwrap();
+        // The quorum's endorsements, and the others' shares, may have been enough.
+        let submitted = raw.submit(session.message().unwrap().clone()).await;
+        assert!(submitted.is_ok() || phase >= Phase::Confirm, "{submitted:?}");
+        let Some(Step::Upload(header)) = &session.message().unwrap().step else { continue };
+        let header: proto::UploadHeader = prost::Message::decode(header.payload.as_slice()).unwrap();
+        let chunk = |index| UploadChunk {
+            round_id: params.round_id.to_vec(),
+            client_id: keys.client_id.to_vec(),
+            upload_hash: header.hash.clone(),
+            index,
+            data: session.chunk(index).unwrap(),
+        };
+        let chunks: Vec<UploadChunk> = (0..session.chunks()).map(chunk).collect();
+        assert!(raw.stub.upload(tokio_stream::iter(chunks)).await.unwrap().into_inner().complete);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -581,7 +568,7 @@ async fn a_device_that_is_enrolled_and_not_published_yet_waits_until_it_is() {
     };
     let mut newcomer = Client::builder(&endpoint, TASK, keys)
         .registrar(deployment.registrar.clone())
-        .policy(Policy { n_min: deployment.n_min, ..Policy::default() })
+        .policy(Policy { n_min: deployment.n_min, min_interval_s: 0, ..Policy::default() })
         .retry(Retry { max_pause: Duration::from_millis(300), ..Retry::default() })
         .on_event(observe)
         .build(constant(4))

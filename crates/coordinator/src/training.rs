@@ -147,6 +147,7 @@ async fn order_at_rest(shared: &Shared, what: &What) -> Result<Result<String, St
 async fn train(shared: &Shared, replayed: &Mutex<Option<RoundId>>) -> Result<(), CoordinatorError> {
     let task = &shared.config.task;
     let mut account = Account::open(shared).await?;
+    let metrics_since = crate::settings::metrics_since(&shared.store, &task.name).await?;
     loop {
         let finished = shared.store.finished_rounds(&task.name).await?;
         if let Some(last) = finished.last() {
@@ -159,7 +160,10 @@ async fn train(shared: &Shared, replayed: &Mutex<Option<RoundId>>) -> Result<(),
             Some(privacy) if privacy.epsilon.is_some() => shared.store.discarded_rounds(&task.name).await?,
             _ => 0,
         };
-        if let Some(early) = over(shared, &finished, spent) {
+        if let Some(early) = over(shared, &finished, spent, metrics_since) {
+            if let Some(roster) = shared.roster().await? {
+                crate::check_publisher(&roster, shared.release_keys.as_ref())?;
+            }
             releases::release(shared, finished.last()).await?;
             shared.emit(Event::TrainingFinished { rounds: finished.len() as u64, early });
             tracing::info!(rounds = finished.len(), early, "training is finished");
@@ -185,14 +189,16 @@ async fn train(shared: &Shared, replayed: &Mutex<Option<RoundId>>) -> Result<(),
     }
 }
 
-/// Whether training is over, and if so whether before the last round. `spent` is how many further rounds count as successful ones.
-fn over(shared: &Shared, finished: &[FinishedRound], spent: u64) -> Option<bool> {
+/// Whether training is over, and if so whether before the last round. `spent` is how many further rounds count as successful ones;
+/// the first `metrics_since` rounds have other metrics than the task has now.
+fn over(shared: &Shared, finished: &[FinishedRound], spent: u64, metrics_since: usize) -> Option<bool> {
     if finished.len() as u64 + spent >= shared.config.task.rounds {
         return Some(false);
     }
     let stop = shared.config.early_stop.as_ref()?;
     let index = shared.config.metric_index(&stop.metric)?;
-    let values: Vec<f32> = finished.iter().filter_map(|round| round.metrics.get(index).copied()).collect();
+    let finished = finished.iter().skip(metrics_since);
+    let values: Vec<f32> = finished.filter_map(|round| round.metrics.get(index).copied()).collect();
     stop.should_stop(&values).then_some(true)
 }
 

@@ -11,10 +11,12 @@ mod backup;
 mod blobs;
 mod releases;
 mod rounds;
+mod settings;
 mod tasks;
 
-use std::fs::File;
-use std::path::Path;
+use std::fs::{DirBuilder, File, Permissions};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use object_store::local::LocalFileSystem;
@@ -84,6 +86,9 @@ CREATE TABLE IF NOT EXISTS releases (
     model_version INTEGER NOT NULL, PRIMARY KEY (model_id, version)
 );
 CREATE TABLE IF NOT EXISTS tasks (task TEXT PRIMARY KEY, round_floor INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS settings (
+    task TEXT NOT NULL, name TEXT NOT NULL, value TEXT NOT NULL, PRIMARY KEY (task, name)
+) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS replay_failures (round_id BLOB PRIMARY KEY, reason TEXT NOT NULL, times INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS roster_epochs (registrar BLOB PRIMARY KEY, epoch INTEGER NOT NULL);
 ";
@@ -92,8 +97,10 @@ CREATE TABLE IF NOT EXISTS roster_epochs (registrar BLOB PRIMARY KEY, epoch INTE
 pub struct Store {
     db: SqlitePool,
     blobs: Arc<dyn ObjectStore>,
-    /// Locked as long as the store lives.
-    lock: File,
+    /// Where the blobs are.
+    folder: PathBuf,
+    /// Locked as long as the store lives; `None` for one that only reads.
+    lock: Option<File>,
 }
 
 fn bytes32(bytes: Vec<u8>, what: &str) -> Result<[u8; 32], StoreError> {
@@ -111,23 +118,69 @@ fn sweep_uploads(folder: &Path, open: &[String]) {
     }
 }
 
+/// Makes a folder and those above it, which only its owner may use.
+fn make_folder(folder: &Path) -> std::io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(folder)
+}
+
+/// Opens a file that only its owner may use; it is made if missing.
+fn make_file(path: &Path) -> std::io::Result<File> {
+    File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
+}
+
+/// Takes from others than the owner every permission on a folder and all that is in it.
+fn make_private(path: &Path) -> std::io::Result<()> {
+    let data = std::fs::symlink_metadata(path)?;
+    if data.is_symlink() {
+        return Ok(());
+    }
+    let mode = data.permissions().mode();
+    if mode & 0o077 != 0 {
+        std::fs::set_permissions(path, Permissions::from_mode(mode & 0o700))?;
+    }
+    if data.is_dir() {
+        for entry in std::fs::read_dir(path)? {
+            make_private(&entry?.path())?;
+        }
+    }
+    Ok(())
+}
+
 impl Store {
-    /// Opens the store in `folder`, which is made if missing.
+    /// Opens the store in `folder` to read only, beside a coordinator that may run on it; `None` if there is none.
+    ///
+    /// # Errors
+    /// [`StoreError::Database`] or [`StoreError::Blob`].
+    pub(crate) async fn open_to_read(folder: &Path) -> Result<Option<Self>, StoreError> {
+        if !crate::settings::is_state(folder) {
+            return Ok(None);
+        }
+        let options = SqliteConnectOptions::new().filename(folder.join("coordinator.sqlite")).read_only(true);
+        let db = SqlitePoolOptions::new().max_connections(1).connect_with(options).await?;
+        let folder = folder.join("blobs");
+        let blobs = LocalFileSystem::new_with_prefix(&folder)?;
+        Ok(Some(Self { db, blobs: Arc::new(blobs), folder, lock: None }))
+    }
+
+    /// Opens the store in `folder`, which is made if missing. Only the owner may use it and what is in it.
     ///
     /// # Errors
     /// [`StoreError::Folder`], [`StoreError::InUse`] or [`StoreError::Database`].
     pub async fn open(folder: &Path) -> Result<Self, StoreError> {
         let name = folder.display().to_string();
         let error = |source| StoreError::Folder { folder: name.clone(), source };
-        std::fs::create_dir_all(folder.join("blobs")).map_err(error)?;
-        let lock = File::create(folder.join("lock")).map_err(error)?;
+        make_folder(&folder.join("blobs")).map_err(error)?;
+        let lock = make_file(&folder.join("lock")).map_err(error)?;
         lock.try_lock().map_err(|e| match e {
             std::fs::TryLockError::WouldBlock => StoreError::InUse { folder: name.clone() },
             std::fs::TryLockError::Error(source) => error(source),
         })?;
+        let database = folder.join("coordinator.sqlite");
+        // SQLite gives its other files the permissions of this one.
+        make_file(&database).map_err(error)?;
+        make_private(folder).map_err(error)?;
         let options = SqliteConnectOptions::new()
-            .filename(folder.join("coordinator.sqlite"))
-            .create_if_missing(true)
+            .filename(database)
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true);
@@ -137,19 +190,25 @@ impl Store {
             sqlx::query_scalar("SELECT round_id FROM rounds WHERE state = 'open'").fetch_all(&db).await?;
         let open: Vec<String> = open.iter().filter_map(|id| Some(RoundId::from_slice(id)?.to_string())).collect();
         sweep_uploads(&folder.join("blobs/uploads"), &open);
-        let blobs = LocalFileSystem::new_with_prefix(folder.join("blobs"))?.with_fsync(true);
-        Ok(Self { db, blobs: Arc::new(blobs), lock })
+        let folder = folder.join("blobs");
+        let blobs = LocalFileSystem::new_with_prefix(&folder)?.with_fsync(true);
+        Ok(Self { db, blobs: Arc::new(blobs), folder, lock: Some(lock) })
     }
 
     /// Closes the database; used before the folder is handed to another process.
     pub async fn close(&self) {
         self.db.close().await;
         // Calls that still hang may hold the store; nothing is written any more.
-        let _ = self.lock.unlock();
+        let _ = self.lock.as_ref().map(File::unlock);
     }
 
     async fn put(&self, path: &BlobPath, bytes: Vec<u8>) -> Result<(), StoreError> {
+        let file = self.folder.join(path.as_ref());
+        // Folders that the object store would make are open to all. Where this fails it fails as well, and tells why.
+        let _ = file.parent().map(make_folder);
         self.blobs.put(path, bytes.into()).await?;
+        // What deletes an upload may have been faster.
+        let _ = std::fs::set_permissions(&file, Permissions::from_mode(0o600));
         Ok(())
     }
 

@@ -206,7 +206,8 @@ fn over(shared: &Shared, finished: &[FinishedRound], spent: u64, metrics_since: 
 async fn recover(shared: &Shared, replayed: &Mutex<Option<RoundId>>) -> Result<Option<Active>, CoordinatorError> {
     let Some(stored) = shared.store.open_round(&shared.config.task.name).await? else { return Ok(None) };
     *replayed.lock().unwrap_or_else(PoisonError::into_inner) = Some(stored.round_id);
-    match Active::recover(&shared.store, &stored, shared.round_keys.as_ref()).await {
+    let in_force = shared.roster().await.ok().flatten();
+    match Active::recover(&shared.store, &stored, shared.round_keys.as_ref(), in_force).await {
         Ok(active) => {
             tracing::info!(round = active.number, events = stored.events.len(), "going on after a restart");
             Ok(Some(active))
@@ -235,6 +236,10 @@ async fn open(shared: &Shared, last: Option<&FinishedRound>) -> Result<Active, C
     };
     let roster = authority.as_ref().map(|authority| authority.roster.head());
     let roster = roster.map_or((0, Vec::new()), |head| (head.epoch, head.root.to_vec()));
+    if let Some(keys) = &shared.round_keys {
+        // No round is open that has an older one.
+        shared.store.forget_rosters_before(&keys.registrar, roster.0).await?;
+    }
     let number = shared.store.last_round_number(task).await? + 1;
     let dimension = model.values().len() as u64;
     let mut params = shared.config.params(number, version, model_hash(&bytes), dimension, roster)?;

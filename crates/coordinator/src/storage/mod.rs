@@ -62,7 +62,22 @@ pub enum StoreError {
 impl StoreError {
     /// Whether waiting may help: the disk has room again, a lock is gone.
     pub fn may_pass(&self) -> bool {
-        matches!(self, Self::Database(_) | Self::Blob(_))
+        match self {
+            Self::Database(sqlx::Error::Database(error)) => {
+                // The lower byte of SQLite's extended code: busy, locked, an I/O error, full, can't open. All others, such as a
+                // value that is too large or a damaged file, are the same at the next try.
+                let code = error.code().and_then(|code| code.parse::<u32>().ok());
+                code.is_none_or(|code| matches!(code & 0xff, 5 | 6 | 10 | 13 | 14))
+            }
+            Self::Database(error) => {
+                matches!(error, sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::WorkerCrashed)
+            }
+            Self::Blob(error) => {
+                use object_store::Error::{InvalidPath, NotFound, NotSupported};
+                !matches!(error, NotFound { .. } | InvalidPath { .. } | NotSupported { .. })
+            }
+            Self::Folder { .. } | Self::InUse { .. } | Self::Damaged(_) => false,
+        }
     }
 }
 
@@ -252,7 +267,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(folder.path()).await.unwrap();
         let round = RoundId([7; 32]);
-        store.insert_round(round, "task", 1, b"parameters", None).await.unwrap();
+        store.insert_round(round, "task", 1, b"parameters").await.unwrap();
         let events = [Event::Message(vec![1; 20_000], 5), Event::Close(9)];
         limit(&store, 1).await;
         for _ in 0..5 {
@@ -276,11 +291,24 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn an_error_that_is_the_same_at_every_try_is_told_from_one_that_passes() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).await.unwrap();
+        let round = RoundId([7; 32]);
+        // Above SQLite's limit of a value.
+        let error = store.insert_round(round, "task", 1, &vec![0; 1_100_000_000]).await.unwrap_err();
+        assert!(!error.may_pass() && error.to_string().contains("too big"), "{error}");
+        store.insert_round(round, "task", 1, b"parameters").await.unwrap();
+        let error = store.insert_round(round, "task", 1, b"parameters").await.unwrap_err();
+        assert!(!error.may_pass() && error.to_string().contains("UNIQUE"), "{error}");
+    }
+
+    #[tokio::test]
     async fn floors_and_failures_are_there_after_a_restart() {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(folder.path()).await.unwrap();
         let round = RoundId([7; 32]);
-        store.insert_round(round, "task", 3, b"parameters", None).await.unwrap();
+        store.insert_round(round, "task", 3, b"parameters").await.unwrap();
         assert_eq!(store.last_round_number("task").await.unwrap(), 3);
         for (floor, last) in [(2, 3), (9, 9), (5, 9)] {
             store.raise_round_floor("task", floor).await.unwrap();
@@ -308,7 +336,7 @@ mod tests {
         let store = Store::open(folder.path()).await.unwrap();
         let (over, open, client) = (RoundId([1; 32]), RoundId([2; 32]), ClientId([3; 16]));
         for (number, round) in [(1, over), (2, open)] {
-            store.insert_round(round, "task", number, b"parameters", None).await.unwrap();
+            store.insert_round(round, "task", number, b"parameters").await.unwrap();
         }
         store.abort_round(over, "enough").await.unwrap();
         // As if the kill had come between the two steps of the line above.

@@ -81,8 +81,7 @@ async fn upload_anything(
     let policy = Policy { n_min: deployment.n_min, min_interval_s: 0, ..Policy::default() };
     let trust = Trust { registrar: Some(deployment.registrar.clone()), policy };
     let (mut record, rng) = (MemoryRecord::default(), &mut rand_core::UnwrapErr(getrandom::SysRng));
-    let mut session =
-        Session::join(&offer, Arc::new(keys.identity()), &trust, &mut record, now(), rng).unwrap();
+    let mut session = Session::join(&offer, Arc::new(keys.identity()), &trust, &mut record, now(), rng).unwrap();
     let params = session.params().clone();
     raw.submit(session.message().unwrap().clone()).await.unwrap();
     let (modulus, length) = (params.modulus, params.wire.dimension as usize + 3);

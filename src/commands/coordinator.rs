@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use unisono::coordinator::{Config, Coordinator};
+use unisono::coordinator::{Change, Config, Coordinator, CoordinatorError};
 
-use super::metrics;
+use super::{metrics, now};
 
 /// Serves a task until it is stopped: rounds, training, and the release at the end. State is durable: after a crash, start it
 /// again with the same configuration.
@@ -16,9 +16,13 @@ pub struct Args {
     /// The configuration, a TOML file; docs/operations.md explains every setting.
     #[arg(long)]
     config: PathBuf,
-    /// Only check the configuration and the files that it names.
+    /// Only check the configuration and what it names: keys, roster, model, addresses, folders. All that is wrong is told at once.
     #[arg(long)]
     check: bool,
+    /// Accept that these settings differ from those with which the task has learned: names with commas between them, as the refusal
+    /// lists them.
+    #[arg(long, value_name = "SETTINGS", value_delimiter = ',')]
+    accept_changes: Vec<String>,
     /// Stop when the training is finished, instead of serving releases and grants.
     #[arg(long)]
     exit_when_trained: bool,
@@ -32,8 +36,8 @@ pub fn run(args: Args) -> Result<()> {
     let result = runtime.block_on(async {
         // Before anything is read: from here on a signal is a clean stop.
         let mut stop = Stop::catch()?;
-        let Args { config, exit_when_trained, .. } = args;
-        let starting = tokio::spawn(start(config));
+        let Args { config, accept_changes, exit_when_trained, .. } = args;
+        let starting = tokio::spawn(start(config, accept_changes));
         let mut coordinator = tokio::select! {
             biased;
             () = stop.asked() => {
@@ -60,25 +64,49 @@ pub fn run(args: Args) -> Result<()> {
     result
 }
 
+/// Tells everything that is wrong, one fault a line on standard error.
 fn check(args: &Args) -> Result<()> {
-    let config = Config::load(&args.config)?;
-    config.raise_open_files()?;
-    if let Some(keys) = config.round_keys()? {
-        keys.read_roster()?;
+    let (config, faults) = Config::examine(&args.config, now());
+    let mut faults: Vec<String> = faults.iter().map(ToString::to_string).collect();
+    if let Some(config) = config.as_ref() {
+        faults.extend(config.raise_open_files().err().map(|error| error.to_string()));
+        let changes = tokio::runtime::Runtime::new()?.block_on(unisono::coordinator::changes(config));
+        match changes {
+            Ok(changes) => {
+                let not_accepted =
+                    |change: &&Change| change.ruled_out_by > 0 || !args.accept_changes.contains(&change.setting);
+                let advice = "put the stored value back, or start with --accept-changes";
+                faults.extend(changes.iter().filter(not_accepted).map(|change| format!("{change}; {advice}")));
+            }
+            // Told above.
+            Err(CoordinatorError::Config(_)) => {}
+            Err(error) => faults.push(format!("state_dir: {error}")),
+        }
     }
-    config.release_keys()?;
-    let model = config.initial_model()?;
-    println!("the configuration is fine; the model has {} elements", model.values().len());
-    Ok(())
+    match (faults.as_slice(), config) {
+        ([], Some(config)) => {
+            println!("the configuration is fine; the model has {} elements", elements(&config));
+            Ok(())
+        }
+        (faults, _) => {
+            faults.iter().for_each(|fault| eprintln!("{}: {fault}", args.config.display()));
+            bail!("{} faults in {}", faults.len(), args.config.display())
+        }
+    }
 }
 
-async fn start(config: PathBuf) -> Result<Coordinator> {
+/// Elements of the initial model; "the stored number of" where only the state has it.
+fn elements(config: &Config) -> String {
+    config.initial_model().map_or_else(|_| "the stored number of".into(), |model| model.values().len().to_string())
+}
+
+async fn start(config: PathBuf, accept: Vec<String>) -> Result<Coordinator> {
     let config = Config::load(&config)?;
     let started = metrics::Started::default();
     if let Some(address) = config.metrics_listen {
         metrics::serve(address, started.clone()).await?;
     }
-    let coordinator = Coordinator::start(config).await?;
+    let coordinator = Coordinator::start_accepting(config, &accept).await?;
     let _ = started.set(coordinator.health());
     Ok(coordinator)
 }

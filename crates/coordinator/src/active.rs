@@ -89,26 +89,42 @@ impl Active {
         params: &proto::RoundParams,
         authority: Option<Authority>,
     ) -> Result<Self, RecoverError> {
-        let roster = authority.as_ref().map(|authority| authority.roster.to_bytes());
         let server = Server::open(params, authority)?;
         let round_id = server.params().round_id;
-        store.insert_round(round_id, &params.task, params.round, &params.encode_to_vec(), roster).await?;
+        store.insert_round(round_id, &params.task, params.round, &params.encode_to_vec()).await?;
         Ok(Self::new(server, 0, now_ms(), false))
     }
 
-    /// Brings a stored round to where it was.
+    /// Brings a stored round to where it was. `in_force` is the roster in force, which may be the round's.
     ///
     /// # Errors
     /// [`RecoverError`]: the round has to be aborted then.
-    pub async fn recover(store: &Store, stored: &OpenRound, keys: Option<&RoundKeys>) -> Result<Self, RecoverError> {
+    pub async fn recover(
+        store: &Store,
+        stored: &OpenRound,
+        keys: Option<&RoundKeys>,
+        in_force: Option<Arc<Roster>>,
+    ) -> Result<Self, RecoverError> {
         let diverged = |why: &dyn ToString| RecoverError::Diverged(why.to_string());
         let params = proto::RoundParams::decode(stored.params.as_slice()).map_err(|e| diverged(&e))?;
-        let authority = match (keys, &stored.roster) {
-            (Some(keys), Some(roster)) => {
-                let roster = Arc::new(Roster::from_bytes(roster, &keys.registrar)?);
+        let authority = match keys {
+            Some(keys) => {
+                let its = |roster: &Arc<Roster>| {
+                    let head = roster.head();
+                    head.epoch == params.roster_epoch && head.root[..] == params.roster_root
+                };
+                let roster = match (in_force.filter(its), &stored.roster) {
+                    (Some(roster), _) => roster,
+                    (None, Some(copy)) => Arc::new(Roster::from_bytes(copy, &keys.registrar)?),
+                    (None, None) => {
+                        let kept = store.get_roster(&keys.registrar, params.roster_epoch).await?;
+                        let missing = || diverged(&format!("its roster, of epoch {}, is missing", params.roster_epoch));
+                        Arc::new(Roster::from_bytes(&kept.ok_or_else(missing)?, &keys.registrar)?)
+                    }
+                };
                 Some(Authority { signing_key: keys.signing_key.clone(), roster })
             }
-            _ => None,
+            None => None,
         };
         let mut server = Server::open(&params, authority)?;
         if server.params().round_id != stored.round_id {
@@ -261,7 +277,7 @@ mod tests {
             params.opened_at = crate::now() - ago_s;
             let opened = Active::open(&store, &params, None).await.unwrap();
             let stored = store.open_round("t").await.unwrap().unwrap();
-            let active = Active::recover(&store, &stored, None).await.unwrap();
+            let active = Active::recover(&store, &stored, None, None).await.unwrap();
             assert!(active.interrupted && !opened.interrupted);
             store.abort_round(active.round_id, "enough").await.unwrap();
             active.remaining(Phase::Advertise).as_secs_f64()
@@ -274,7 +290,7 @@ mod tests {
         params.opened_at = crate::now() + 5_000;
         Active::open(&store, &params, None).await.unwrap();
         let stored = store.open_round("t").await.unwrap().unwrap();
-        let active = Active::recover(&store, &stored, None).await.unwrap();
+        let active = Active::recover(&store, &stored, None, None).await.unwrap();
         assert_eq!(active.remaining(Phase::Advertise), Duration::from_secs(60));
     }
 }

@@ -5,6 +5,7 @@
 //! whatever it does, it learns sums (`docs/security.md`).
 //!
 //! - `config`: one TOML file; `storage`: SQLite and blobs; `active`: the round at hand, made durable;
+//! - `settings`: what a task learns with may not change unnoticed;
 //! - `training`: the loop over rounds; `learning`: optimisers and early stop; `releases`: the model goes out;
 //! - `plausible`: which sums are used; `roster`: which roster is in force;
 //! - `connections`: who may connect; `gate`: rates and room; `calls`: every call on its way in and out; `sampled`: lines about refusals;
@@ -25,6 +26,7 @@ mod releases;
 mod roster;
 mod sampled;
 mod service;
+mod settings;
 pub mod storage;
 mod training;
 
@@ -44,6 +46,7 @@ use active::Active;
 pub use config::{Config, ConfigError};
 use config::{ReleaseKeys, RoundKeys};
 pub use roster::RosterRefused;
+pub use settings::{Change, changes};
 use storage::{Store, StoreError};
 
 /// Why a coordinator could not start, or stopped.
@@ -75,6 +78,31 @@ pub enum CoordinatorError {
     /// The release.
     #[error("the release: {0}")]
     Release(#[from] unisono_release::ReleaseError),
+    /// The settings are not those with which the task has learned.
+    #[error("the settings of task `{task}` have changed over its state:{}", settings::list(.changes))]
+    Changed {
+        /// Which task.
+        task: String,
+        /// The changes that were not accepted.
+        changes: Vec<Change>,
+    },
+    /// A change of something that is no stored setting was accepted.
+    #[error("`{name}` is no setting whose change can be accepted; these are: {known}")]
+    NoSuchSetting {
+        /// What was named.
+        name: String,
+        /// What can be.
+        known: String,
+    },
+    /// The roster does not name the publisher: no device could open the model.
+    #[error(
+        "the roster (epoch {epoch}) does not name the publisher's key of `release.publisher`, so no device could open the \
+             model: publish one that does (`unisono registrar publish --publisher`)"
+    )]
+    PublisherNotNamed {
+        /// Epoch of the roster in force.
+        epoch: u64,
+    },
     /// An error of this software.
     #[error("the training loop panicked: {0}")]
     Panicked(String),
@@ -91,6 +119,8 @@ impl CoordinatorError {
             Self::Model(_) => "model",
             Self::Roster(_) => "roster",
             Self::Release(_) => "release",
+            Self::Changed { .. } | Self::NoSuchSetting { .. } => "settings",
+            Self::PublisherNotNamed { .. } => "publisher",
             Self::Panicked(_) => "panic",
         }
     }
@@ -301,6 +331,20 @@ impl Shared {
     }
 }
 
+/// Checks that devices will take what the publisher signs.
+fn check_publisher(
+    roster: &unisono_protocol::roster::Roster,
+    keys: Option<&ReleaseKeys>,
+) -> Result<(), CoordinatorError> {
+    let head = roster.head();
+    match keys {
+        Some(keys) if !head.publisher_keys.contains(&keys.publisher.verifying_key()) => {
+            Err(CoordinatorError::PublisherNotNamed { epoch: head.epoch })
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Unix time in seconds.
 fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
@@ -343,17 +387,24 @@ impl Coordinator {
     /// # Errors
     /// [`CoordinatorError`]: configuration, storage or address.
     pub async fn start(config: Config) -> Result<Self, CoordinatorError> {
+        Self::start_accepting(config, &[]).await
+    }
+
+    /// As [`Self::start`], but changes of the settings in `accept` over a used state folder are taken, which are refused otherwise
+    /// ([`CoordinatorError::Changed`] names them). A round that was opened with the settings before is aborted then.
+    ///
+    /// # Errors
+    /// As of [`Self::start`], and [`CoordinatorError::NoSuchSetting`].
+    pub async fn start_accepting(config: Config, accept: &[String]) -> Result<Self, CoordinatorError> {
         config.raise_open_files()?;
         let (round_keys, release_keys) = (config.round_keys()?, config.release_keys()?);
         let store = Store::open(&config.state_dir).await?;
         let rosters = roster::Rosters::open(&store, round_keys.as_ref()).await?;
         if let Some(keys) = &round_keys {
-            rosters.current(&store, keys).await?;
+            let roster = rosters.current(&store, keys).await?;
+            check_publisher(&roster, release_keys.as_ref())?;
         }
-        if store.get_model(&config.task.name, 0).await?.is_none() {
-            let model = config.initial_model()?.to_safetensors()?;
-            store.put_model(&config.task.name, 0, model, None).await?;
-        }
+        settings::settle(&store, &config, accept).await?;
         let listen_error = |source| CoordinatorError::Listen { address: config.listen, source };
         let listener = TcpListener::bind(config.listen).await.map_err(listen_error)?;
         let address = listener.local_addr().map_err(listen_error)?;

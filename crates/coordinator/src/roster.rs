@@ -104,7 +104,7 @@ impl Rosters {
         let mut kept = Kept { roster: None, newest: 0, stamp: None };
         if let Some(keys) = keys {
             kept.newest = store.roster_epoch(&keys.registrar).await?;
-            let stored = store.get_roster(&keys.registrar).await?;
+            let stored = store.get_roster(&keys.registrar, kept.newest).await?;
             let parsed = stored.and_then(|bytes| Roster::from_bytes(&bytes, &keys.registrar).ok());
             kept.roster =
                 parsed.filter(|roster| names(roster, keys) && roster.head().epoch >= kept.newest).map(Arc::new);

@@ -147,6 +147,7 @@ async fn order_at_rest(shared: &Shared, what: &What) -> Result<Result<String, St
 async fn train(shared: &Shared, replayed: &Mutex<Option<RoundId>>) -> Result<(), CoordinatorError> {
     let task = &shared.config.task;
     let mut account = Account::open(shared).await?;
+    let metrics_since = crate::settings::metrics_since(&shared.store, &task.name).await?;
     loop {
         let finished = shared.store.finished_rounds(&task.name).await?;
         if let Some(last) = finished.last() {
@@ -159,7 +160,10 @@ async fn train(shared: &Shared, replayed: &Mutex<Option<RoundId>>) -> Result<(),
             Some(privacy) if privacy.epsilon.is_some() => shared.store.discarded_rounds(&task.name).await?,
             _ => 0,
         };
-        if let Some(early) = over(shared, &finished, spent) {
+        if let Some(early) = over(shared, &finished, spent, metrics_since) {
+            if let Some(roster) = shared.roster().await? {
+                crate::check_publisher(&roster, shared.release_keys.as_ref())?;
+            }
             releases::release(shared, finished.last()).await?;
             shared.emit(Event::TrainingFinished { rounds: finished.len() as u64, early });
             tracing::info!(rounds = finished.len(), early, "training is finished");
@@ -188,14 +192,16 @@ async fn train(shared: &Shared, replayed: &Mutex<Option<RoundId>>) -> Result<(),
     }
 }
 
-/// Whether training is over, and if so whether before the last round. `spent` is how many further rounds count as successful ones.
-fn over(shared: &Shared, finished: &[FinishedRound], spent: u64) -> Option<bool> {
+/// Whether training is over, and if so whether before the last round. `spent` is how many further rounds count as successful ones;
+/// the first `metrics_since` rounds have other metrics than the task has now.
+fn over(shared: &Shared, finished: &[FinishedRound], spent: u64, metrics_since: usize) -> Option<bool> {
     if finished.len() as u64 + spent >= shared.config.task.rounds {
         return Some(false);
     }
     let stop = shared.config.early_stop.as_ref()?;
     let index = shared.config.metric_index(&stop.metric)?;
-    let values: Vec<f32> = finished.iter().filter_map(|round| round.metrics.get(index).copied()).collect();
+    let finished = finished.iter().skip(metrics_since);
+    let values: Vec<f32> = finished.filter_map(|round| round.metrics.get(index).copied()).collect();
     stop.should_stop(&values).then_some(true)
 }
 
@@ -217,7 +223,8 @@ fn say_tolerance(server: &Server) {
 async fn recover(shared: &Shared, replayed: &Mutex<Option<RoundId>>) -> Result<Option<Active>, CoordinatorError> {
     let Some(stored) = shared.store.open_round(&shared.config.task.name).await? else { return Ok(None) };
     *replayed.lock().unwrap_or_else(PoisonError::into_inner) = Some(stored.round_id);
-    match Active::recover(&shared.store, &stored, shared.round_keys.as_ref()).await {
+    let in_force = shared.roster().await.ok().flatten();
+    match Active::recover(&shared.store, &stored, shared.round_keys.as_ref(), in_force).await {
         Ok(active) => {
             tracing::info!(round = active.number, events = stored.events.len(), "going on after a restart");
             Ok(Some(active))
@@ -246,6 +253,10 @@ async fn open(shared: &Shared, last: Option<&FinishedRound>) -> Result<Active, C
     };
     let roster = authority.as_ref().map(|authority| authority.roster.head());
     let roster = roster.map_or((0, Vec::new()), |head| (head.epoch, head.root.to_vec()));
+    if let Some(keys) = &shared.round_keys {
+        // No round is open that has an older one.
+        shared.store.forget_rosters_before(&keys.registrar, roster.0).await?;
+    }
     let number = shared.store.last_round_number(task).await? + 1;
     let dimension = model.values().len() as u64;
     let mut params = shared.config.params(number, version, model_hash(&bytes), dimension, roster)?;

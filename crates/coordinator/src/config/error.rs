@@ -34,6 +34,15 @@ pub enum ConfigError {
         /// The cause.
         source: KeyFileError,
     },
+    /// A secret key's file that others than its owner may use.
+    #[error("{} holds a secret key, and others than its owner may use it (mode {mode:o}): run `chmod 600 {}`, and make a new \
+             key if somebody may have read it", .path.display(), .path.display())]
+    Exposed {
+        /// Which file.
+        path: PathBuf,
+        /// Its permissions.
+        mode: u32,
+    },
     /// The roster is none, or another registrar's.
     #[error("{}: {source}", .path.display())]
     Roster {
@@ -71,4 +80,14 @@ pub enum ConfigError {
         /// What it is needed for.
         why: &'static str,
     },
+}
+
+impl ConfigError {
+    /// The setting at fault, with its section, where it is a single one.
+    pub fn setting(&self) -> Option<&'static str> {
+        match self {
+            Self::Setting { setting, .. } | Self::Missing { setting, .. } => Some(setting),
+            _ => None,
+        }
+    }
 }

@@ -1,5 +1,6 @@
 //! The files that the configuration names: keys, roster and initial model.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use unisono_crypto::sign::{SigningKey, VerifyingKey};
@@ -8,7 +9,7 @@ use unisono_protocol::roster::Roster;
 use unisono_release::KeyEncryptionKey;
 use unisono_wire::model::Model;
 
-use super::{Config, ConfigError, read};
+use super::{Config, ConfigError, Release, read};
 
 /// Keys that sign and wrap releases.
 pub struct ReleaseKeys {
@@ -34,8 +35,13 @@ fn read_key<K>(path: &Path, parse: impl FnOnce(&str) -> Result<K, KeyFileError>)
     parse(&text).map_err(|source| ConfigError::Key { path: path.into(), source })
 }
 
-/// Reads the file of a secret key, which nobody else may read, and parses it.
+/// Reads the file of a secret key, which nobody but its owner may use, and parses it.
 fn read_secret<K>(path: &Path, parse: impl FnOnce(&str) -> Result<K, KeyFileError>) -> Result<K, ConfigError> {
+    let data = std::fs::metadata(path).map_err(|source| ConfigError::Read { path: path.into(), source })?;
+    let mode = data.permissions().mode() & 0o777;
+    if mode & 0o077 != 0 {
+        return Err(ConfigError::Exposed { path: path.into(), mode });
+    }
     let text = keyfile::read_secret(path).map_err(|source| ConfigError::Read { path: path.into(), source })?;
     parse(&text).map_err(|source| ConfigError::Key { path: path.into(), source })
 }
@@ -44,33 +50,35 @@ impl Config {
     /// The keys of malicious mode; `None` in semi-honest mode.
     ///
     /// # Errors
-    /// [`ConfigError`] for a missing setting, or a file that is no such key.
+    /// [`ConfigError`] for a missing setting, or a file that is no such key or that others may read.
     pub fn round_keys(&self) -> Result<Option<RoundKeys>, ConfigError> {
         if !self.malicious() {
             return Ok(None);
         }
-        let why = "a round in malicious mode needs it";
-        let need = |path: &Option<PathBuf>, setting| path.clone().ok_or(ConfigError::Missing { setting, why });
-        let registrar = need(&self.registrar, "registrar")?;
-        let key = need(&self.key, "key")?;
         Ok(Some(RoundKeys {
-            registrar: read_key(&registrar, |text| keyfile::verifying_key_from_text(Role::Registrar, text))?,
-            signing_key: read_secret(&key, |text| keyfile::signing_key_from_text(Role::Coordinator, text))?,
-            roster: need(&self.roster, "roster")?,
+            registrar: self.registrar_key()?,
+            signing_key: self.coordinator_key()?,
+            roster: needed(&self.roster, "roster")?.clone(),
         }))
+    }
+
+    pub(super) fn registrar_key(&self) -> Result<VerifyingKey, ConfigError> {
+        let path = needed(&self.registrar, "registrar")?;
+        read_key(path, |text| keyfile::verifying_key_from_text(Role::Registrar, text))
+    }
+
+    pub(super) fn coordinator_key(&self) -> Result<SigningKey, ConfigError> {
+        let path = needed(&self.key, "key")?;
+        read_secret(path, |text| keyfile::signing_key_from_text(Role::Coordinator, text))
     }
 
     /// The keys of releases; `None` when the model is not released.
     ///
     /// # Errors
-    /// [`ConfigError`] for a file that is no such key.
+    /// [`ConfigError`] for a file that is no such key or that others may read.
     pub fn release_keys(&self) -> Result<Option<ReleaseKeys>, ConfigError> {
         let Some(release) = &self.release else { return Ok(None) };
-        let kek = read_secret(&release.key_encryption_key, keyfile::key_encryption_key_from_text)?;
-        Ok(Some(ReleaseKeys {
-            publisher: read_secret(&release.publisher, |text| keyfile::signing_key_from_text(Role::Publisher, text))?,
-            key_encryption_key: KeyEncryptionKey::from_secret(kek),
-        }))
+        Ok(Some(ReleaseKeys { publisher: release.publisher_key()?, key_encryption_key: release.key_encryption_key()? }))
     }
 
     /// The initial model.
@@ -81,6 +89,22 @@ impl Config {
         let path = &self.task.initial_model;
         Model::from_safetensors(&read(path)?).map_err(|source| ConfigError::Model { path: path.clone(), source })
     }
+}
+
+impl Release {
+    pub(super) fn publisher_key(&self) -> Result<SigningKey, ConfigError> {
+        read_secret(&self.publisher, |text| keyfile::signing_key_from_text(Role::Publisher, text))
+    }
+
+    pub(super) fn key_encryption_key(&self) -> Result<KeyEncryptionKey, ConfigError> {
+        let key = read_secret(&self.key_encryption_key, keyfile::key_encryption_key_from_text)?;
+        Ok(KeyEncryptionKey::from_secret(key))
+    }
+}
+
+/// A setting that malicious mode needs.
+fn needed<'a>(path: &'a Option<PathBuf>, setting: &'static str) -> Result<&'a PathBuf, ConfigError> {
+    path.as_ref().ok_or(ConfigError::Missing { setting, why: "a round in malicious mode needs it" })
 }
 
 impl RoundKeys {

@@ -1,6 +1,7 @@
 //! The coordinator's configuration: one TOML file. Paths in it are relative to its own folder.
 
 mod error;
+mod faults;
 mod keys;
 mod limits;
 mod round;
@@ -13,6 +14,7 @@ use serde::Deserialize;
 use crate::learning::{EarlyStop, OptimizerConfig};
 
 pub use error::ConfigError;
+pub use faults::Fault;
 pub use keys::{ReleaseKeys, RoundKeys};
 pub use limits::Limits;
 
@@ -254,17 +256,22 @@ impl Config {
         let text = String::from_utf8_lossy(&read(path)?).into_owned();
         let mut config: Self = toml::from_str(&text)
             .map_err(|source| ConfigError::Toml { path: path.into(), source: Box::new(source) })?;
+        config.resolve(path);
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Makes paths that are relative to the folder of the file `path` relative to where the process is.
+    fn resolve(&mut self, path: &Path) {
         let folder = path.parent().unwrap_or(Path::new("."));
         let resolve = |path: &mut PathBuf| *path = folder.join(&path);
-        resolve(&mut config.state_dir);
-        resolve(&mut config.task.initial_model);
-        [&mut config.registrar, &mut config.roster, &mut config.key].into_iter().flatten().for_each(resolve);
-        if let Some(release) = &mut config.release {
+        resolve(&mut self.state_dir);
+        resolve(&mut self.task.initial_model);
+        [&mut self.registrar, &mut self.roster, &mut self.key].into_iter().flatten().for_each(resolve);
+        if let Some(release) = &mut self.release {
             resolve(&mut release.publisher);
             resolve(&mut release.key_encryption_key);
         }
-        config.check()?;
-        Ok(config)
     }
 
     /// Whether rounds run in malicious mode.

@@ -12,60 +12,98 @@ impl Config {
     /// Checks that a round can run with these settings.
     ///
     /// # Errors
-    /// [`ConfigError`] says which setting, and what would make it feasible.
+    /// [`ConfigError`] says which setting, and what would make it feasible; the first of [`Self::setting_faults`].
     pub fn check(&self) -> Result<(), ConfigError> {
-        let setting = |setting, got: &dyn ToString, allowed: &str| {
-            Err(ConfigError::Setting { setting, got: got.to_string(), allowed: allowed.into() })
+        self.setting_faults().into_iter().next().map_or(Ok(()), Err)
+    }
+
+    /// Everything that is wrong with the settings, apart from the files that they name.
+    pub fn setting_faults(&self) -> Vec<ConfigError> {
+        let mut faults: Vec<ConfigError> = self.limits.check().err().into_iter().collect();
+        let mut setting = |setting, got: &dyn ToString, allowed: &str| {
+            faults.push(ConfigError::Setting { setting, got: got.to_string(), allowed: allowed.into() });
         };
         if self.max_connections == 0 {
-            return setting("max_connections", &0, "1 or more");
+            setting("max_connections", &0, "1 or more");
         }
-        self.limits.check()?;
         if self.task.rounds == 0 {
-            return setting("task.rounds", &0, "1 or more");
+            setting("task.rounds", &0, "1 or more");
+        }
+        let deadlines = [
+            ("round.advertise_ms", self.round.advertise_ms),
+            ("round.share_ms", self.round.share_ms),
+            ("round.mask_ms", self.round.mask_ms),
+            ("round.confirm_ms", self.round.confirm_ms),
+            ("round.unmask_ms", self.round.unmask_ms),
+        ];
+        for (name, _) in deadlines.into_iter().filter(|(_, ms)| *ms == 0) {
+            setting(name, &0, "1 or more milliseconds: with 0 no device can answer in time; 60000 is usual");
         }
         let (min, max) = (self.quantiser.min_weight, self.quantiser.max_weight);
         if !(min >= 0.0 && (min <= max || max.is_nan())) {
-            return setting("quantiser.min_weight", &min, "0 to quantiser.max_weight");
+            setting("quantiser.min_weight", &min, "0 to quantiser.max_weight");
         }
         if self.task.max_round_jump > 1 << 32 {
-            return setting("task.max_round_jump", &self.task.max_round_jump, "0 to 4294967296");
+            setting("task.max_round_jump", &self.task.max_round_jump, "0 to 4294967296");
         }
         if let Err((name, got, allowed)) = self.optimizer.check() {
-            return setting(name, &got, allowed);
+            setting(name, &got, allowed);
+        }
+        let twice = |(i, metric): (usize, &Metric)| self.metric_index(&metric.name) != Some(i);
+        if let Some(i) = (0..self.metrics.len()).find(|&i| twice((i, &self.metrics[i]))) {
+            setting("metric", &self.metrics[i].name, "a name for each [[metric]] that no other has");
         }
         if let Some(stop) = &self.early_stop {
             if self.metric_index(&stop.metric).is_none() {
-                return setting("early_stop.metric", &stop.metric, "the name of a [[metric]]");
+                setting("early_stop.metric", &stop.metric, "the name of a [[metric]]");
             }
             if stop.patience == 0 {
-                return setting("early_stop.patience", &0, "1 or more");
+                setting("early_stop.patience", &0, "1 or more");
             }
         }
         if let Some(privacy) = &self.privacy {
             let positive = |x: f64| x > 0.0 && x.is_finite();
             if !(privacy.delta > 0.0 && privacy.delta < 1.0) {
-                return setting("privacy.delta", &privacy.delta, "above 0 and below 1");
+                setting("privacy.delta", &privacy.delta, "above 0 and below 1");
             }
             match (privacy.noise_multiplier, privacy.epsilon) {
                 (Some(z), None) if positive(z) => {}
                 (None, Some(epsilon)) if positive(epsilon) => {}
-                (Some(z), None) => return setting("privacy.noise_multiplier", &z, "a finite number above 0"),
-                (None, Some(epsilon)) => return setting("privacy.epsilon", &epsilon, "a finite number above 0"),
-                (Some(_), Some(_)) => return setting("privacy", &"both", "one of noise_multiplier and epsilon"),
-                (None, None) => return setting("privacy", &"neither", "one of noise_multiplier and epsilon"),
+                (Some(z), None) => setting("privacy.noise_multiplier", &z, "a finite number above 0"),
+                (None, Some(epsilon)) => setting("privacy.epsilon", &epsilon, "a finite number above 0"),
+                (Some(_), Some(_)) => setting("privacy", &"both", "one of noise_multiplier and epsilon"),
+                (None, None) => setting("privacy", &"neither", "one of noise_multiplier and epsilon"),
             }
         }
         if let Some(release) = &self.release
             && !(1..=36_500).contains(&release.valid_days)
         {
-            return setting("release.valid_days", &release.valid_days, "1 to 36500");
+            setting("release.valid_days", &release.valid_days, "1 to 36500");
         }
+        // What noise is made with may be among what is wrong already.
+        if !faults.iter().any(|fault| fault.setting().is_some_and(|name| name.starts_with("privacy")))
+            && let Err(fault) = self.check_params(1)
+        {
+            faults.push(fault);
+        }
+        faults
+    }
+
+    /// Checks that a round on a model of `dimension` elements can run.
+    ///
+    /// # Errors
+    /// [`ConfigError`] as of [`Self::params`].
+    pub(super) fn check_params(&self, dimension: u64) -> Result<(), ConfigError> {
         let roster = (0, if self.malicious() { vec![0; 32] } else { Vec::new() });
-        let params = RoundParams::proposed(&prost::Message::encode_to_vec(&self.params(1, 0, [0; 32], 1, roster)?))?;
+        let params = self.params(1, 0, [0; 32], dimension, roster)?;
+        let params = RoundParams::proposed(&prost::Message::encode_to_vec(&params))?;
         let (chunk, limit) = (params.chunk_len(), MAX_MESSAGE_LEN - 1024);
         if chunk > limit {
-            return setting("round.chunk_elements", &format!("{chunk} bytes"), &format!("at most {limit} bytes"));
+            return Err(ConfigError::Setting {
+                setting: "round.chunk_elements",
+                got: format!("{chunk} bytes"),
+                allowed: format!("at most {limit} bytes"),
+            });
         }
         Ok(())
     }

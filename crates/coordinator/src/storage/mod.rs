@@ -11,10 +11,12 @@ mod backup;
 mod blobs;
 mod releases;
 mod rounds;
+mod settings;
 mod tasks;
 
-use std::fs::File;
-use std::path::Path;
+use std::fs::{DirBuilder, File, Permissions};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use object_store::local::LocalFileSystem;
@@ -60,7 +62,28 @@ pub enum StoreError {
 impl StoreError {
     /// Whether waiting may help: the disk has room again, a lock is gone.
     pub fn may_pass(&self) -> bool {
-        matches!(self, Self::Database(_) | Self::Blob(_))
+        match self {
+            Self::Database(sqlx::Error::Database(error)) => {
+                // The lower byte of SQLite's extended code: busy, locked, an I/O error, full, can't open. All others, such as a
+                // value that is too large or a damaged file, are the same at the next try.
+                let code = error.code().and_then(|code| code.parse::<u32>().ok());
+                code.is_none_or(|code| matches!(code & 0xff, 5 | 6 | 10 | 13 | 14))
+            }
+            Self::Database(error) => {
+                matches!(
+                    error,
+                    sqlx::Error::Io(_)
+                        | sqlx::Error::PoolTimedOut
+                        | sqlx::Error::PoolClosed
+                        | sqlx::Error::WorkerCrashed
+                )
+            }
+            Self::Blob(error) => {
+                use object_store::Error::{InvalidPath, NotFound, NotSupported};
+                !matches!(error, NotFound { .. } | InvalidPath { .. } | NotSupported { .. })
+            }
+            Self::Folder { .. } | Self::InUse { .. } | Self::Damaged(_) => false,
+        }
     }
 }
 
@@ -84,6 +107,9 @@ CREATE TABLE IF NOT EXISTS releases (
     model_version INTEGER NOT NULL, PRIMARY KEY (model_id, version)
 );
 CREATE TABLE IF NOT EXISTS tasks (task TEXT PRIMARY KEY, round_floor INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS settings (
+    task TEXT NOT NULL, name TEXT NOT NULL, value TEXT NOT NULL, PRIMARY KEY (task, name)
+) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS replay_failures (round_id BLOB PRIMARY KEY, reason TEXT NOT NULL, times INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS roster_epochs (registrar BLOB PRIMARY KEY, epoch INTEGER NOT NULL);
 ";
@@ -106,8 +132,10 @@ impl StoredFile {
 pub struct Store {
     db: SqlitePool,
     blobs: Arc<dyn ObjectStore>,
-    /// Locked as long as the store lives.
-    lock: File,
+    /// Where the blobs are.
+    folder: PathBuf,
+    /// Locked as long as the store lives; `None` for one that only reads.
+    lock: Option<File>,
 }
 
 fn bytes32(bytes: Vec<u8>, what: &str) -> Result<[u8; 32], StoreError> {
@@ -125,23 +153,69 @@ fn sweep_uploads(folder: &Path, open: &[String]) {
     }
 }
 
+/// Makes a folder and those above it, which only its owner may use.
+fn make_folder(folder: &Path) -> std::io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(folder)
+}
+
+/// Opens a file that only its owner may use; it is made if missing.
+fn make_file(path: &Path) -> std::io::Result<File> {
+    File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
+}
+
+/// Takes from others than the owner every permission on a folder and all that is in it.
+fn make_private(path: &Path) -> std::io::Result<()> {
+    let data = std::fs::symlink_metadata(path)?;
+    if data.is_symlink() {
+        return Ok(());
+    }
+    let mode = data.permissions().mode();
+    if mode & 0o077 != 0 {
+        std::fs::set_permissions(path, Permissions::from_mode(mode & 0o700))?;
+    }
+    if data.is_dir() {
+        for entry in std::fs::read_dir(path)? {
+            make_private(&entry?.path())?;
+        }
+    }
+    Ok(())
+}
+
 impl Store {
-    /// Opens the store in `folder`, which is made if missing.
+    /// Opens the store in `folder` to read only, beside a coordinator that may run on it; `None` if there is none.
+    ///
+    /// # Errors
+    /// [`StoreError::Database`] or [`StoreError::Blob`].
+    pub(crate) async fn open_to_read(folder: &Path) -> Result<Option<Self>, StoreError> {
+        if !crate::settings::is_state(folder) {
+            return Ok(None);
+        }
+        let options = SqliteConnectOptions::new().filename(folder.join("coordinator.sqlite")).read_only(true);
+        let db = SqlitePoolOptions::new().max_connections(1).connect_with(options).await?;
+        let folder = folder.join("blobs");
+        let blobs = LocalFileSystem::new_with_prefix(&folder)?;
+        Ok(Some(Self { db, blobs: Arc::new(blobs), folder, lock: None }))
+    }
+
+    /// Opens the store in `folder`, which is made if missing. Only the owner may use it and what is in it.
     ///
     /// # Errors
     /// [`StoreError::Folder`], [`StoreError::InUse`] or [`StoreError::Database`].
     pub async fn open(folder: &Path) -> Result<Self, StoreError> {
         let name = folder.display().to_string();
         let error = |source| StoreError::Folder { folder: name.clone(), source };
-        std::fs::create_dir_all(folder.join("blobs")).map_err(error)?;
-        let lock = File::create(folder.join("lock")).map_err(error)?;
+        make_folder(&folder.join("blobs")).map_err(error)?;
+        let lock = make_file(&folder.join("lock")).map_err(error)?;
         lock.try_lock().map_err(|e| match e {
             std::fs::TryLockError::WouldBlock => StoreError::InUse { folder: name.clone() },
             std::fs::TryLockError::Error(source) => error(source),
         })?;
+        let database = folder.join("coordinator.sqlite");
+        // SQLite gives its other files the permissions of this one.
+        make_file(&database).map_err(error)?;
+        make_private(folder).map_err(error)?;
         let options = SqliteConnectOptions::new()
-            .filename(folder.join("coordinator.sqlite"))
-            .create_if_missing(true)
+            .filename(database)
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true);
@@ -151,19 +225,25 @@ impl Store {
             sqlx::query_scalar("SELECT round_id FROM rounds WHERE state = 'open'").fetch_all(&db).await?;
         let open: Vec<String> = open.iter().filter_map(|id| Some(RoundId::from_slice(id)?.to_string())).collect();
         sweep_uploads(&folder.join("blobs/uploads"), &open);
-        let blobs = LocalFileSystem::new_with_prefix(folder.join("blobs"))?.with_fsync(true);
-        Ok(Self { db, blobs: Arc::new(blobs), lock })
+        let folder = folder.join("blobs");
+        let blobs = LocalFileSystem::new_with_prefix(&folder)?.with_fsync(true);
+        Ok(Self { db, blobs: Arc::new(blobs), folder, lock: Some(lock) })
     }
 
     /// Closes the database; used before the folder is handed to another process.
     pub async fn close(&self) {
         self.db.close().await;
         // Calls that still hang may hold the store; nothing is written any more.
-        let _ = self.lock.unlock();
+        let _ = self.lock.as_ref().map(File::unlock);
     }
 
     async fn put(&self, path: &BlobPath, bytes: Vec<u8>) -> Result<(), StoreError> {
+        let file = self.folder.join(path.as_ref());
+        // Folders that the object store would make are open to all. Where this fails it fails as well, and tells why.
+        let _ = file.parent().map(make_folder);
         self.blobs.put(path, bytes.into()).await?;
+        // What deletes an upload may have been faster.
+        let _ = std::fs::set_permissions(&file, Permissions::from_mode(0o600));
         Ok(())
     }
 
@@ -225,7 +305,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(folder.path()).await.unwrap();
         let round = RoundId([7; 32]);
-        store.insert_round(round, "task", 1, b"parameters", None).await.unwrap();
+        store.insert_round(round, "task", 1, b"parameters").await.unwrap();
         let events = [Event::Message(vec![1; 20_000], 5), Event::Close(9)];
         limit(&store, 1).await;
         for _ in 0..5 {
@@ -249,11 +329,24 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn an_error_that_is_the_same_at_every_try_is_told_from_one_that_passes() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).await.unwrap();
+        let round = RoundId([7; 32]);
+        // Above SQLite's limit of a value.
+        let error = store.insert_round(round, "task", 1, &vec![0; 1_100_000_000]).await.unwrap_err();
+        assert!(!error.may_pass() && error.to_string().contains("too big"), "{error}");
+        store.insert_round(round, "task", 1, b"parameters").await.unwrap();
+        let error = store.insert_round(round, "task", 1, b"parameters").await.unwrap_err();
+        assert!(!error.may_pass() && error.to_string().contains("UNIQUE"), "{error}");
+    }
+
+    #[tokio::test]
     async fn floors_and_failures_are_there_after_a_restart() {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(folder.path()).await.unwrap();
         let round = RoundId([7; 32]);
-        store.insert_round(round, "task", 3, b"parameters", None).await.unwrap();
+        store.insert_round(round, "task", 3, b"parameters").await.unwrap();
         assert_eq!(store.last_round_number("task").await.unwrap(), 3);
         for (floor, last) in [(2, 3), (9, 9), (5, 9)] {
             store.raise_round_floor("task", floor).await.unwrap();
@@ -281,7 +374,7 @@ mod tests {
         let store = Store::open(folder.path()).await.unwrap();
         let (over, open, client) = (RoundId([1; 32]), RoundId([2; 32]), ClientId([3; 16]));
         for (number, round) in [(1, over), (2, open)] {
-            store.insert_round(round, "task", number, b"parameters", None).await.unwrap();
+            store.insert_round(round, "task", number, b"parameters").await.unwrap();
         }
         store.abort_round(over, "enough").await.unwrap();
         // As if the kill had come between the two steps of the line above.

@@ -24,7 +24,7 @@ pub struct OpenRound {
     pub round_id: RoundId,
     /// Encoded `RoundParams`.
     pub params: Vec<u8>,
-    /// The roster under which it was opened, as a file.
+    /// The roster under which an earlier version opened it, as a file; others are kept once an epoch.
     pub roster: Option<Vec<u8>>,
     /// What was accepted, in order.
     pub events: Vec<Event>,
@@ -56,14 +56,12 @@ impl Store {
         task: &str,
         number: u64,
         params: &[u8],
-        roster: Option<Vec<u8>>,
     ) -> Result<(), StoreError> {
-        sqlx::query("INSERT INTO rounds (round_id, task, number, params, roster) VALUES (?, ?, ?, ?, ?)")
+        sqlx::query("INSERT INTO rounds (round_id, task, number, params) VALUES (?, ?, ?, ?)")
             .bind(round_id.to_vec())
             .bind(task)
             .bind(number as i64)
             .bind(params)
-            .bind(roster)
             .execute(&self.db)
             .await?;
         Ok(())

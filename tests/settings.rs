@@ -124,7 +124,7 @@ fn check_tells_everything_that_is_wrong_at_once_with_its_line() {
     let text = std::fs::read_to_string(folder.join("coordinator.key")).unwrap();
     let key = keyfile::signing_key_from_text(Role::Coordinator, &text).unwrap().verifying_key();
     let stranger = deployment.device_keys(0).signing_key.verifying_key();
-    let roster = registrar.publish(&[stranger.clone()], &[stranger], now()).unwrap();
+    let roster = registrar.publish(std::slice::from_ref(&stranger), std::slice::from_ref(&stranger), now()).unwrap();
     std::fs::write(folder.join("roster.bin"), roster.to_bytes()).unwrap();
     std::fs::write(folder.join("a-file"), "").unwrap();
     let busy = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

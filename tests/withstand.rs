@@ -237,8 +237,14 @@ async fn a_roster_file_that_is_older_truncated_or_foreign_is_refused_and_the_las
     let keys = deployment.config.round_keys().unwrap().unwrap();
     let publisher = deployment.config.release_keys().unwrap().unwrap().publisher.verifying_key();
     registrar.revoke(deployment.device_keys(4).client_id, now()).unwrap();
-    let newer = registrar.publish(&[keys.signing_key.verifying_key()], &[publisher.clone()], now()).unwrap().to_bytes();
-    let foreign = registrar.publish(&[publisher.clone()], &[publisher], now()).unwrap().to_bytes();
+    let newer = registrar
+        .publish(&[keys.signing_key.verifying_key()], std::slice::from_ref(&publisher), now())
+        .unwrap()
+        .to_bytes();
+    let foreign = registrar
+        .publish(std::slice::from_ref(&publisher), std::slice::from_ref(&publisher), now())
+        .unwrap()
+        .to_bytes();
     let put = |bytes: &[u8]| unisono::files::replace(&file, bytes).unwrap();
     put(&newer);
     let mut coordinator = Coordinator::start(deployment.config.clone()).await.unwrap();

@@ -7,6 +7,7 @@ use std::process::{Command, Output};
 
 use unisono::coordinator::config::Fault;
 use unisono::coordinator::{Config, ConfigError, Coordinator, CoordinatorError, Event, changes};
+use unisono::crypto::sign::{Level, SigningKey};
 use unisono::local::Deployment;
 use unisono::protocol::keyfile::{self, Role};
 use unisono::registrar::Registrar;
@@ -123,7 +124,7 @@ fn check_tells_everything_that_is_wrong_at_once_with_its_line() {
     }
     let text = std::fs::read_to_string(folder.join("coordinator.key")).unwrap();
     let key = keyfile::signing_key_from_text(Role::Coordinator, &text).unwrap().verifying_key();
-    let stranger = deployment.device_keys(0).signing_key.verifying_key();
+    let stranger = SigningKey::generate(Level::L65, &mut rand_core::UnwrapErr(getrandom::SysRng)).verifying_key();
     let roster = registrar.publish(std::slice::from_ref(&stranger), std::slice::from_ref(&stranger), now()).unwrap();
     std::fs::write(folder.join("roster.bin"), roster.to_bytes()).unwrap();
     std::fs::write(folder.join("a-file"), "").unwrap();
@@ -162,7 +163,7 @@ fn check_tells_everything_that_is_wrong_at_once_with_its_line() {
     assert!(text.contains(&format!("line {line}: round.mask_ms = 0: ")), "{text}");
 
     // A publisher that the roster does not name is told by a check and at the start, not when nobody can open the model.
-    let roster = registrar.publish(&[key], &[deployment.device_keys(1).signing_key.verifying_key()], now()).unwrap();
+    let roster = registrar.publish(&[key], std::slice::from_ref(&stranger), now()).unwrap();
     std::fs::write(folder.join("roster.bin"), roster.to_bytes()).unwrap();
     let output = check(folder);
     let text = String::from_utf8_lossy(&output.stderr);

@@ -244,7 +244,8 @@ impl ParticipationRecord for Record {
         if epoch <= self.read(|content| content.roster_epoch) {
             return Ok(());
         }
-        self.change(|content| content.roster_epoch = epoch).map_err(|e| RecordError::Failed(e.to_string()))
+        self.change(|content| content.roster_epoch = content.roster_epoch.max(epoch))
+            .map_err(|e| RecordError::Failed(e.to_string()))
     }
 }
 

@@ -13,7 +13,7 @@ use unisono_crypto::ring::RingVector;
 use unisono_protocol::client::{ClientError, Joining, Session};
 use unisono_protocol::encoding::Contribution;
 use unisono_protocol::params::RoundParams;
-use unisono_protocol::policy::ParticipationRecord;
+use unisono_protocol::policy::{CLOCK, ParticipationRecord, ROUND_JUMP};
 use unisono_protocol::proto::{RoundOffer, UploadHeader, client_message::Step, server_message::View};
 use unisono_protocol::server::Phase;
 use unisono_wire::model::{Model, model_hash};
@@ -45,15 +45,16 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
 /// be believed: a large one would keep this device from all true rounds.
 fn refused_for_good(error: &ClientError) -> bool {
     match error {
-        ClientError::Policy(refusal) => refusal.setting != "tasks",
+        // A number that is too high, or a clock that is behind, says nothing about the rounds to come.
+        ClientError::Policy(refusal) => !["tasks", ROUND_JUMP, CLOCK].contains(&refusal.setting),
         ClientError::OldRound { .. } => true,
         _ => false,
     }
 }
 
 /// Waits until this device's own clock says that the session's secrets are to be erased.
-async fn expiry(session: &Session) -> ClientError {
-    let Some(erase_at) = session.erase_at() else { return std::future::pending().await };
+async fn expiry(erase_at: Option<u64>) -> ClientError {
+    let Some(erase_at) = erase_at else { return std::future::pending().await };
     // Looked at again now and then: a clock may be set, and a device may sleep.
     while now() <= erase_at {
         tokio::time::sleep(Duration::from_secs((erase_at + 1).saturating_sub(now()).clamp(1, 60))).await;
@@ -96,18 +97,33 @@ impl Client {
 
         let view = self.poll(&session).await?;
         let session = self.receive(session, view, None).await?;
-        let training = self.start_training(&params).await?;
+        let session_erase_at = session.erase_at();
+        // Whatever this device waits for from here on, its secrets go with the session when its own clock says so.
+        tokio::select! {
+            played = self.play(session, &params, &mut meter) => played?,
+            expired = expiry(session_erase_at) => return Err(expired.into()),
+        }
+        self.tell(&Event::Completed { round, traffic: meter.traffic() });
+        Ok(())
+    }
+
+    /// The steps of a round whose cohort this device has accepted.
+    async fn play(&self, session: Session, params: &Arc<RoundParams>, meter: &mut Meter) -> Result<(), Error> {
+        let training = self.start_training(params).await?;
         self.submit(&session).await?;
         meter.assign(Phase::Share);
 
         let view = self.poll(&session).await?;
-        let input = self.input(&params, training).await?;
+        let input = self.input(params, training).await?;
         let mut session = self.receive(session, view, Some(input)).await?;
-        self.submit(&session).await?;
-        if let Err(error) = self.upload(&session).await {
+        let uploaded = match self.submit(&session).await {
+            Ok(()) => self.upload(&session).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = uploaded {
             // Too late for the sum, not for its certificate: this device has masked for the set that others reveal for.
             if error.is_late() && session.owes_endorsement() {
-                self.unmask(session, &mut meter).await?;
+                self.unmask(session, meter).await?;
             }
             return Err(error);
         }
@@ -115,23 +131,19 @@ impl Client {
         meter.assign(Phase::Mask);
 
         // The upload is in: from here on the round may be over, with its sum, before this device's shares are needed.
-        match self.unmask(session, &mut meter).await {
+        match self.unmask(session, meter).await {
             Err(error) if error.is_summed() => {}
             result => result?,
         }
         meter.assign(Phase::Unmask);
-        self.tell(&Event::Completed { round, traffic: meter.traffic() });
         Ok(())
     }
 
     /// The steps after the upload: an endorsement, for members of the committee, then the shares. What is left of the round's
-    /// secrets is erased when this returns, also when this device's own clock says that it takes too long.
+    /// secrets is erased when this returns.
     async fn unmask(&self, mut session: Session, meter: &mut Meter) -> Result<(), Error> {
         while let Some(phase) = session.awaits() {
-            let view = tokio::select! {
-                view = self.poll(&session) => view?,
-                expired = expiry(&session) => return Err(expired.into()),
-            };
+            let view = self.poll(&session).await?;
             session = self.receive(session, view, None).await?;
             match self.submit(&session).await {
                 // The quorum was there without this device.

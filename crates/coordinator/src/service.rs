@@ -236,7 +236,10 @@ impl Service {
         let taken = active.absorb(&self.shared.store, &message, now()).await;
         let (accepted, stored) = taken.map_err(|e| self.step_failed(e))?;
         self.progress(active, stored);
-        caller.authenticated();
+        // A repeat proves nothing: its signature is not looked at.
+        if accepted == Accepted::New {
+            caller.authenticated();
+        }
         Ok(accepted)
     }
 
@@ -320,10 +323,10 @@ impl Service {
     }
 
     /// The word that the task is finished: in malicious mode signed, so that nobody else can say it.
-    async fn farewell(&self, after_round: u64) -> Result<Response<GetRoundResponse>, Status> {
+    async fn farewell(&self) -> Result<Response<GetRoundResponse>, Status> {
         let shared = &self.shared;
-        // A device whose record is ahead, as after a restored backup, is told as well that no further round comes.
-        let round = shared.asked.reached().max(after_round);
+        // Not the caller's number, which anybody may send: the word for a high one could be kept, and used once the task goes on.
+        let round = shared.asked.reached();
         let no_roster = |error: crate::RosterRefused| {
             tracing::error!(%error, "devices can't be told that the task is finished");
             failed("roster")
@@ -338,9 +341,7 @@ impl Service {
                 signed::sign(&message, label::SIG_TASK_FINISHED, key)
             }
         };
-        if round == shared.asked.reached() {
-            *farewell = Some((round, finished.clone()));
-        }
+        *farewell = Some((round, finished.clone()));
         let (state, finished) = (State::Finished as i32, Some(finished));
         Ok(Response::new(GetRoundResponse { state, finished, roster_head, ..Default::default() }))
     }
@@ -365,7 +366,10 @@ impl Service {
             return Ok((UploadState::default(), UploadStatusResponse { chunks, complete: true }));
         }
         if server.awaited_upload(client).is_none() {
-            let reason = Reason::Incomplete("upload header that was accepted in this phase");
+            let reason = match phase {
+                Phase::Confirm | Phase::Unmask => Reason::WrongPhase { step: Phase::Mask },
+                _ => Reason::Incomplete("upload header that was accepted in this phase"),
+            };
             return Err(self.refused(Refusal { client: Some(client), phase, reason }));
         }
         // The last chunk is what completes an upload: where all are stored and it is not complete (the coordinator or the
@@ -458,7 +462,7 @@ impl Coordinator for Service {
                 Stage::Idle => "the next round is about to begin".into(),
             };
             if reason.is_empty() {
-                return self.farewell(request.after_round).await;
+                return self.farewell().await;
             }
             if !patience.more().await {
                 let state = State::Waiting as i32;

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use metrics::{counter, gauge, histogram};
+use unisono_protocol::degree::drop_outs;
 use unisono_protocol::encoding::{Aggregate, EncodingError};
 use unisono_protocol::params::RoundParams;
 use unisono_protocol::server::{Authority, Outcome, Phase, Progress, Report, Server};
@@ -212,7 +213,8 @@ fn say_tolerance(server: &Server) {
     // A sparse graph is made for delta.
     let Some(tolerated) = tolerated else { return };
     let (round, delta) = (params.wire.round, params.wire.delta);
-    if f64::from(tolerated) < (delta * f64::from(clients)).floor() {
+    // Of fewer than five none can be spared, whatever delta says.
+    if tolerated < drop_outs(clients.max(5), &params.assumptions) {
         tracing::warn!(round, clients, tolerated, delta, "the cohort withstands fewer drop-outs than delta says");
     } else {
         tracing::info!(round, clients, tolerated, "drop-outs that the cohort withstands");
@@ -527,6 +529,10 @@ fn jump(shared: &Shared, number: u64, needed: usize) -> Option<Next> {
 
 /// Whether as many clients have answered as the assumed drop-out fraction leaves of those who may.
 fn as_promised(server: &Server) -> bool {
+    // Fewer than the quorum are no use, and the quorum closes the phase.
+    if server.phase() == Phase::Confirm {
+        return false;
+    }
     let Progress { answered, expected } = server.progress();
     let promised = (1.0 - server.params().wire.delta) * expected as f64;
     answered as f64 + 1e-9 >= promised && answered >= server.params().wire.n_min as usize

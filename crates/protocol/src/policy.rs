@@ -23,6 +23,15 @@ pub struct PrivacyDemand {
 /// number near the end of the range would keep the device from all later rounds.
 pub const MAX_ROUND_JUMP: u64 = 1 << 20;
 
+/// Highest number of the first round of a task that a device takes part in.
+pub const MAX_FIRST_ROUND: u64 = 1 << 32;
+
+/// [`PolicyRefusal::setting`] of a round whose number is too far above the record's last one.
+pub const ROUND_JUMP: &str = "the record's last round";
+
+/// [`PolicyRefusal::setting`] of a device whose clock is behind its record.
+pub const CLOCK: &str = "the device's clock";
+
 /// What this device accepts. Every limit is inclusive.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Policy {
@@ -164,11 +173,9 @@ impl Policy {
                 return refuse("the round's epsilon", &format!("{epsilon:.4}"), &limit, "privacy.max_epsilon");
             }
         }
-        if let Some(TaskEntry { round, .. }) = entry
-            && wire.round > round.saturating_add(MAX_ROUND_JUMP)
-        {
-            let limit = round.saturating_add(MAX_ROUND_JUMP);
-            return refuse("the round's number", &wire.round, &limit, "the record's last round");
+        let limit = entry.map_or(MAX_FIRST_ROUND, |entry| entry.round.saturating_add(MAX_ROUND_JUMP));
+        if wire.round > limit {
+            return refuse("the round's number", &wire.round, &limit, ROUND_JUMP);
         }
         self.check_budget(params, &entry.map(|entry| entry.spent.clone()).unwrap_or_default(), now)
     }
@@ -194,6 +201,10 @@ impl Policy {
         if self.max_rounds.is_some_and(|max_rounds| spent.rounds >= max_rounds) {
             let limit = self.max_rounds.unwrap_or_default();
             return refuse("the number of this device's rounds in the task", &(spent.rounds + 1), &limit, "max_rounds");
+        }
+        if spent.rounds > 0 && self.min_interval_s > 0 && now < spent.last_at {
+            let limit = format!("{}, when it last took part", spent.last_at);
+            return refuse("this device's clock", &format!("at {now} (Unix time)"), &limit, CLOCK);
         }
         let since = now.saturating_sub(spent.last_at);
         if spent.rounds > 0 && since < self.min_interval_s {

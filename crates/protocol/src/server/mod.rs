@@ -439,6 +439,11 @@ impl Members {
         if have < need {
             return Err(Abort::TooFew { phase, have, need });
         }
+        // Members that did not share their keys can't endorse: nobody masks for a set that can't be certified.
+        let (have, need) = (graph.committee().iter().filter(|&&u| set[u as usize]).count(), graph.quorum());
+        if phase == Phase::Share && have < need {
+            return Err(Abort::TooFew { phase, have, need });
+        }
         match graph.thin_window(set) {
             Some(place) if self.context.params.malicious() => Err(Abort::ThinWindow { phase, place }),
             _ => Ok(()),

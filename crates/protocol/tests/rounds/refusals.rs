@@ -7,9 +7,10 @@ use rand_chacha::rand_core::SeedableRng;
 use unisono_crypto::sign::{Level, SigningKey};
 use unisono_protocol::ClientId;
 use unisono_protocol::client::{ClientError, Identity};
+use unisono_protocol::cohort::Cohort;
 use unisono_protocol::proto::{self, server_message::View};
 use unisono_protocol::roster::{Roster, RosterError};
-use unisono_protocol::server::{Accepted, Authority, Closed, OpenError, Phase, Reason, Server};
+use unisono_protocol::server::{Abort, Accepted, Authority, Closed, OpenError, Phase, Reason, Server};
 
 use crate::world::{CAST, Device, NOW, leaf, open, params};
 
@@ -267,4 +268,25 @@ fn a_head_with_a_weak_key_of_a_coordinator_or_publisher_is_refused() {
         let error = Roster::publish(leaves, 8, NOW, coordinators, publishers, &CAST.registrar).err().unwrap();
         assert!(error.to_string().contains("ML-DSA-65"), "{error}");
     }
+}
+
+#[test]
+fn nobody_masks_where_too_few_of_the_committee_have_shared() {
+    let mut server = open(&params(true, 30, 40, 0.05, 0.05, 20));
+    let mut devices: Vec<Device> = (0..40).map(|i| Device::new(i, &server, 9)).collect();
+    for device in &mut devices {
+        device.join(server.offer()).unwrap();
+        server.absorb(device.message().unwrap(), NOW).unwrap();
+    }
+    let mut server = next(server);
+    let Some(View::Cohort(view)) = server.view(devices[0].id()).unwrap().view else { panic!("a cohort follows") };
+    let cohort = Cohort::from_payload(&view.cohort.unwrap().payload, server.params()).unwrap();
+    let (committee, quorum) = (cohort.graph.committee(), cohort.graph.quorum());
+    let vanished = &committee[..committee.len() - quorum + 1];
+    for (i, device) in devices.iter_mut().enumerate().filter(|(i, _)| !vanished.contains(&(*i as u32))) {
+        device.receive(&server.view(device.id()).unwrap()).unwrap();
+        assert_eq!(server.absorb(device.message().unwrap(), NOW), Ok(Accepted::New), "device {i}");
+    }
+    let abort = server.close().err().unwrap();
+    assert_eq!(abort, Abort::TooFew { phase: Phase::Share, have: quorum - 1, need: quorum });
 }

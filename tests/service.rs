@@ -13,7 +13,7 @@ use unisono::client::{Client, Error, Event, Retry, Summary, TrainingRound, Updat
 use unisono::coordinator::config::Privacy;
 use unisono::coordinator::{Config, Coordinator};
 use unisono::crypto::kdf::label;
-use unisono::local::{Deployment, TASK};
+use unisono::local::{Deployment, Plan, TASK};
 use unisono::protocol::client::{Session, Trust};
 use unisono::protocol::keyfile::DeviceKeys;
 use unisono::protocol::policy::{Policy, PrivacyDemand};
@@ -443,4 +443,20 @@ async fn a_second_coordinator_on_the_same_state_is_refused() {
     let second = Coordinator::start(deployment.config.clone()).await.err().unwrap();
     assert!(second.to_string().contains("in use by another coordinator"), "{second}");
     first.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cohorts_of_three_four_and_ten_give_a_sum() {
+    for clients in [3, 4, 10] {
+        let plan = Plan { clients, rounds: 1, delta: 0.1, max_examples: 10 };
+        let deployment = Deployment::make(&plan).unwrap();
+        let coordinator = Coordinator::start(deployment.config.clone()).await.unwrap();
+        let mut events = coordinator.events();
+        let endpoint = format!("http://{}", coordinator.address());
+        let set = devices(&deployment, &endpoint, 0..clients);
+        let result = finished(&mut events).await;
+        assert!(result.outcome.survivors.len() >= deployment.n_min as usize, "{clients} clients");
+        assert_eq!(all(set).await.len(), clients as usize);
+        coordinator.stop().await;
+    }
 }

@@ -22,7 +22,9 @@ use unisono::protocol::signed;
 use unisono::wire::model::Model;
 use unisono::wire::proto::coordinator_client::CoordinatorClient;
 use unisono::wire::proto::get_round_response::State;
-use unisono::wire::proto::{GetModelRequest, GetRoundRequest, GrantRequest, PollRequest, RoundPhase, UploadChunk};
+use unisono::wire::proto::{
+    GetModelRequest, GetRoundRequest, GrantRequest, PollRequest, RoundPhase, SubmitResponse, UploadChunk,
+};
 use unisono::wire::{MAX_MESSAGE_LEN, RETRY_AFTER_KEY};
 
 #[allow(dead_code)]
@@ -487,4 +489,35 @@ fn open_files_and_limits_are_checked_before_the_service_starts() {
     assert!(!good && why.contains("limits.total_bytes"), "{why}");
     let (good, why) = check("limits = { streams = 1 }\nmax_connections = 10", 1_000, 100);
     assert!(!good && why.contains("streams"), "{why}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repeated_step_which_anybody_can_send_makes_nobody_known() {
+    let mut deployment = without_proxies(deployment(1));
+    deployment.config.limits.stranger_idle_ms = 1_000;
+    let coordinator = Coordinator::start(deployment.config.clone()).await.unwrap();
+    let address = coordinator.address();
+    let mut device = Raw::join(&format!("http://{address}"), deployment.device_keys(4)).await;
+    // The advert's bytes, as whoever overhears them has them.
+    let advert = device.advert();
+    let open_after = async |from: &str| {
+        let (sender, mut closed) = http2(connect(from, address).await.unwrap()).await;
+        let mut sender = sender.ready().await.unwrap();
+        let (answer, mut stream) = sender.send_request(request("Submit"), false).unwrap();
+        stream.send_data(framed(&advert), true).unwrap();
+        let mut body = answer.await.unwrap().into_body();
+        let mut bytes = Vec::new();
+        while let Some(piece) = body.data().await {
+            let piece = piece.unwrap();
+            let _ = body.flow_control().release_capacity(piece.len());
+            bytes.extend(piece);
+        }
+        let answer: SubmitResponse = prost::Message::decode(&bytes[5..]).unwrap();
+        let open = tokio::time::timeout(Duration::from_secs(4), &mut closed).await.is_err();
+        (answer.repeat, open)
+    };
+    assert_eq!(open_after("127.0.0.31").await, (false, true), "the first to bring it is known");
+    assert_eq!(open_after("127.0.0.32").await, (true, false), "who repeats it is a stranger");
+    assert!(device.submit(advert.clone()).await.unwrap());
+    coordinator.stop().await;
 }

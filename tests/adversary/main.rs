@@ -38,6 +38,7 @@ mod dealers;
 mod durability;
 mod grants;
 mod keys_and_adverts;
+mod late;
 mod over_grpc;
 mod roster;
 mod shares;

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use prost::Message;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::TcpListenerStream;
@@ -30,7 +31,7 @@ pub type CertificateLie = fn(&mut Certificate, &[u8], &[u8]);
 /// Changes a step.
 pub type StepLie = Box<dyn Fn(&mut Step) + Send + Sync>;
 
-/// What the proxy changes: a view, with what the device has sent so far; an offer; a base model's bytes.
+/// What the proxy changes: a view, with what the device has sent so far; an offer; a base model's bytes; when something arrives.
 pub enum Lie {
     None,
     View(ViewLie),
@@ -41,6 +42,8 @@ pub enum Lie {
     /// What the device sends, signed again: the device lies.
     Step(StepLie),
     Model(fn(&mut Vec<u8>)),
+    /// The device's chunks go no further before this is true.
+    HoldChunks(watch::Receiver<bool>),
 }
 
 /// What the device sent towards the coordinator.
@@ -132,6 +135,9 @@ impl Service for Proxy {
     async fn upload(&self, request: Request<Streaming<UploadChunk>>) -> Result<Response<UploadStatusResponse>, Status> {
         let chunks: Vec<UploadChunk> = request.into_inner().collect::<Result<_, _>>().await?;
         self.sent.lock().unwrap().chunks.extend(chunks.iter().cloned());
+        if let Lie::HoldChunks(until) = &*self.lie {
+            until.clone().wait_for(|until| *until).await.unwrap();
+        }
         Ok(Response::new(self.stub.clone().upload(tokio_stream::iter(chunks)).await?.into_inner()))
     }
 

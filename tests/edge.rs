@@ -17,7 +17,7 @@ use unisono::crypto::kdf::label;
 use unisono::local::{Deployment, TASK};
 use unisono::protocol::keyfile::DeviceKeys;
 use unisono::protocol::proto::{ClientMessage, Signed, UploadHeader, client_message::Step};
-use unisono::protocol::server::{Authority, Reason, Server};
+use unisono::protocol::server::{Authority, Reason, Server, place_in_draw};
 use unisono::protocol::signed;
 use unisono::wire::model::Model;
 use unisono::wire::proto::coordinator_client::CoordinatorClient;
@@ -86,7 +86,7 @@ async fn stub(address: SocketAddr) -> CoordinatorClient<Channel> {
 }
 
 fn ask(wait_ms: u64) -> GetRoundRequest {
-    GetRoundRequest { task: TASK.into(), after_round: 0, wait_ms }
+    GetRoundRequest { task: TASK.into(), wait_ms, ..GetRoundRequest::default() }
 }
 
 async fn complete(deployment: &Deployment, coordinator: &Coordinator) {
@@ -272,16 +272,20 @@ fn there_is_room_or_not_before_a_signature_is_verified() {
         let step = Step::Advert(signed::sign(&advert, label::SIG_ADVERT, Some(&keys.signing_key)));
         ClientMessage { round_id: round_id.clone(), client_id: keys.client_id.to_vec(), step: Some(step) }
     };
-    let mut forged = advert(4);
+    // The last one of the draw: of any other the signature would be looked at.
+    let round = server.params().round_id;
+    let last = (0..5).max_by_key(|&i| place_in_draw(round, deployment.device_keys(i).client_id)).unwrap();
+    let mut forged = advert(last);
     let Some(Step::Advert(signed)) = &mut forged.step else { unreachable!() };
     signed.signature[0] ^= 1;
     assert!(matches!(server.absorb(&forged, now()).unwrap_err().reason, Reason::Signed(_)));
-    for i in 0..4 {
+    let others: Vec<u32> = (0..5).filter(|&i| i != last).collect();
+    for &i in &others {
         server.absorb(&advert(i), now()).unwrap();
     }
     assert_eq!(server.absorb(&forged, now()).unwrap_err().reason, Reason::Full { n_max: 4 });
     // Whoever is in is told that it is, not that there is no room.
-    assert_eq!(server.absorb(&advert(0), now()).unwrap_err().reason, Reason::Conflict);
+    assert_eq!(server.absorb(&advert(others[0]), now()).unwrap_err().reason, Reason::Conflict);
 }
 
 #[tokio::test(flavor = "multi_thread")]

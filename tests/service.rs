@@ -86,7 +86,7 @@ async fn bad_messages_get_typed_errors_and_the_round_goes_on_for_the_others() {
     };
     let status = raw.stub.upload(tokio_stream::iter([chunk])).await.unwrap_err();
     assert_eq!(reason(&status), "incomplete", "{status}");
-    let request = GetRoundRequest { task: "another".into(), after_round: 0, wait_ms: 0 };
+    let request = GetRoundRequest { task: "another".into(), after_round: 0, wait_ms: 0, ..Default::default() };
     assert_eq!(reason(&raw.stub.get_round(request).await.unwrap_err()), "no_such_task");
 
     // The four honest devices finish the round; the raw one counts as a drop-out.
@@ -110,7 +110,7 @@ async fn an_upload_that_lies_about_itself_is_refused_and_an_interrupted_one_resu
     // Device 4 drives its session by hand up to its upload.
     let keys = deployment.device_keys(4);
     let mut raw = Raw::join(&endpoint, deployment.device_keys(4)).await;
-    let request = GetRoundRequest { task: TASK.into(), after_round: 0, wait_ms: 10_000 };
+    let request = GetRoundRequest { task: TASK.into(), after_round: 0, wait_ms: 10_000, ..Default::default() };
     let offer = raw.stub.get_round(request).await.unwrap().into_inner().offer.unwrap();
     let policy = Policy { n_min: deployment.n_min, min_interval_s: 0, ..Policy::default() };
     let trust = Trust { registrar: Some(deployment.registrar.clone()), policy };

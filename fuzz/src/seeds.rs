@@ -210,7 +210,7 @@ fn service(seeds: &mut Vec<Seed>) {
         seeds.push(chosen("files", 9, name, &[&[which], message].concat()));
     };
     let (round_id, client_id, hash) = (vec![1; 32], vec![2; 16], vec![3; 32]);
-    let request = wire::GetRoundRequest { task: "test".into(), after_round: 1, wait_ms: 20_000 };
+    let request = wire::GetRoundRequest { task: "test".into(), after_round: 1, wait_ms: 20_000, ..Default::default() };
     add(0, "get-round-request", &request.encode_to_vec());
     let open = wire::GetRoundResponse {
         state: wire::get_round_response::State::Open as i32,

@@ -2,6 +2,7 @@
 //! [`Lie`] says, and keeps what the device sent.
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use prost::Message;
 use tokio::net::TcpListener;
@@ -42,6 +43,8 @@ pub enum Lie {
     /// What the device sends, signed again: the device lies.
     Step(StepLie),
     Model(fn(&mut Vec<u8>)),
+    /// An offer takes so long.
+    LateOffer(Duration),
     /// The device's chunks go no further before this is true.
     HoldChunks(watch::Receiver<bool>),
 }
@@ -52,6 +55,8 @@ pub struct Sent {
     pub messages: Vec<ClientMessage>,
     /// Chunks of masked inputs, by upload hash.
     pub chunks: Vec<UploadChunk>,
+    /// What it said about missed rounds.
+    pub missed: Vec<String>,
     /// The set of survivors that an isolated device was shown.
     survivors: Vec<u8>,
 }
@@ -84,7 +89,12 @@ impl Service for Proxy {
     type GetReleaseStream = Streaming<FileChunk>;
 
     async fn get_round(&self, request: Request<GetRoundRequest>) -> Result<Response<GetRoundResponse>, Status> {
-        let mut response = self.stub.clone().get_round(request.into_inner()).await?;
+        let request = request.into_inner();
+        self.sent.lock().unwrap().missed.push(request.missed.clone());
+        let mut response = self.stub.clone().get_round(request).await?;
+        if let Lie::LateOffer(pause) = &*self.lie {
+            tokio::time::sleep(*pause).await;
+        }
         if let Lie::Offer(lie) = &*self.lie {
             lie(response.get_mut());
         }

@@ -160,7 +160,9 @@ async fn a_hundred_thousand_connections_worth_of_junk_frames() {
     assert!(grown < 256 << 20, "{grown} bytes more are held after the flood");
     let answer = async {
         let mut stub = CoordinatorClient::connect(format!("http://{address}")).await.unwrap();
-        stub.get_round(GetRoundRequest { task: TASK.into(), after_round: 0, wait_ms: 0 }).await.unwrap();
+        stub.get_round(GetRoundRequest { task: TASK.into(), after_round: 0, wait_ms: 0, ..Default::default() })
+            .await
+            .unwrap();
     };
     tokio::time::timeout(Duration::from_secs(5), answer).await.expect("no answer after the flood");
     coordinator.stop().await;
@@ -197,7 +199,7 @@ async fn slow_loris_connections() {
 async fn masked(deployment: &Deployment, endpoint: &str, i: u32) -> (Raw, Session, MemoryRecord) {
     let keys = deployment.device_keys(i);
     let mut raw = Raw::join(endpoint, deployment.device_keys(i)).await;
-    let request = GetRoundRequest { task: TASK.into(), after_round: 0, wait_ms: 10_000 };
+    let request = GetRoundRequest { task: TASK.into(), after_round: 0, wait_ms: 10_000, ..Default::default() };
     let offer = raw.stub.get_round(request).await.unwrap().into_inner().offer.unwrap();
     let policy = Policy { n_min: deployment.n_min, ..Policy::default() };
     let trust = Trust { registrar: Some(deployment.registrar.clone()), policy };

@@ -94,7 +94,7 @@ impl Raw {
     pub async fn join(endpoint: &str, keys: DeviceKeys) -> Self {
         let channel = Channel::from_shared(endpoint.to_owned()).unwrap().connect().await.unwrap();
         let mut stub = CoordinatorClient::new(channel).max_encoding_message_size(2 * MAX_MESSAGE_LEN);
-        let request = GetRoundRequest { task: TASK.into(), after_round: 0, wait_ms: 10_000 };
+        let request = GetRoundRequest { task: TASK.into(), after_round: 0, wait_ms: 10_000, ..Default::default() };
         let response = stub.get_round(request).await.unwrap().into_inner();
         assert_eq!(response.state, State::Open as i32);
         let params = response.offer.unwrap().params.unwrap();

@@ -58,7 +58,7 @@ pub fn cases() -> Vec<Value> {
     vec![
         case(
             "GetRoundRequest",
-            &GetRoundRequest { task: "digits".into(), after_round: 300, wait_ms: 20_000 },
+            &GetRoundRequest { task: "digits".into(), after_round: 300, wait_ms: 20_000, ..Default::default() },
             &[Bytes(1, b"digits".into()), Varint(2, 300), Varint(3, 20_000)],
             json!({ "task": "digits", "after_round": 300, "wait_ms": 20_000 }),
         ),

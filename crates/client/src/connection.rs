@@ -51,6 +51,12 @@ impl Retry {
         pause.mul_f64(rand::rng().random_range(0.5..1.0))
     }
 
+    /// As [`Self::pause`], and not shorter than the coordinator asks for, with jitter beyond that.
+    fn pause_after(&self, error: &Error, tries: u32, waited: Duration) -> Duration {
+        let asked = error.retry_after().unwrap_or_default().mul_f64(rand::rng().random_range(1.0..1.25));
+        self.pause(tries, waited).max(asked)
+    }
+
     /// Whether to give up.
     fn is_over(&self, waited: Duration) -> bool {
         self.give_up_after.is_some_and(|limit| waited >= limit)
@@ -205,7 +211,7 @@ impl<'a> Patience<'a> {
             return Err(error);
         }
         self.tries += 1;
-        let pause = self.retry.pause(self.tries, waited);
+        let pause = self.retry.pause_after(&error, self.tries, waited);
         (self.observer)(&Event::Retrying { error: &error, pause });
         // The first one, then once a minute.
         if self.logged.is_none_or(|logged| logged.elapsed() >= TELL_EVERY) {
@@ -261,6 +267,14 @@ mod tests {
         assert!(!retry.is_over(Duration::from_secs(10 * 365 * 86_400)));
         let asked = Retry { give_up_after: Some(Duration::from_secs(5)), ..retry };
         assert!(!asked.is_over(Duration::from_secs(4)) && asked.is_over(Duration::from_secs(5)));
+    }
+
+    #[test]
+    fn a_device_calls_again_no_earlier_than_it_is_asked_to() {
+        let mut status = Status::resource_exhausted("busy");
+        status.metadata_mut().insert(unisono_wire::RETRY_AFTER_KEY, tonic::metadata::MetadataValue::from(4_000u64));
+        let pause = Retry::default().pause_after(&Error::of_status(status), 1, Duration::ZERO).as_millis();
+        assert!((4_000..=5_000).contains(&pause), "{pause}");
     }
 
     #[test]

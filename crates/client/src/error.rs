@@ -1,5 +1,6 @@
 //! What can go wrong for a device, and whether waiting helps.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use tonic::{Code, Status};
@@ -119,6 +120,14 @@ fn describe(status: &Status) -> String {
     text
 }
 
+/// However long a coordinator says, a device asks again within the hour.
+const LONGEST_WAIT: Duration = Duration::from_secs(3600);
+
+fn retry_after(status: &Status) -> Option<Duration> {
+    let after: u64 = status.metadata().get(RETRY_AFTER_KEY)?.to_str().ok()?.parse().ok()?;
+    Some(Duration::from_millis(after).min(LONGEST_WAIT))
+}
+
 impl Error {
     /// Reads a status; one that may go away by itself is [`Error::Unreachable`].
     pub(crate) fn of_status(status: Status) -> Self {
@@ -164,10 +173,17 @@ impl Error {
         if !matches!(reason.as_str(), "full" | "wrong_phase" | "no_such_round" | "round_finished") {
             return self;
         }
-        let after = status.metadata().get(RETRY_AFTER_KEY).and_then(|value| value.to_str().ok()?.parse().ok());
-        // However long it says, a device asks again within the hour.
-        let after = Duration::from_millis(after.unwrap_or(0)).min(Duration::from_secs(3600));
-        Self::LeftOut { why: status.message().to_owned(), after }
+        Self::LeftOut { why: status.message().to_owned(), after: retry_after(status).unwrap_or_default() }
+    }
+
+    /// Left out of a round, and when to come back, in milliseconds.
+    pub(crate) fn left_out_for(why: String, after_ms: u64) -> Self {
+        Self::LeftOut { why, after: Duration::from_millis(after_ms).min(LONGEST_WAIT) }
+    }
+
+    /// When a coordinator that has too many calls says that this device may call again.
+    pub(crate) fn retry_after(&self) -> Option<Duration> {
+        if let Self::Unreachable(status) | Self::Refused { status, .. } = self { retry_after(status) } else { None }
     }
 
     /// When there was no room in the round for this device: when to come back.
@@ -178,6 +194,36 @@ impl Error {
     /// Whether the roster has no such device: it was revoked, or is not published yet.
     pub(crate) fn is_unknown_device(&self) -> bool {
         matches!(self, Self::Refused { reason, .. } if reason == "unknown_client")
+    }
+
+    /// What the coordinator is told about a round that was missed for this: one of [`unisono_wire::MISSED`], which says nothing about
+    /// this device's data.
+    pub(crate) fn missed(&self) -> Cow<'static, str> {
+        Cow::Borrowed(match self {
+            Self::Unreachable(_) => "unreachable",
+            Self::Refused { .. } if self.is_late() => "late",
+            Self::Refused { .. } => "refused",
+            Self::Ended { .. } | Self::LeftOut { .. } => "ended",
+            Self::Answer(_) => "answer",
+            Self::ModelHash { .. } | Self::TooLong { .. } | Self::Model(_) | Self::Release(_) => "model",
+            Self::Train(_) | Self::TrainerPanicked => "trainer",
+            Self::Record(_) => "record",
+            Self::Endpoint { .. } | Self::NoRegistrar => "device",
+            Self::Protocol(error) => match &**error {
+                ClientError::Policy(refusal) => return format!("policy.{}", refusal.setting).into(),
+                ClientError::Record(_) => "record",
+                ClientError::Encoding(_) => "update",
+                ClientError::Expired { .. } | ClientError::Erased => "expired",
+                ClientError::OldRound { .. } | ClientError::AlreadyMasked { .. } => "old_round",
+                ClientError::Certificate(_) => "certificate",
+                ClientError::CertifiedWithout => "late",
+                ClientError::Cohort(_) | ClientError::Members | ClientError::OtherCohort => "cohort",
+                ClientError::Params(_) | ClientError::Roster(_) | ClientError::UntrustedCoordinator => "offer",
+                ClientError::StaleRoster { .. } | ClientError::OtherRoster { .. } => "offer",
+                ClientError::UnsignedBaseModel(_) => "offer",
+                _ => "view",
+            },
+        })
     }
 
     /// Whether the same call may succeed later.
@@ -242,6 +288,12 @@ mod tests {
         assert_eq!(left_out(&status), Some(Duration::from_millis(1500)));
         status.metadata_mut().insert(RETRY_AFTER_KEY, MetadataValue::from(u64::MAX));
         assert_eq!(left_out(&status), Some(Duration::from_secs(3600)));
+        // Also where it has too many calls.
+        let mut busy = Status::new(Code::ResourceExhausted, "busy");
+        assert_eq!(Error::of_status(busy.clone()).retry_after(), None);
+        busy.metadata_mut().insert(RETRY_AFTER_KEY, MetadataValue::from_static("1500"));
+        let busy = Error::of_status(busy);
+        assert!(busy.is_passing() && busy.retry_after() == Some(Duration::from_millis(1500)));
         // Too late is no failure either; a wrong signature is one.
         assert!(error(Code::FailedPrecondition, "wrong_phase").of_advert().left_out().is_some());
         assert!(error(Code::InvalidArgument, "signature").of_advert().left_out().is_none());

@@ -35,6 +35,7 @@ mod round;
 mod traffic;
 mod trainer;
 
+use std::borrow::Cow;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -212,6 +213,7 @@ impl ClientBuilder {
             observer: self.observer,
             max_failures: self.max_failures,
             attempted: 0,
+            missed: None,
         })
     }
 }
@@ -229,6 +231,8 @@ pub struct Client {
     max_failures: u64,
     /// Highest round number that this process has tried.
     attempted: u64,
+    /// Why the last round was missed, until the coordinator has been told.
+    missed: Option<Cow<'static, str>>,
 }
 
 /// What the coordinator says about rounds.
@@ -321,6 +325,7 @@ impl Client {
                     return Ok(Some(Err(error)));
                 }
                 self.tell(&Event::Missed { round: self.attempted, error: &error });
+                self.missed = Some(error.missed());
                 let revoked = error.is_unknown_device() && self.record.entry(&self.task)?.is_some();
                 if error.is_final() || revoked {
                     return Err(error);
@@ -344,6 +349,7 @@ impl Client {
                 task: self.task.clone(),
                 after_round: spent.max(self.attempted),
                 wait_ms: connection::WAIT_MS,
+                missed: self.missed.as_deref().unwrap_or_default().to_owned(),
             };
             let call = |mut stub: connection::Stub| {
                 let request = request.clone();
@@ -358,6 +364,7 @@ impl Client {
                 }
                 Err(error) => return Err(error),
             };
+            self.missed = None;
             match (State::try_from(response.state), response) {
                 (Ok(State::Open), GetRoundResponse { offer: Some(offer), .. }) => {
                     return Ok(Offer::Round(Box::new(offer)));

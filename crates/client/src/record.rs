@@ -203,14 +203,18 @@ fn replace(system: &mut impl System, path: &Path, bytes: &[u8]) -> io::Result<()
     system.sync(&File::open(folder)?)
 }
 
-/// Makes a folder that survives a power cut, with those above it that are missing.
+/// Makes a folder that survives a power cut and that nobody else may read, with those above it that are missing.
 fn make_folder(folder: &Path) -> io::Result<()> {
     if folder.is_dir() {
         return Ok(());
     }
     let above = folder.parent().filter(|above| !above.as_os_str().is_empty()).unwrap_or(Path::new("."));
     make_folder(above)?;
-    match std::fs::create_dir(folder) {
+    #[cfg_attr(not(unix), expect(unused_mut, reason = "other systems have no such permissions"))]
+    let mut builder = std::fs::DirBuilder::new();
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    match builder.create(folder) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists || !folder.is_dir() => Err(error),
         _ => File::open(above)?.sync_all(),
     }
@@ -295,6 +299,15 @@ mod tests {
         record.see("m", 5).unwrap();
         record.see("m", 4).unwrap();
         drop(record);
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            let made = folder.path().join("a/b");
+            Record::open(&made).unwrap();
+            for path in [folder.path().join("a"), made] {
+                assert_eq!(std::fs::metadata(path).unwrap().permissions().mode() & 0o077, 0);
+            }
+        }
         let record = Record::open(folder.path()).unwrap();
         assert_eq!((record.entry("t").unwrap(), record.entry("u").unwrap()), (Some(second), None));
         assert_eq!((record.roster_epoch().unwrap(), record.highest("m").unwrap()), (3, 5));

@@ -19,7 +19,7 @@ use unisono_protocol::server::Phase;
 use unisono_wire::model::{Model, model_hash};
 use unisono_wire::proto::poll_response::Answer;
 use unisono_wire::proto::{
-    Ended, GetModelRequest, PollRequest, RoundPhase, UploadChunk, UploadStatusRequest, UploadStatusResponse,
+    Ended, GetModelRequest, LeftOut, PollRequest, RoundPhase, UploadChunk, UploadStatusRequest, UploadStatusResponse,
 };
 
 use crate::connection::{Stub, WAIT_MS, Waiting};
@@ -203,6 +203,9 @@ impl Client {
                     waiting.still(&format!("round {}, before phase {phase}: {}", params.wire.round, answer.reason));
                 }
                 Some(Answer::Ended(Ended { reason, gave_sum })) => return Err(Error::Ended { reason, gave_sum }),
+                Some(Answer::LeftOut(LeftOut { reason, after_ms })) => {
+                    return Err(Error::left_out_for(reason, after_ms));
+                }
                 Some(Answer::View(view)) => {
                     let empty = || Error::Answer(format!("phase {phase} came without a view"));
                     return view.view.ok_or_else(empty);

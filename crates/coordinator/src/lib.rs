@@ -9,7 +9,7 @@
 //! - `training`: the loop over rounds; `learning`: optimisers and early stop; `releases`: the model goes out;
 //! - `plausible`: which sums are used; `roster`: which roster is in force;
 //! - `connections`: who may connect; `gate`: rates and room; `calls`: every call on its way in and out; `sampled`: lines about refusals;
-//! - `service`: the gRPC calls and their errors; `asked`: devices that wait for a round;
+//! - `service`: the gRPC calls and their errors; `health`: whether devices can be served; `asked`: devices that wait for a round;
 //! - `admin`: what an operator asks of a running coordinator.
 
 mod active;
@@ -19,6 +19,7 @@ mod calls;
 pub mod config;
 mod connections;
 mod gate;
+mod health;
 pub mod learning;
 mod plausible;
 mod privacy;
@@ -45,6 +46,7 @@ use unisono_wire::proto::coordinator_server::CoordinatorServer;
 use active::Active;
 pub use config::{Config, ConfigError};
 use config::{ReleaseKeys, RoundKeys};
+pub use health::Health;
 pub use roster::RosterRefused;
 pub use settings::{Change, changes};
 use storage::{Store, StoreError};
@@ -355,20 +357,6 @@ fn now_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_millis() as u64)
 }
 
-/// Tells whether devices can be served.
-#[derive(Clone)]
-pub struct Health(Arc<Shared>);
-
-impl Health {
-    /// Whether devices can be served now.
-    ///
-    /// # Errors
-    /// Why not, for the operator.
-    pub fn ready(&self) -> Result<(), String> {
-        self.0.unready.lock().unwrap_or_else(PoisonError::into_inner).clone().map_or(Ok(()), Err)
-    }
-}
-
 /// A running coordinator.
 pub struct Coordinator {
     shared: Arc<Shared>,
@@ -440,6 +428,7 @@ impl Coordinator {
             .initial_connection_window_size(window)
             .http2_max_header_list_size(MAX_HEADERS)
             .http2_keepalive_interval(Some(Duration::from_secs(30)))
+            .add_service(Health::new(shared.clone()).service())
             .add_service(server);
         let incoming = connections::incoming(listener, shared.config.max_connections, shared.gate.clone());
         let gate = shared.gate.clone();
@@ -480,7 +469,7 @@ impl Coordinator {
 
     /// Tells whether devices can be served, also while it is held elsewhere.
     pub fn health(&self) -> Health {
-        Health(self.shared.clone())
+        Health::new(self.shared.clone())
     }
 
     /// Waits until training is over; clients are still served afterwards. What fails meanwhile is logged, counted and tried again.

@@ -21,7 +21,7 @@ use unisono_wire::proto::coordinator_server::Coordinator;
 use unisono_wire::proto::get_round_response::State;
 use unisono_wire::proto::poll_response::Answer;
 use unisono_wire::proto::*;
-use unisono_wire::{FILE_CHUNK_LEN, MAX_WAIT_MS, REASON_KEY, RETRY_AFTER_KEY};
+use unisono_wire::{FILE_CHUNK_LEN, MAX_WAIT_MS, REASON_KEY, RETRY_AFTER_KEY, missed};
 
 use crate::active::{Active, StepError, UploadState};
 use crate::calls::AnswerPlace;
@@ -159,13 +159,17 @@ impl Service {
         Response::new(Box::pin(chunks))
     }
 
+    /// When a device that there was no room for comes back: when the round will be over, if it takes as long as the last one.
+    fn retry_after_ms(&self) -> u64 {
+        let pace = *self.shared.pace.lock().unwrap_or_else(PoisonError::into_inner);
+        pace.unwrap_or(RETRY_AFTER_UNKNOWN).clamp(RETRY_AFTER.0, RETRY_AFTER.1).as_millis() as u64
+    }
+
     /// The refusal of a step, counted and told; the layer before this logs it. A device for which there is no room is told when to come back.
     fn refused(&self, refusal: Refusal) -> Status {
         let mut status = status_of(&refusal);
         if matches!(refusal.reason, Reason::Full { .. }) {
-            let pace = *self.shared.pace.lock().unwrap_or_else(PoisonError::into_inner);
-            let after = pace.unwrap_or(RETRY_AFTER_UNKNOWN).clamp(RETRY_AFTER.0, RETRY_AFTER.1);
-            status.metadata_mut().insert(RETRY_AFTER_KEY, MetadataValue::from(after.as_millis() as u64));
+            status.metadata_mut().insert(RETRY_AFTER_KEY, MetadataValue::from(self.retry_after_ms()));
         }
         let phase = refusal.phase.name();
         counter!("unisono_refusals_total", "phase" => phase, "reason" => refusal.reason.code()).increment(1);
@@ -294,6 +298,11 @@ impl Service {
             }
         };
         let server = active.server();
+        if server.is_left_out(client) {
+            let n_max = server.params().wire.n_max;
+            let reason = format!("this round takes {n_max} clients, and others were drawn; the next one can be joined");
+            return Answer::LeftOut(LeftOut { reason, after_ms: self.retry_after_ms() });
+        }
         match server.phase().cmp(&phase) {
             Ordering::Less => Answer::Waiting(Waiting { reason: still_open(active) }),
             Ordering::Equal => match server.view(client) {
@@ -437,19 +446,23 @@ impl Coordinator for Service {
             let why = format!("this coordinator runs task {:?}, not {:?}", self.shared.config.task.name, request.task);
             return Err(refuse(Code::NotFound, "no_such_task", &why));
         }
+        if !request.missed.is_empty() {
+            let why = missed(&request.missed);
+            counter!("unisono_device_misses_total", "reason" => why).increment(1);
+            if REFUSALS.admits(None, why) {
+                tracing::info!(after_round = request.after_round, why, "a device says that it missed a round");
+            }
+        }
         let mut patience = self.patience(request.wait_ms);
         let _place = self.shared.asked.wait(request.after_round);
         loop {
             let reason = match &*self.shared.stage.lock().await {
                 Stage::Running(active) => {
                     let (server, number) = (active.server(), active.number);
-                    let progress = server.progress();
                     if number <= request.after_round {
                         self.reached(number, request.after_round)
                     } else if server.phase() != Phase::Advertise {
                         format!("round {number} is in {}; the next one can be joined", still_open(active))
-                    } else if progress.answered >= server.params().wire.n_max as usize {
-                        format!("round {number} has all its clients; the next one can be joined")
                     } else {
                         let offer = Some(server.offer().clone());
                         let response = GetRoundResponse { state: State::Open as i32, offer, ..Default::default() };

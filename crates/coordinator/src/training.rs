@@ -34,6 +34,8 @@ const MOST_REPLAYS: u64 = 2;
 const RECONNECT: Duration = Duration::from_secs(15);
 /// A phase that does not close says why at this interval.
 const REPORT_EVERY: Duration = Duration::from_secs(60);
+/// How long phase 0 stays open at least, unless it is set, where the roster has more devices than a cohort: slow ones are drawn, too.
+const DRAW: Duration = Duration::from_secs(2);
 /// How often a phase 0 whose time is over looks for devices that are ahead.
 const LATE_TICK: Duration = Duration::from_secs(1);
 
@@ -420,17 +422,21 @@ enum Next {
 }
 
 /// Waits until the phase may be closed: everybody has answered, its time is over, or the grace for stragglers is. Phase 0 also
-/// waits for `n_min` clients, unless some are suspended: then the round ends, so that their time passes. It ends as well when an
+/// waits for `n_min` clients, unless some are suspended: then the round ends, so that their time passes; and where more devices may come
+/// than there is room for, it stays open so long that slow ones can be drawn. It ends as well when an
 /// operator says so, and when as many devices as are needed are in later rounds already: this coordinator's state went back.
 async fn wait(shared: &Shared) -> Next {
     let began = tokio::time::Instant::now();
-    let (number, phase, remaining, back) = match &*shared.stage.lock().await {
+    let (number, phase, remaining, back, drawn) = match &*shared.stage.lock().await {
         Stage::Running(active) => {
             let phase = active.server().phase();
             let limit =
                 Duration::from_millis(phase.deadline_ms(&active.server().params().wire.deadlines.unwrap_or_default()));
             let back = active.interrupted.then(|| began + RECONNECT.min(limit));
-            (active.number, phase, active.remaining(phase), back.unwrap_or(began))
+            let remaining = active.remaining(phase);
+            // Counted from the phase's beginning, also after a restart.
+            let drawn = began + draw(shared, active.server()).min(limit).saturating_sub(limit - remaining);
+            (active.number, phase, remaining, back.unwrap_or(began), drawn)
         }
         _ => return Next::Close,
     };
@@ -456,7 +462,8 @@ async fn wait(shared: &Shared) -> Next {
                 gauge!("unisono_phase_expected").set(expected as f64);
                 gauge!("unisono_phase_late").set(f64::from(u8::from(late)));
                 let enough = phase != Phase::Advertise || answered >= n_min;
-                if (late && (enough || server.suspends())) || tokio::task::block_in_place(|| server.ready()) {
+                let ready = || now >= drawn && tokio::task::block_in_place(|| server.ready());
+                if (late && (enough || server.suspends())) || ready() {
                     return Next::Close;
                 }
                 if now >= report {
@@ -479,19 +486,33 @@ async fn wait(shared: &Shared) -> Next {
                 }
                 if let Some(grace) = grace.filter(|_| !graced && as_promised(server)) {
                     graced = true;
-                    deadline = deadline.min(now.max(back) + grace);
+                    deadline = deadline.min((now.max(back) + grace).max(drawn));
                     continue;
                 }
             }
             _ => return Next::Close,
         }
-        let tick = if late { now + LATE_TICK } else { deadline };
+        let tick = match late {
+            true => now + LATE_TICK,
+            false if now < drawn => drawn,
+            false => deadline,
+        };
         tokio::select! {
             () = accepted => {}
             () = given => {}
             () = tokio::time::sleep_until(tick.min(report)) => {}
         }
     }
+}
+
+/// How long phase 0 stays open at least, from its beginning.
+fn draw(shared: &Shared, server: &Server) -> Duration {
+    if server.phase() != Phase::Advertise {
+        return Duration::ZERO;
+    }
+    let crowded = server.fleet().is_some_and(|fleet| fleet > server.params().wire.n_max as usize);
+    let unset = if crowded { DRAW } else { Duration::ZERO };
+    shared.config.round.draw_ms.map_or(unset, Duration::from_millis)
 }
 
 /// What an operator's order makes of the round at hand; one that can't be carried out is answered here.

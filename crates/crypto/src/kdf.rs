@@ -66,6 +66,8 @@ pub mod label {
         SURVIVORS = "survivors";
         /// Seed of the permutation whose first places are the committee.
         COMMITTEE_SEED = "committee-seed";
+        /// A client's place in the draw of a cohort's members.
+        COHORT_DRAW = "cohort-draw";
         /// Hash of an accepted step, for the coordinator to tell a retry from a conflict.
         LEDGER = "ledger";
         /// Name of a signature that simulated devices need not verify again; never sent.

@@ -27,10 +27,10 @@ pub const MAX_ROUND_JUMP: u64 = 1 << 20;
 pub const MAX_FIRST_ROUND: u64 = 1 << 32;
 
 /// [`PolicyRefusal::setting`] of a round whose number is too far above the record's last one.
-pub const ROUND_JUMP: &str = "the record's last round";
+pub const ROUND_JUMP: &str = "round_jump";
 
 /// [`PolicyRefusal::setting`] of a device whose clock is behind its record.
-pub const CLOCK: &str = "the device's clock";
+pub const CLOCK: &str = "clock";
 
 /// What this device accepts. Every limit is inclusive.
 #[derive(Debug, Clone, PartialEq)]

@@ -21,6 +21,49 @@ pub const REASON_KEY: &str = "unisono-reason";
 /// Metadata key under which an error says when to come back, in milliseconds from now.
 pub const RETRY_AFTER_KEY: &str = "unisono-retry-after-ms";
 
+/// What a device can say about why it missed its last round (`GetRoundRequest.missed`). A coordinator counts whatever else comes as
+/// `other`.
+pub const MISSED: [&str; 33] = [
+    "unreachable",
+    "refused",
+    "ended",
+    "answer",
+    "expired",
+    "late",
+    "old_round",
+    "offer",
+    "view",
+    "cohort",
+    "certificate",
+    "record",
+    "update",
+    "model",
+    "trainer",
+    "device",
+    "policy.allow_semi_honest",
+    "policy.tasks",
+    "policy.n_min",
+    "policy.min_gamma",
+    "policy.min_colluders",
+    "policy.min_honest",
+    "policy.max_delta",
+    "policy.max_dimension",
+    "policy.suites",
+    "policy.min_roster_epoch",
+    "policy.min_model_version",
+    "policy.privacy.max_epsilon",
+    "policy.privacy.max_total_epsilon",
+    "policy.max_rounds",
+    "policy.min_interval_s",
+    "policy.round_jump",
+    "policy.clock",
+];
+
+/// The name under which a coordinator counts what a device said about a missed round.
+pub fn missed(said: &str) -> &'static str {
+    MISSED.into_iter().find(|known| *known == said).unwrap_or("other")
+}
+
 impl From<Phase> for proto::RoundPhase {
     fn from(phase: Phase) -> Self {
         match phase {

@@ -136,6 +136,9 @@ pub struct Round {
     /// Once as many clients have answered as the drop-out fraction promises, the phase stays open this much longer, in
     /// milliseconds; absent: until its longest duration.
     pub straggler_grace_ms: Option<u64>,
+    /// How long phase 0 stays open at least where more devices may come than a cohort has room for, in milliseconds: members are drawn
+    /// among all who come by then. Absent: 2000 where the roster has more devices than `n_max`, otherwise 0.
+    pub draw_ms: Option<u64>,
     /// Fewest colluders that graph, thresholds and committee are made for, whatever `gamma` says; at least 1.
     #[serde(default = "min_colluders")]
     pub min_colluders: u32,

@@ -2,14 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use unisono_crypto::kdf::label;
+use unisono_crypto::kdf::{hash, label};
 use unisono_crypto::merkle;
 use unisono_crypto::sign::VerifyingKey;
 
 use super::share::Sharing;
 use super::{Abort, Context, Members, Phase, Progress, Reason};
 use crate::cohort::{self, Advert, Cohort};
-use crate::ids::ClientId;
+use crate::ids::{ClientId, RoundId};
 use crate::proto::{self, Signed, server_message::View};
 use crate::signed::{self, SignedError};
 
@@ -23,16 +23,31 @@ pub(super) struct Member {
     pub identity: Option<VerifyingKey>,
 }
 
+/// A client's place in the draw of the members: the lowest of those who came are in the cohort (section 3).
+pub fn place_in_draw(round: RoundId, client: ClientId) -> [u8; 32] {
+    hash(label::COHORT_DRAW, &[&round.0, &client.0])
+}
+
 pub(super) struct Advertising {
     context: Context,
     members: BTreeMap<ClientId, Member>,
+    /// Their places in the draw.
+    places: BTreeSet<([u8; 32], ClientId)>,
+    /// Clients that were members until others with lower places came.
+    left_out: BTreeSet<ClientId>,
     /// Every advertised key: one that occurs twice is refused, as every client would.
     keys: BTreeSet<Vec<u8>>,
 }
 
 impl Advertising {
     pub fn new(context: Context) -> Self {
-        Self { context, members: BTreeMap::new(), keys: BTreeSet::new() }
+        Self {
+            context,
+            members: BTreeMap::new(),
+            places: BTreeSet::new(),
+            left_out: BTreeSet::new(),
+            keys: BTreeSet::new(),
+        }
     }
 
     pub fn absorb(&mut self, client: ClientId, signed: &Signed, now: u64) -> Result<(), Reason> {
@@ -45,7 +60,9 @@ impl Advertising {
             identity = Some(leaf.identity_key.clone());
         }
         // Before the signature, which takes most of the time.
-        if self.members.len() >= params.wire.n_max as usize {
+        let place = (place_in_draw(params.round_id, client), client);
+        let full = self.members.len() >= params.wire.n_max as usize;
+        if full && self.places.last().is_none_or(|last| place > *last) {
             return Err(Reason::Full { n_max: params.wire.n_max });
         }
         signed::verify::<proto::Advert>(signed, label::SIG_ADVERT, identity.as_ref(), "advert")?;
@@ -66,7 +83,21 @@ impl Advertising {
         };
         advert.insert_keys(&mut self.keys);
         self.members.insert(client, Member { advert, signed: signed.clone(), roster, identity });
+        self.places.insert(place);
+        if full && let Some((_, last)) = self.places.pop_last() {
+            self.leave_out(last);
+        }
         Ok(())
+    }
+
+    fn leave_out(&mut self, client: ClientId) {
+        self.members.remove(&client);
+        self.left_out.insert(client);
+    }
+
+    /// Clients whose adverts were accepted and that are not in the cohort, for want of room.
+    pub fn left_out(&self) -> &BTreeSet<ClientId> {
+        &self.left_out
     }
 
     pub fn view(&self, _: ClientId) -> Option<View> {
@@ -81,8 +112,9 @@ impl Advertising {
         Vec::new()
     }
 
-    /// Closes the cohort. Where section 9 finds no graph for the number of clients at hand, the last ones are left out.
-    pub fn close(self) -> Result<Sharing, Abort> {
+    /// Closes the cohort; also, who was left out of it. Where section 9 finds no graph for the number of clients at hand, the last
+    /// ones of the draw are left out.
+    pub fn close(mut self) -> Result<(Sharing, BTreeSet<ClientId>), Abort> {
         let params = &self.context.params;
         let (have, need) = (self.members.len(), params.wire.n_min as usize);
         if have < need {
@@ -90,7 +122,12 @@ impl Advertising {
         }
         let feasible = (need..=have).rev().find(|&n| params.topology(n as u32).is_ok());
         let n = feasible.unwrap_or(have);
-        let members: Vec<Member> = self.members.into_values().take(n).collect();
+        for _ in n..have {
+            let last = self.places.pop_last();
+            last.into_iter().for_each(|(_, client)| self.leave_out(client));
+        }
+        let params = &self.context.params;
+        let members: Vec<Member> = self.members.into_values().collect();
         let tree = merkle::Tree::new(label::TREE_ADVERTS, members.iter().map(|member| &member.signed.payload));
         let places = members.iter().map(|member| member.roster.as_ref().map(|proof| proof.index)).collect();
         // Members and leaves are both in order of client id.
@@ -100,6 +137,6 @@ impl Advertising {
         let topology = params.topology(n as u32)?;
         let cohort = Cohort::of_payload(&signed_cohort.payload, n as u32, topology, tree.root());
         let members = Members { context: self.context.clone(), cohort, signed_cohort, members, listed };
-        Ok(Sharing::new(members, tree))
+        Ok((Sharing::new(members, tree), self.left_out))
     }
 }

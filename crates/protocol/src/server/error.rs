@@ -54,8 +54,8 @@ pub enum Reason {
     /// The client took this step before, with other content.
     #[error("this step was taken before with other content; the first one counts")]
     Conflict,
-    /// The cohort is full.
-    #[error("the cohort is full: this round takes {n_max} clients; join the next one")]
+    /// The cohort is full, and the client was not drawn (section 3).
+    #[error("the cohort is full: this round takes {n_max} clients, and others were drawn; join the next one")]
     Full {
         /// Largest cohort.
         n_max: u32,

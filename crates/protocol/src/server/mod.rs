@@ -18,7 +18,7 @@ mod rebuild;
 mod share;
 mod unmask;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
@@ -42,6 +42,7 @@ use mask::Masking;
 use share::Sharing;
 use unmask::Unmasking;
 
+pub use advertise::place_in_draw;
 pub use error::{Abort, Lost, OpenError, Reason, Refusal};
 
 /// What makes a coordinator's word count in malicious mode.
@@ -185,6 +186,8 @@ pub struct Server {
     ledger: BTreeMap<(ClientId, Phase), [u8; 32]>,
     /// Clients whose adverts are refused, each with the round in which it was suspected and the last one without it.
     suspended: BTreeMap<ClientId, (u64, u64)>,
+    /// Clients whose adverts were accepted and that are not in the cohort, once it is closed.
+    left_out: BTreeSet<ClientId>,
     state: State,
 }
 
@@ -214,7 +217,8 @@ impl Server {
         let roster_head = context.authority.as_ref().map(|authority| authority.roster.signed_head().clone());
         let offer = proto::RoundOffer { params: Some(signed), roster_head, base_model: None };
         let state = State::Advertising(Advertising::new(context.clone()));
-        Ok(Self { context, offer, ledger: BTreeMap::new(), suspended: BTreeMap::new(), state })
+        let (ledger, suspended, left_out) = (BTreeMap::new(), BTreeMap::new(), BTreeSet::new());
+        Ok(Self { context, offer, ledger, suspended, left_out, state })
     }
 
     /// Adds the publisher's word on the round's base model to the offer, for devices whose policy demands it (section 3).
@@ -233,6 +237,20 @@ impl Server {
     /// Whether clients are refused in this round that are not in later ones.
     pub fn suspends(&self) -> bool {
         !self.suspended.is_empty()
+    }
+
+    /// Clients that may come: the roster's, less the suspended ones; `None` in semi-honest mode, where anybody may.
+    pub fn fleet(&self) -> Option<usize> {
+        let authority = self.context.authority.as_ref()?;
+        Some((authority.roster.head().size as usize).saturating_sub(self.suspended.len()))
+    }
+
+    /// Whether `client`'s advert was accepted and it is not in the cohort, for want of room: others had lower places in the draw.
+    pub fn is_left_out(&self, client: ClientId) -> bool {
+        match &self.state {
+            State::Advertising(state) => state.left_out().contains(&client),
+            _ => self.left_out.contains(&client),
+        }
     }
 
     /// What clients need to decide whether they take part.
@@ -346,9 +364,8 @@ impl Server {
     /// How many of the clients that may take this phase's step have taken it.
     pub fn progress(&self) -> Progress {
         let mut progress = each_phase!(&self.state, state => state.progress());
-        if let (State::Advertising(_), Some(authority)) = (&self.state, &self.context.authority) {
+        if let (State::Advertising(_), Some(may_come)) = (&self.state, self.fleet()) {
             // Nobody waits for those who can't come.
-            let may_come = (authority.roster.head().size as usize).saturating_sub(self.suspended.len());
             let n_min = self.context.params.wire.n_min as usize;
             progress.expected = progress.expected.min(may_come).max(n_min);
         }
@@ -370,9 +387,13 @@ impl Server {
     ///
     /// # Errors
     /// [`Abort`]: the round ends here, and nothing was learned.
-    pub fn close(self) -> Result<Closed, Abort> {
+    pub fn close(mut self) -> Result<Closed, Abort> {
         let state = match self.state {
-            State::Advertising(state) => State::Sharing(state.close()?),
+            State::Advertising(state) => {
+                let (sharing, left_out) = state.close()?;
+                self.left_out = left_out;
+                State::Sharing(sharing)
+            }
             State::Sharing(state) => State::Masking(state.close()?),
             State::Masking(state) if self.context.params.malicious() => State::Confirming(state.close()?),
             State::Masking(state) => State::Unmasking(state.close()?.skip()),

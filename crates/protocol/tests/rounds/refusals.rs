@@ -10,7 +10,7 @@ use unisono_protocol::client::{ClientError, Identity};
 use unisono_protocol::cohort::Cohort;
 use unisono_protocol::proto::{self, server_message::View};
 use unisono_protocol::roster::{Roster, RosterError};
-use unisono_protocol::server::{Abort, Accepted, Authority, Closed, OpenError, Phase, Reason, Server};
+use unisono_protocol::server::{Abort, Accepted, Authority, Closed, OpenError, Phase, Reason, Server, place_in_draw};
 
 use crate::world::{CAST, Device, NOW, leaf, open, params};
 
@@ -100,18 +100,45 @@ fn an_unknown_expired_or_impersonated_client_is_refused() {
 }
 
 #[test]
-fn a_full_cohort_refuses_one_more() {
+fn members_are_drawn_among_those_who_come_whoever_was_first() {
     let server_params = params(true, 3, 5, 0.0, 0.25, 20);
-    let mut server = open(&server_params);
-    for i in 0..6 {
-        let mut device = Device::new(i, &server, 3);
-        device.join(server.offer()).unwrap();
-        let result = server.absorb(device.message().unwrap(), NOW);
-        match i {
-            5 => assert_eq!(result.unwrap_err().reason, Reason::Full { n_max: 5 }),
-            _ => assert_eq!(result, Ok(Accepted::New)),
+    let server = open(&server_params);
+    let mut devices: Vec<Device> = (0..9).map(|i| Device::new(i, &server, 3)).collect();
+    devices.iter_mut().for_each(|device| device.join(server.offer()).unwrap());
+    let round = server.params().round_id;
+    let mut drawn: Vec<usize> = (0..9).collect();
+    drawn.sort_by_key(|&i| place_in_draw(round, devices[i].id()));
+    let orders = [(0..9).collect(), (0..9).rev().collect(), drawn.iter().rev().copied().collect(), drawn.clone()];
+    let cohorts = orders.map(|order: Vec<usize>| {
+        let mut server = open(&server_params);
+        let (mut came, mut accepted): (Vec<usize>, Vec<usize>) = (Vec::new(), Vec::new());
+        for i in order {
+            came.push(i);
+            came.sort_by_key(|i| drawn.iter().position(|place| place == i));
+            came.truncate(5);
+            let result = server.absorb(devices[i].message().unwrap(), NOW);
+            match came.contains(&i) {
+                true => assert_eq!(result, Ok(Accepted::New)),
+                false => assert_eq!(result.unwrap_err().reason, Reason::Full { n_max: 5 }),
+            }
+            assert_eq!(server.progress().answered, came.len());
+            // Who was accepted and then left out is told so, and its step stays the one that counts.
+            accepted.extend(came.contains(&i).then_some(i));
+            for &other in &accepted {
+                assert_eq!(server.absorb(devices[other].message().unwrap(), NOW), Ok(Accepted::Repeat));
+                assert_eq!(server.is_left_out(devices[other].id()), !came.contains(&other));
+            }
         }
-    }
+        let Closed::Next(server) = server.close().unwrap() else { unreachable!() };
+        let is_in = |device: &&Device| server.view(device.id()).is_some();
+        let mut cohort: Vec<ClientId> = devices.iter().filter(is_in).map(Device::id).collect();
+        assert!(cohort.iter().all(|&client| !server.is_left_out(client)));
+        cohort.sort();
+        cohort
+    });
+    let mut lowest: Vec<ClientId> = drawn[..5].iter().map(|&i| devices[i].id()).collect();
+    lowest.sort();
+    assert!(cohorts.iter().all(|cohort| *cohort == lowest));
 }
 
 #[test]

@@ -22,6 +22,7 @@ use unisono::protocol::signed;
 use unisono::wire::model::Model;
 use unisono::wire::proto::coordinator_client::CoordinatorClient;
 use unisono::wire::proto::get_round_response::State;
+use unisono::wire::proto::poll_response::Answer;
 use unisono::wire::proto::{
     GetModelRequest, GetRoundRequest, GrantRequest, PollRequest, RoundPhase, SubmitResponse, UploadChunk,
 };
@@ -383,6 +384,82 @@ async fn strangers_fill_their_part_of_the_connections_and_known_devices_have_the
     let summaries = tokio::time::timeout(Duration::from_secs(60), all(set)).await.expect("devices go on");
     assert!(summaries.iter().all(|summary| summary.completed == 2), "{summaries:?}");
     assert!(one.iter().chain(&two).all(is_open));
+    coordinator.stop().await;
+}
+
+/// A call by hand; its answer's headers, and what keeps the rest of the answer from being read.
+async fn call(sender: &SendRequest<Bytes>, name: &str, message: &impl prost::Message) -> h2::client::ResponseFuture {
+    let mut sender = sender.clone().ready().await.unwrap();
+    let (answer, mut stream) = sender.send_request(request(name), false).unwrap();
+    stream.send_data(framed(message), true).unwrap();
+    answer
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn strangers_fill_their_part_of_the_calls_and_known_devices_have_theirs() {
+    let mut deployment = without_proxies(deployment(1));
+    // 200 calls at a time, half of them strangers'.
+    deployment.config.max_connections = 100;
+    let coordinator = Coordinator::start(deployment.config.clone()).await.unwrap();
+    let address = coordinator.address();
+    let mut raw = Raw::join(&format!("http://{address}"), deployment.device_keys(4)).await;
+    let advert = raw.advert();
+    raw.submit(advert).await.unwrap();
+    let (mut waiting, mut busy) = (Vec::new(), 0);
+    for from in ["127.0.0.2", "127.0.0.3"] {
+        let (sender, closed) = http2(connect(from, address).await.unwrap()).await;
+        for _ in 0..60 {
+            let answer = call(&sender, "GetRound", &GetRoundRequest { after_round: 5, ..ask(20_000) }).await;
+            waiting.push((answer, sender.clone()));
+        }
+        drop(closed);
+    }
+    for (answer, _sender) in &mut waiting {
+        if let Ok(answer) = tokio::time::timeout(Duration::from_millis(50), answer).await {
+            assert_eq!(answer.unwrap().headers()["unisono-reason"], "busy");
+            busy += 1;
+        }
+    }
+    assert_eq!(busy, 20);
+    let set = devices(&deployment, &format!("http://{address}"), 0..4);
+    let summaries = tokio::time::timeout(Duration::from_secs(60), all(set)).await.expect("devices go on");
+    assert!(summaries.iter().all(|summary| summary.completed == 1), "{summaries:?}");
+    coordinator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_does_not_read_its_views_gets_no_further_ones() {
+    let mut deployment = deployment(1);
+    deployment.config.round.straggler_grace_ms = None;
+    let coordinator = Coordinator::start(deployment.config.clone()).await.unwrap();
+    let address = coordinator.address();
+    let endpoint = format!("http://{address}");
+    let mut raw = Raw::join(&endpoint, deployment.device_keys(4)).await;
+    let set = devices(&deployment, &endpoint, 0..4);
+    raw.submit(raw.advert()).await.unwrap();
+    let poll = PollRequest {
+        round_id: raw.round_id.clone(),
+        client_id: raw.keys.client_id.to_vec(),
+        phase: RoundPhase::Share as i32,
+        wait_ms: 20_000,
+    };
+    let mut builder = h2::client::Builder::new();
+    builder.initial_window_size(64);
+    let (sender, connection) = builder.handshake(connect("127.0.0.1", address).await.unwrap()).await.unwrap();
+    let open = tokio::spawn(connection);
+    let began = Instant::now();
+    let mut unread = Vec::new();
+    for _ in 0..4 {
+        let answer = call(&sender, "Poll", &poll).await.await.unwrap();
+        assert!(answer.headers().get("unisono-reason").is_none());
+        unread.push(answer);
+    }
+    let fifth = call(&sender, "Poll", &poll).await.await.unwrap();
+    assert_eq!(fifth.headers()["unisono-reason"], "answers");
+    assert!(began.elapsed() >= Duration::from_secs(20) && began.elapsed() < Duration::from_secs(50));
+    // On another connection it gets its view.
+    assert!(matches!(raw.stub.poll(poll).await.unwrap().into_inner().answer, Some(Answer::View(_))));
+    drop((unread, set, open));
     coordinator.stop().await;
 }
 

@@ -17,20 +17,38 @@ use crate::ids::ClientId;
 
 const FORMAT: &str = "unisono/v1";
 
-/// Why a text is not the wanted key. It carries nothing of the text but its first line.
+/// Why a text is not the wanted key. It carries nothing of the text, which may be a secret, but which kind of key file it says to be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum KeyFileError {
     /// Another kind of file.
-    #[error("this is not a {expected}: its first line is {got:?} instead of {FORMAT:?} and the kind")]
+    #[error("this is not a {expected}: {}", .got.as_ref().map_or_else(|| format!("its first line is not \"{FORMAT} {expected}\""), |kind| format!("it is a {kind}")))]
     Kind {
         /// What was asked for.
         expected: String,
-        /// First line found, shortened.
-        got: String,
+        /// Which kind of key file it is, if it is any.
+        got: Option<String>,
     },
     /// A field is missing or no key.
     #[error("the {kind} has no valid field `{field}`")]
     Field {
+        /// What was asked for.
+        kind: String,
+        /// Which field.
+        field: &'static str,
+    },
+    /// A line is none of the kind's, or a second one of a field.
+    #[error(
+        "line {line} of the {kind} is none of its fields, or repeats one: the file was changed or put together by hand"
+    )]
+    Line {
+        /// What was asked for.
+        kind: String,
+        /// Which line, from 1.
+        line: usize,
+    },
+    /// A secret of zeros, which no generator has made.
+    #[error("`{field}` of the {kind} is all zeros, which is no key")]
+    Zero {
         /// What was asked for.
         kind: String,
         /// Which field.
@@ -133,19 +151,45 @@ fn write(kind: &str, fields: &[(&'static str, &[u8])]) -> Zeroizing<String> {
     text
 }
 
-/// The fields of a text of the given kind.
+/// Every kind of key file, by what stands after the format in its first line.
+const KINDS: [&str; 9] = [
+    "registrar secret key",
+    "registrar public key",
+    "coordinator secret key",
+    "coordinator public key",
+    "publisher secret key",
+    "publisher public key",
+    "key-encryption key",
+    "device secret key",
+    "device public key",
+];
+
+/// The fields of a text of the given kind: each line is one, and no field comes twice.
 struct Fields<'a> {
     kind: String,
-    text: &'a str,
+    values: Vec<(&'static str, &'a str)>,
 }
 
 impl<'a> Fields<'a> {
-    fn read(kind: String, text: &'a str) -> Result<Self, KeyFileError> {
-        let first = text.lines().next().unwrap_or_default();
+    fn read(kind: String, known: &[&'static str], text: &'a str) -> Result<Self, KeyFileError> {
+        // Some editors put a byte-order mark before a text.
+        let mut lines = text.strip_prefix('\u{feff}').unwrap_or(text).lines();
+        let first = lines.next().unwrap_or_default().trim_end();
         if first != format!("{FORMAT} {kind}") {
-            return Err(KeyFileError::Kind { expected: kind, got: first.chars().take(40).collect() });
+            // Whatever else stands there may be a secret.
+            let got =
+                KINDS.into_iter().find(|kind| first.strip_prefix(FORMAT).is_some_and(|rest| rest.trim() == *kind));
+            return Err(KeyFileError::Kind { expected: kind, got: got.map(str::to_owned) });
         }
-        Ok(Self { kind, text })
+        let mut values: Vec<(&'static str, &'a str)> = Vec::with_capacity(known.len());
+        for (i, line) in lines.enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+            let field = line.split_once('=').and_then(|(name, value)| {
+                let name = known.iter().copied().find(|known| *known == name.trim())?;
+                (!values.iter().any(|(present, _)| *present == name)).then_some((name, value.trim()))
+            });
+            values.push(field.ok_or_else(|| KeyFileError::Line { kind: kind.clone(), line: i + 2 })?);
+        }
+        Ok(Self { kind, values })
     }
 
     fn missing(&self, field: &'static str) -> KeyFileError {
@@ -153,8 +197,8 @@ impl<'a> Fields<'a> {
     }
 
     fn bytes(&self, field: &'static str) -> Result<Zeroizing<Vec<u8>>, KeyFileError> {
-        let value = self.text.lines().filter_map(|line| line.split_once('=')).find(|(name, _)| name.trim() == field);
-        let digits = value.ok_or_else(|| self.missing(field))?.1.trim().as_bytes();
+        let value = self.values.iter().find(|(name, _)| *name == field);
+        let digits = value.ok_or_else(|| self.missing(field))?.1.as_bytes();
         let nibble = |digit: &u8| char::from(*digit).to_digit(16).map(|nibble| nibble as u8);
         let byte = |pair: &[u8]| match pair {
             [high, low] => Some(nibble(high)? << 4 | nibble(low)?),
@@ -169,7 +213,11 @@ impl<'a> Fields<'a> {
 
     fn secret(&self, field: &'static str) -> Result<Secret32, KeyFileError> {
         let bytes: [u8; 32] = self.bytes(field)?.as_slice().try_into().map_err(|_| self.missing(field))?;
-        Ok(Secret32::from_bytes(bytes))
+        let secret = Secret32::from_bytes(bytes);
+        if secret.ct_eq(&Secret32::from_bytes([0; 32])) {
+            return Err(KeyFileError::Zero { kind: self.kind.clone(), field });
+        }
+        Ok(secret)
     }
 
     fn client_id(&self) -> Result<ClientId, KeyFileError> {
@@ -187,7 +235,7 @@ pub fn signing_key_to_text(role: Role, key: &SigningKey) -> Zeroizing<String> {
 /// # Errors
 /// [`KeyFileError`].
 pub fn signing_key_from_text(role: Role, text: &str) -> Result<SigningKey, KeyFileError> {
-    let fields = Fields::read(format!("{role} secret key"), text)?;
+    let fields = Fields::read(format!("{role} secret key"), &["seed"], text)?;
     Ok(SigningKey::from_seed(Level::L65, &fields.secret("seed")?))
 }
 
@@ -201,7 +249,7 @@ pub fn verifying_key_to_text(role: Role, key: &VerifyingKey) -> String {
 /// # Errors
 /// [`KeyFileError`].
 pub fn verifying_key_from_text(role: Role, text: &str) -> Result<VerifyingKey, KeyFileError> {
-    let fields = Fields::read(format!("{role} public key"), text)?;
+    let fields = Fields::read(format!("{role} public key"), &["key"], text)?;
     let key = VerifyingKey::from_bytes(&fields.bytes("key")?).ok().filter(|key| key.level() == Level::L65);
     key.ok_or_else(|| fields.missing("key"))
 }
@@ -216,7 +264,7 @@ pub fn key_encryption_key_to_text(secret: &Secret32) -> Zeroizing<String> {
 /// # Errors
 /// [`KeyFileError`].
 pub fn key_encryption_key_from_text(text: &str) -> Result<Secret32, KeyFileError> {
-    Fields::read("key-encryption key".into(), text)?.secret("secret")
+    Fields::read("key-encryption key".into(), &["secret"], text)?.secret("secret")
 }
 
 /// A device's long-term secrets.
@@ -257,7 +305,7 @@ impl DeviceKeys {
     /// # Errors
     /// [`KeyFileError`].
     pub fn from_text(text: &str) -> Result<Self, KeyFileError> {
-        let fields = Fields::read("device secret key".into(), text)?;
+        let fields = Fields::read("device secret key".into(), &["client_id", "identity_seed", "release_seed"], text)?;
         Ok(Self {
             client_id: fields.client_id()?,
             signing_key: SigningKey::from_seed(Level::L44, &fields.secret("identity_seed")?),
@@ -307,7 +355,7 @@ impl Enrolment {
     /// # Errors
     /// [`KeyFileError`].
     pub fn from_text(text: &str) -> Result<Self, KeyFileError> {
-        let fields = Fields::read("device public key".into(), text)?;
+        let fields = Fields::read("device public key".into(), &["client_id", "identity_key", "release_key"], text)?;
         let identity = VerifyingKey::from_bytes(&fields.bytes("identity_key")?).ok();
         let identity_key = identity.filter(|key| key.level() == Level::L44);
         Ok(Self {
@@ -378,7 +426,33 @@ mod tests {
         for text in ["", "hello", "unisono/v1 device secret key", "unisono/v1 device secret key\nclient_id = zz"] {
             assert!(DeviceKeys::from_text(text).is_err(), "{text:?}");
         }
+        // A raw secret, as other tools write it, is in no error.
+        let raw = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08";
+        for text in [raw.to_owned(), format!("{FORMAT} {raw}"), format!("{FORMAT} device secret key {raw}")] {
+            let error = DeviceKeys::from_text(&text).err().unwrap();
+            assert!(!format!("{error} {error:?}").contains(&raw[..8]), "{error}");
+        }
         let odd = DeviceKeys::from_text("unisono/v1 device secret key\nclient_id = 123");
         assert_eq!(odd.err().unwrap().to_string(), "the device secret key has no valid field `client_id`");
+    }
+
+    #[test]
+    fn repeated_fields_further_lines_and_zeros_are_refused_and_a_byte_order_mark_is_not() {
+        let mut rng = ChaCha8Rng::seed_from_u64(4);
+        let device = DeviceKeys::generate(&mut rng);
+        let text = device.to_text();
+        let read = |text: &str| DeviceKeys::from_text(text).map(|keys| keys.enrolment());
+        assert_eq!(read(&format!("\u{feff}{}\n", text.replace('\n', "\r\n"))), Ok(device.enrolment()));
+        let line = |line| Err(KeyFileError::Line { kind: "device secret key".into(), line });
+        let last = text.lines().last().unwrap();
+        assert_eq!(read(&format!("{}{last}\n", *text)), line(5));
+        assert_eq!(read(&format!("{}colour = 00\n", *text)), line(5));
+        assert_eq!(read(&text.replace("client_id", "# note\nclient_id")), line(2));
+        let zero = text.replace(last, &format!("release_seed = {}", "0".repeat(64)));
+        assert_eq!(read(&zero), Err(KeyFileError::Zero { kind: "device secret key".into(), field: "release_seed" }));
+        let zero = format!("{FORMAT} key-encryption key\nsecret = {}\n", "0".repeat(64));
+        assert!(matches!(key_encryption_key_from_text(&zero), Err(KeyFileError::Zero { .. })));
+        let other = key_encryption_key_from_text(&text).err().unwrap().to_string();
+        assert_eq!(other, "this is not a key-encryption key: it is a device secret key");
     }
 }

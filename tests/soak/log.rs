@@ -16,6 +16,8 @@ pub struct Told {
     pub finished: BTreeMap<u64, (u64, usize)>,
     pub aborted: BTreeMap<String, u64>,
     pub counted: BTreeMap<String, u64>,
+    /// Bytes of the log, by message.
+    pub bytes: BTreeMap<String, u64>,
 }
 
 pub struct Log {
@@ -41,8 +43,10 @@ impl Log {
         while let Some(end) = self.rest.iter().position(|byte| *byte == b'\n') {
             let line: Vec<u8> = self.rest.drain(..=end).collect();
             // A kill may cut a line off; what follows is behind it on the same line.
-            if let Ok(line) = serde_json::from_slice::<Value>(&line) {
-                self.told.take(&line)?;
+            if let Ok(told) = serde_json::from_slice::<Value>(&line) {
+                let message = told["fields"]["message"].as_str().unwrap_or_default().to_owned();
+                *self.told.bytes.entry(message).or_default() += line.len() as u64;
+                self.told.take(&told)?;
             } else if String::from_utf8_lossy(&line).contains("panicked") {
                 return Err(format!("a panic: {}", String::from_utf8_lossy(&line)));
             }

@@ -55,6 +55,7 @@ impl Report {
             "peak_rss_mib": self.most.rss_kib / 1024,
             "peak_open_files": self.most.files,
             "coordinator_log_bytes": self.coordinator_log,
+            "log_bytes_by_message": told.bytes,
             "device_log_bytes": self.device_logs,
             "longest_recovery_seconds": self.longest_recovery.as_secs_f64(),
         })

@@ -87,7 +87,7 @@ impl Run {
             run: self,
             service: Service::new(&world),
             fleet: Fleet::start(&world, paths),
-            sums: Sums::new(&world),
+            sums: Sums::new(&world.state),
             world,
             flood,
             flood_counts,
@@ -403,7 +403,9 @@ impl Soak {
         for (version, (round, survivors)) in &self.service.log.told.finished {
             let sum = self.sums.verified.get(version).map(|sum| sum.survivors.len());
             if sum != Some(*survivors) {
-                return Err(format!("round {round} told {survivors} survivors in version {version}, its sum has {sum:?}"));
+                return Err(format!(
+                    "round {round} told {survivors} survivors in version {version}, its sum has {sum:?}"
+                ));
             }
         }
         Ok(())

@@ -53,7 +53,9 @@ impl Fleet {
     /// Starts who is due.
     pub fn start_due(&mut self) {
         let now = Instant::now();
-        for (i, device) in self.devices.iter_mut().enumerate().filter(|(_, device)| device.due.is_some_and(|due| due <= now)) {
+        for (i, device) in
+            self.devices.iter_mut().enumerate().filter(|(_, device)| device.due.is_some_and(|due| due <= now))
+        {
             device.due = None;
             let mut command = self.world.device(i as u32, self.paths[i].port);
             device.process = Some(Process::start(&mut command, &device.log));

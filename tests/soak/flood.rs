@@ -38,6 +38,8 @@ const CALLERS: u64 = 8;
 const CONNECTORS: u64 = 4;
 /// Each pauses so long in between, at most: the flood is to press the service, not to take the processor from it.
 const PAUSE_MS: u64 = 12;
+/// Calls that wait for a round after one that there is not yet, as if the coordinator's state had gone back.
+const LIARS: u64 = 12;
 /// Silent connections that are held.
 const HELD: usize = 240;
 
@@ -68,7 +70,12 @@ pub fn run(target: SocketAddr) {
     runtime.block_on(async {
         for i in 0..CALLERS {
             let rng = ChaCha8Rng::seed_from_u64(seed ^ (i + 1) << 32);
-            tokio::spawn(Caller { target, rng, counts: counts.clone(), clients: clients.clone(), round: Vec::new() }.run());
+            tokio::spawn(
+                Caller { target, rng, counts: counts.clone(), clients: clients.clone(), round: Vec::new() }.run(),
+            );
+        }
+        for i in 0..LIARS {
+            tokio::spawn(lie_for_ever(target, ChaCha8Rng::seed_from_u64(seed ^ (i + 201) << 32), counts.clone()));
         }
         for i in 0..CONNECTORS {
             let rng = ChaCha8Rng::seed_from_u64(seed ^ (i + 101) << 32);
@@ -99,6 +106,20 @@ fn junk(rng: &mut ChaCha8Rng, most: usize) -> Vec<u8> {
 async fn pause(rng: &mut ChaCha8Rng) {
     let pause = rng.random_range(0..=PAUSE_MS);
     tokio::time::sleep(Duration::from_millis(pause)).await;
+}
+
+/// Waits for a round after the last one of all.
+async fn lie_for_ever(target: SocketAddr, mut rng: ChaCha8Rng, counts: Counts) {
+    loop {
+        count(&counts, "lie about the round");
+        let endpoint = Endpoint::from_shared(format!("http://{target}")).unwrap().local_address(Some(source(&mut rng)));
+        if let Ok(channel) = endpoint.connect().await {
+            let after_round = [u64::MAX, i64::MAX as u64, 1 << 40, 1_000_000][rng.random_range(0..4)];
+            let request = GetRoundRequest { task: TASK.into(), after_round, wait_ms: 20_000 };
+            let _ = CoordinatorClient::new(channel).get_round(request).await;
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
 }
 
 /// Connections that say nothing, half a preface, or junk.
@@ -170,7 +191,8 @@ impl Caller {
     /// One call; whether the connection is still good.
     async fn call(&mut self, stub: &mut CoordinatorClient<Channel>) -> bool {
         let kind = self.rng.random_range(0..8);
-        let what = ["get_round", "submit", "poll", "upload_status", "upload", "get_model", "get_release", "grant"][kind];
+        let what =
+            ["get_round", "submit", "poll", "upload_status", "upload", "get_model", "get_release", "grant"][kind];
         count(&self.counts, what);
         let result = match kind {
             0 => self.get_round(stub).await,

@@ -64,7 +64,9 @@ impl Told {
             "round opened" => {
                 let (round, id) = (number("round").ok_or("a round without a number")?, text("round_id"));
                 match self.rounds.get(&round) {
-                    Some(known) if *known != id => return Err(format!("round {round} is opened as {id}, and was {known}")),
+                    Some(known) if *known != id => {
+                        return Err(format!("round {round} is opened as {id}, and was {known}"));
+                    }
                     Some(_) => {}
                     None => {
                         if let Some((last, _)) = self.rounds.last_key_value().filter(|(last, _)| **last > round) {

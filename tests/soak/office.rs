@@ -146,7 +146,8 @@ impl Office {
     /// Carries the roster to the coordinator.
     fn deliver(&mut self, half: bool) -> Result<(), String> {
         let bytes = std::fs::read(self.world.path("published.bin")).map_err(|error| error.to_string())?;
-        let roster = Roster::from_bytes(&bytes, self.world.registrar()).map_err(|error| format!("published.bin: {error}"))?;
+        let roster =
+            Roster::from_bytes(&bytes, self.world.registrar()).map_err(|error| format!("published.bin: {error}"))?;
         if roster.head().epoch < self.done.epoch {
             return Err(format!("published.bin is of epoch {}, not {}", roster.head().epoch, self.done.epoch));
         }

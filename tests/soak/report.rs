@@ -73,7 +73,8 @@ impl Report {
         }
         line("audits of the registrar, all good", self.office.audits.to_string());
         line("rosters delivered (half before)", format!("{} ({})", self.office.delivered, self.office.halves));
-        let calls: u64 = self.flood.iter().filter(|(what, _)| !what.starts_with("answer")).map(|(_, count)| count).sum();
+        let calls: u64 =
+            self.flood.iter().filter(|(what, _)| !what.starts_with("answer")).map(|(_, count)| count).sum();
         line("junk calls and connections", calls.to_string());
         line("rounds opened", told.rounds.len().to_string());
         line("sums, all exact", self.sums.to_string());
@@ -89,7 +90,10 @@ impl Report {
         line("devices that ended as finished", self.devices.to_string());
         line("most memory of the coordinator", format!("{} MiB", self.most.rss_kib / 1024));
         line("most open files of the coordinator", self.most.files.to_string());
-        line("log of the coordinator, a minute", format!("{:.0} KiB", self.coordinator_log as f64 / 1024.0 / self.minutes()));
+        line(
+            "log of the coordinator, a minute",
+            format!("{:.0} KiB", self.coordinator_log as f64 / 1024.0 / self.minutes()),
+        );
         lines.join("\n")
     }
 }

@@ -161,7 +161,9 @@ impl Service {
             self.gave_up += 1;
             self.gone(now + RESTART_PAUSE);
         } else {
-            return Err(self.with_log(&format!("the coordinator ended by itself, after its start {}: {status}", self.starts)));
+            return Err(
+                self.with_log(&format!("the coordinator ended by itself, after its start {}: {status}", self.starts))
+            );
         }
         Ok(())
     }

@@ -7,19 +7,25 @@ use std::path::{Path, PathBuf};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 use unisono::crypto::ring::{Modulus, RingVector};
-use unisono::examples::{DIGITS, Examples};
+use unisono::examples::{DIGITS, Examples, PIXELS};
 use unisono::local::TASK;
 use unisono::protocol::encoding::{Contribution, Quantiser, Rounding};
 use unisono::softmax::{MAX_LOSS, Sgd, Softmax};
 use unisono::wire::model::Model;
 
-use crate::world::{BITS, CLIP, DEVICES, World};
+use crate::world::{BITS, CLIP, DEVICES};
 
 /// What a version of the model was made of.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sum {
     pub survivors: Vec<u32>,
     pub metrics: Vec<f32>,
+}
+
+/// Device `i`'s only example as CSV: a pixel of its own, and a class.
+pub fn example(i: u32) -> String {
+    let row: Vec<String> = (0..PIXELS).map(|p| u8::from(p == i as usize).to_string()).collect();
+    format!("{},{}\n", row.join(","), i as usize % DIGITS)
 }
 
 pub struct Sums {
@@ -32,10 +38,10 @@ pub struct Sums {
 }
 
 impl Sums {
-    pub fn new(world: &World) -> Self {
-        let examples = |i| Examples::from_csv(std::fs::read(world.path(&format!("device-{i}.csv"))).unwrap().as_slice(), 1.0);
+    /// Of the models in a coordinator's state folder.
+    pub fn new(state: &Path) -> Self {
         Self {
-            folder: world.state.join("blobs/models").join(TASK),
+            folder: state.join("blobs/models").join(TASK),
             quantiser: Quantiser {
                 bits: BITS,
                 clip: CLIP,
@@ -46,7 +52,7 @@ impl Sums {
                 privacy: None,
                 rotation: None,
             },
-            examples: (0..DEVICES).map(|i| examples(i).unwrap()).collect(),
+            examples: (0..DEVICES).map(|i| Examples::from_csv(example(i).as_bytes(), 1.0).unwrap()).collect(),
             models: BTreeMap::new(),
             verified: BTreeMap::new(),
         }
@@ -162,7 +168,12 @@ pub fn check_rounds(state: &Path, sums: &Sums) -> Result<u64, String> {
     let query = "SELECT number, model_version, survivors, metrics FROM rounds WHERE state = 'finished' ORDER BY number";
     let mut rows = database.prepare(query).map_err(text)?;
     let rows = rows.query_map([], |row| {
-        Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)? as u64, row.get::<_, u32>(2)? as usize, row.get::<_, String>(3)?))
+        Ok((
+            row.get::<_, i64>(0)?,
+            row.get::<_, i64>(1)? as u64,
+            row.get::<_, u32>(2)? as usize,
+            row.get::<_, String>(3)?,
+        ))
     });
     let (mut last, mut checked) = (None, 0);
     for row in rows.map_err(text)? {
@@ -174,7 +185,9 @@ pub fn check_rounds(state: &Path, sums: &Sums) -> Result<u64, String> {
         let metrics: Vec<f32> = serde_json::from_str(&metrics).map_err(|error| error.to_string())?;
         let sum = sums.verified.get(&version).ok_or(format!("version {version} was not verified"))?;
         if (survivors, &metrics) != (sum.survivors.len(), &sum.metrics) {
-            return Err(format!("round {number}: {survivors} survivors and metrics {metrics:?} are stored, {sum:?} is summed"));
+            return Err(format!(
+                "round {number}: {survivors} survivors and metrics {metrics:?} are stored, {sum:?} is summed"
+            ));
         }
         checked += 1;
     }
@@ -182,4 +195,40 @@ pub fn check_rounds(state: &Path, sums: &Sums) -> Result<u64, String> {
         return Err(format!("the last finished round made version {last:?}, the newest is {:?}", sums.newest()));
     }
     Ok(checked)
+}
+
+#[test]
+fn a_sum_that_is_wrong_by_one_step_or_by_one_device_is_noticed() {
+    let state = tempfile::tempdir().unwrap();
+    let put = |version: u64, model: &Model| {
+        let folder = state.path().join("blobs/models").join(TASK).join(version.to_string());
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join("model.safetensors"), model.to_safetensors().unwrap()).unwrap();
+    };
+    let base = Softmax::zeros(PIXELS, DIGITS).to_model().unwrap();
+    put(0, &base);
+    let sums = Sums::new(state.path());
+    let after = |of: &[u32]| {
+        let mean = sums.expect(&base, of).unwrap().0;
+        base.with_values(base.values().iter().zip(&mean).map(|(x, mean)| x + mean).collect()).unwrap()
+    };
+    let all: Vec<u32> = (0..DEVICES - 2).collect();
+    let verified = |model: &Model| {
+        put(1, model);
+        let mut sums = Sums::new(state.path());
+        sums.look(true).map(|()| sums.verified[&1].survivors.clone())
+    };
+    assert_eq!(verified(&after(&all)), Ok(all.clone()));
+    assert_eq!(verified(&after(&all[3..])), Ok(all[3..].to_vec()));
+    // One device twice; one quantised step at one element that no device's own pixel is at, and at one where it is.
+    let twice = verified(&after(&[&all[..], &[4]].concat()));
+    assert!(twice.as_ref().is_err_and(|error| error.contains("wrong at element")), "{twice:?}");
+    for element in [0, DIGITS + 3, DIGITS * (1 + DEVICES as usize) + 5] {
+        let good = after(&all);
+        let mut values = good.values().to_vec();
+        values[element] += 2.0 * CLIP / 65_535.0 / all.len() as f32;
+        let wrong = verified(&good.with_values(values).unwrap());
+        assert!(wrong.as_ref().is_err_and(|error| error.contains("wrong at element")), "{element}: {wrong:?}");
+    }
+    assert!(verified(&base).is_err(), "nobody's sum");
 }

@@ -4,11 +4,12 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use unisono::examples::{DIGITS, PIXELS};
 use unisono::files;
 use unisono::local::{Deployment, Plan, TASK};
 use unisono::protocol::keyfile::{self, Role};
 use unisono::softmax::MAX_LOSS;
+
+use crate::sums::example;
 
 /// Devices that are in the first roster.
 pub const ENROLLED: u32 = 12;
@@ -49,10 +50,7 @@ impl World {
             if !public.exists() {
                 std::fs::write(public, world.deployment.device_keys(i).enrolment().to_text()).unwrap();
             }
-            // One example each, with a pixel of its own: the sum says who is in it.
-            let row: Vec<String> = (0..PIXELS).map(|p| u8::from(p == i as usize).to_string()).collect();
-            let line = format!("{},{}\n", row.join(","), i as usize % DIGITS);
-            std::fs::write(world.path(&format!("device-{i}.csv")), line).unwrap();
+            std::fs::write(world.path(&format!("device-{i}.csv")), example(i)).unwrap();
         }
         let public = |role, name: &str| {
             let text = std::fs::read_to_string(world.path(name)).unwrap();

@@ -40,7 +40,7 @@ const CONNECTORS: u64 = 4;
 const PAUSE_MS: u64 = 12;
 /// Calls that wait for a round after one that there is not yet, as if the coordinator's state had gone back.
 const LIARS: u64 = 12;
-/// Silent connections that are held.
+/// Silent connections that are held, unless set.
 const HELD: usize = 240;
 
 type Counts = Arc<Mutex<BTreeMap<String, u64>>>;
@@ -122,9 +122,10 @@ async fn lie_for_ever(target: SocketAddr, mut rng: ChaCha8Rng, counts: Counts) {
     }
 }
 
-/// Connections that say nothing, half a preface, or junk.
+/// Connections that say nothing, half a preface or a whole one, or junk.
 async fn connect_for_ever(target: SocketAddr, mut rng: ChaCha8Rng, counts: Counts) {
     let mut held: Vec<TcpStream> = Vec::new();
+    let most = crate::variable("UNISONO_SOAK_HELD").unwrap_or(HELD);
     loop {
         pause(&mut rng).await;
         let socket = TcpSocket::new_v4().unwrap();
@@ -136,14 +137,16 @@ async fn connect_for_ever(target: SocketAddr, mut rng: ChaCha8Rng, counts: Count
             continue;
         };
         let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-        let kind = rng.random_range(0..4);
+        let kind = rng.random_range(0..5);
         let bytes = match kind {
             0 => junk(&mut rng, 4096),
             1 => [&preface[..], &junk(&mut rng, 16 << 10)].concat(),
             2 => preface[..rng.random_range(0..=preface.len())].to_vec(),
+            // With settings: a good beginning, and no call.
+            3 => [&preface[..], &[0, 0, 0, 4, 0, 0, 0, 0, 0]].concat(),
             _ => Vec::new(),
         };
-        count(&counts, ["junk bytes", "junk frames", "half a preface", "silent connection"][kind]);
+        count(&counts, ["junk bytes", "junk frames", "half a preface", "idle connection", "silent connection"][kind]);
         let _ = stream.write_all(&bytes).await;
         if kind < 2 {
             let mut answer = [0; 256];
@@ -151,7 +154,7 @@ async fn connect_for_ever(target: SocketAddr, mut rng: ChaCha8Rng, counts: Count
             continue;
         }
         held.push(stream);
-        if held.len() > HELD / CONNECTORS as usize {
+        if held.len() > most / CONNECTORS as usize {
             let gone = rng.random_range(0..held.len());
             drop(held.swap_remove(gone));
         }

@@ -1,4 +1,6 @@
-//! The soak itself: a seeded schedule of faults with pauses, in each of which a sum must come, and the end, at which all must be there.
+//! The soak itself: a seeded schedule of faults with pauses, in each of which a sum must come.
+
+mod ending;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
@@ -11,7 +13,6 @@ use rand::RngExt;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
-use unisono::local::TASK;
 
 use crate::disk::Filler;
 use crate::fleet::Fleet;
@@ -21,19 +22,15 @@ use crate::office::{Done, Office};
 use crate::process::Process;
 use crate::report::Report;
 use crate::service::{Blow, Service};
-use crate::sums::{Sums, check_rounds};
+use crate::sums::Sums;
 use crate::world::{DEVICES, MAX_CONNECTIONS, World, address_of};
 
 const TICK: Duration = Duration::from_millis(30);
 /// When nothing goes wrong any more, a sum comes within this time: devices dial again after 10 s at the most, and every phase has its
 /// time.
 const RECOVERS_WITHIN: Duration = Duration::from_secs(120);
-/// All devices end within this time after the last round.
-const ENDS_WITHIN: Duration = Duration::from_secs(120);
 /// Most memory of the coordinator, in KiB.
 const MOST_RSS_KIB: u64 = 400 << 10;
-/// Most bytes of the coordinator's log in a minute.
-const MOST_LOG: f64 = 1.0 * 1024.0 * 1024.0;
 
 /// What is asked for.
 #[derive(Debug, Clone)]
@@ -322,92 +319,6 @@ impl Soak {
             }
         }
         self.longest_recovery = self.longest_recovery.max(healed.elapsed());
-        Ok(())
-    }
-
-    /// Two more rounds, and everybody goes home.
-    fn finish(&mut self) -> Result<Report, String> {
-        self.office_stops.store(true, Ordering::Relaxed);
-        while self.office.as_ref().is_some_and(|office| !office.is_finished()) {
-            self.tick()?;
-        }
-        let office = self.close_office()?;
-        self.service.stop();
-        while !self.service.is_stopped() {
-            self.tick()?;
-        }
-        let took = self.began.elapsed();
-        self.sums.look(true)?;
-        check_rounds(&self.world.state, &self.sums)?;
-        self.world.configure(self.sums.newest().unwrap_or(0) + 2);
-        self.service.start_again();
-        let until = Instant::now() + ENDS_WITHIN;
-        let mut devices = 0;
-        while devices < DEVICES as usize {
-            self.service.tick()?;
-            self.look(Instant::now())?;
-            self.fleet.start_due();
-            devices = self.fleet.finished()?;
-            if Instant::now() > until {
-                let error = format!("{devices} of {DEVICES} devices have ended {ENDS_WITHIN:?} after the last fault");
-                return Err(format!("{}\n{}", self.service.with_log(&error), self.fleet.unfinished()));
-            }
-        }
-        let flood = flood::counts(&self.flood_counts);
-        self.open_release()?;
-        self.service.stop();
-        while !self.service.is_stopped() {
-            self.service.tick()?;
-            std::thread::sleep(TICK);
-        }
-        self.sums.look(true)?;
-        let stored_rounds = check_rounds(&self.world.state, &self.sums)?;
-        self.check_told()?;
-        self.fleet.check_logs()?;
-        let coordinator_log = self.service.log_bytes();
-        if coordinator_log as f64 > MOST_LOG * (took.as_secs_f64() / 60.0).max(1.0) {
-            return Err(self.service.with_log(&format!("the coordinator's log has {coordinator_log} bytes")));
-        }
-        Ok(Report {
-            seed: self.run.seed,
-            took,
-            faults: std::mem::take(&mut self.faults),
-            disk: self.run.disk.is_some(),
-            office,
-            flood,
-            sums: self.sums.verified.len(),
-            stored_rounds,
-            devices,
-            starts: self.service.starts(),
-            gave_up: self.service.gave_up,
-            most: self.service.most,
-            coordinator_log,
-            device_logs: self.fleet.log_bytes(),
-            longest_recovery: self.longest_recovery,
-        })
-    }
-
-    /// A device opens the release: it is the last model.
-    fn open_release(&self) -> Result<(), String> {
-        let endpoint = format!("http://{}", self.world.address);
-        let arguments = ["client", "open", "--model", TASK, "--coordinator", &endpoint, "--keys", "device-0.key"];
-        let more = ["--registrar", "registrar/registrar.pub", "--state-dir", "device-0", "--out", "opened.safetensors"];
-        self.world.succeed(&[&arguments[..], &more].concat());
-        let opened = std::fs::read(self.world.path("opened.safetensors")).map_err(|error| error.to_string())?;
-        let newest = self.sums.newest().and_then(|newest| self.sums.model(newest));
-        if newest != Some(&opened) { Err("the released model is not the newest one".into()) } else { Ok(()) }
-    }
-
-    /// What the coordinator has told about finished rounds fits the sums.
-    fn check_told(&self) -> Result<(), String> {
-        for (version, (round, survivors)) in &self.service.log.told.finished {
-            let sum = self.sums.verified.get(version).map(|sum| sum.survivors.len());
-            if sum != Some(*survivors) {
-                return Err(format!(
-                    "round {round} told {survivors} survivors in version {version}, its sum has {sum:?}"
-                ));
-            }
-        }
         Ok(())
     }
 }

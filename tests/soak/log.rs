@@ -7,14 +7,16 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-/// Rounds that ended without a sum, by reason; lines that are counted.
+/// What was told so far.
 #[derive(Default)]
 pub struct Told {
-    /// By number: the round's id, and how often it went on after a restart.
+    /// Ids of the rounds, by number.
     pub rounds: BTreeMap<u64, String>,
     /// Number and survivors of the rounds that gave a version of the model.
     pub finished: BTreeMap<u64, (u64, usize)>,
+    /// Rounds that ended without a sum, by reason.
     pub aborted: BTreeMap<String, u64>,
+    /// Other lines that are counted.
     pub counted: BTreeMap<String, u64>,
     /// Bytes of the log, by message.
     pub bytes: BTreeMap<String, u64>,

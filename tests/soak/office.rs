@@ -80,7 +80,7 @@ impl Office {
             let pause = self.rng.random_range(200..1500);
             std::thread::sleep(Duration::from_millis(pause));
         }
-        while let Some(_) = late_at {
+        while late_at.is_some() {
             let keys: Vec<String> = (ENROLLED..DEVICES).map(public).collect();
             late_at = if self.enrol("enrol", &keys)? { None } else { late_at };
         }

@@ -113,7 +113,11 @@ impl Fleet {
     pub fn check_logs(&self) -> Result<(), String> {
         for device in &self.devices {
             let text = String::from_utf8_lossy(&std::fs::read(&device.log).unwrap_or_default()).into_owned();
-            let bad = |line: &&str| line.contains("panicked") || REPLAYS.iter().any(|words| line.contains(words));
+            let bad = |line: &&str| {
+                // A full disk is no replay.
+                let full = line.contains("participation record failed") && line.contains("No space left on device");
+                line.contains("panicked") || (!full && REPLAYS.iter().any(|words| line.contains(words)))
+            };
             if let Some(line) = text.lines().find(bad) {
                 return Err(format!("{}: {line}", device.log.display()));
             }

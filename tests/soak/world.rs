@@ -16,6 +16,8 @@ pub const ENROLLED: u32 = 12;
 /// Devices that are enrolled and published while the soak runs.
 pub const LATE: u32 = 2;
 pub const DEVICES: u32 = ENROLLED + LATE;
+/// Devices whose records are on the small file system, too.
+const ON_DISK: u32 = 3;
 /// Limits of the coordinator that are checked from outside.
 pub const MAX_CONNECTIONS: u64 = 1000;
 pub const BITS: u32 = 16;
@@ -23,6 +25,7 @@ pub const CLIP: f32 = 0.5;
 
 pub struct World {
     deployment: Deployment,
+    disk: Option<PathBuf>,
     pub state: PathBuf,
     pub address: SocketAddr,
 }
@@ -41,7 +44,7 @@ impl World {
         let plan = Plan { clients: ENROLLED, rounds: 1, delta: 0.2, max_examples: 1 };
         let deployment = Deployment::make(&plan).unwrap();
         let state = disk.map_or_else(|| deployment.folder().join("state"), |disk| disk.join("state"));
-        let world = Self { deployment, state, address: own_address() };
+        let world = Self { deployment, disk: disk.map(Into::into), state, address: own_address() };
         for late in ENROLLED..DEVICES {
             world.succeed(&["client", "keys", &format!("device-{late}.key")]);
         }
@@ -141,11 +144,17 @@ valid_days = 30
         self.command(&["--log-json", "coordinator", "--config", "coordinator.toml"])
     }
 
+    /// Folder of device `i`'s record.
+    pub fn device_state(&self, i: u32) -> String {
+        let folder = self.disk.as_deref().filter(|_| i < ON_DISK).unwrap_or(self.deployment.folder());
+        folder.join(format!("device-{i}")).display().to_string()
+    }
+
     pub fn device(&self, i: u32, port: u16) -> Command {
         let (n_min, endpoint) = (self.deployment.n_min.to_string(), format!("http://127.0.0.1:{port}"));
         let name = |suffix: &str| format!("device-{i}{suffix}");
         let mut command = self.command(&["client", "run", "--task", TASK, "--registrar", "registrar/registrar.pub"]);
-        command.args(["--coordinator", &endpoint, "--keys", &name(".key"), "--state-dir", &name("")]);
+        command.args(["--coordinator", &endpoint, "--keys", &name(".key"), "--state-dir", &self.device_state(i)]);
         command.args(["--data", &name(".csv"), "--epochs", "1", "--n-min", &n_min, "--min-interval", "0"]);
         command
     }

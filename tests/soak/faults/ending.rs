@@ -84,7 +84,8 @@ impl Soak {
     fn open_release(&self) -> Result<(), String> {
         let endpoint = format!("http://{}", self.world.address);
         let arguments = ["client", "open", "--model", TASK, "--coordinator", &endpoint, "--keys", "device-0.key"];
-        let more = ["--registrar", "registrar/registrar.pub", "--state-dir", "device-0", "--out", "opened.safetensors"];
+        let state = self.world.device_state(0);
+        let more = ["--registrar", "registrar/registrar.pub", "--state-dir", &state, "--out", "opened.safetensors"];
         self.world.succeed(&[&arguments[..], &more].concat());
         let opened = std::fs::read(self.world.path("opened.safetensors")).map_err(|error| error.to_string())?;
         let newest = self.sums.newest().and_then(|newest| self.sums.model(newest));

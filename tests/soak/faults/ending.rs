@@ -14,8 +14,8 @@ use crate::world::DEVICES;
 
 /// All devices end within this time after the last round.
 const ENDS_WITHIN: Duration = Duration::from_secs(120);
-/// Most bytes of the coordinator's log in a minute.
-const MOST_LOG: f64 = 1.0 * 1024.0 * 1024.0;
+/// Most bytes of the coordinator's log: in a minute, and of a start, which begins to count refusals anew.
+const MOST_LOG: (f64, u64) = (512.0 * 1024.0, 192 << 10);
 
 impl Soak {
     /// Two more rounds, and everybody goes home.
@@ -58,7 +58,8 @@ impl Soak {
         self.check_told()?;
         self.fleet.check_logs()?;
         let coordinator_log = self.service.log_bytes();
-        if coordinator_log as f64 > MOST_LOG * (took.as_secs_f64() / 60.0).max(1.0) {
+        let allowed = (MOST_LOG.0 * took.as_secs_f64() / 60.0) as u64 + MOST_LOG.1 * self.service.starts();
+        if coordinator_log > allowed {
             return Err(self.service.with_log(&format!("the coordinator's log has {coordinator_log} bytes")));
         }
         Ok(Report {

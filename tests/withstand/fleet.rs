@@ -65,6 +65,40 @@ async fn devices_leave_only_on_the_coordinators_own_word_that_the_task_is_finish
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_device_whose_record_can_not_be_written_comes_back_when_it_can() {
+    let mut deployment = deployment(1);
+    // No sum without it.
+    deployment.config.round.n_min = 5;
+    let coordinator = Coordinator::start(deployment.config.clone()).await.unwrap();
+    let endpoint = format!("http://{}", coordinator.address());
+    let mut set = devices(&deployment, &endpoint, 0..4);
+    let record = deployment.device_state(4).join("record.json");
+    let (blocked, missed) = (record.clone(), Arc::new(AtomicU64::new(0)));
+    let count = missed.clone();
+    let observe = move |event: &Event<'_>| {
+        if let Event::Missed { error, .. } = event {
+            assert!(error.to_string().contains("record failed"), "{error}");
+            if count.fetch_add(1, Ordering::Relaxed) == 1 {
+                std::fs::remove_dir(&blocked).unwrap();
+            }
+        }
+    };
+    let mut device = builder(&deployment, &endpoint, 4).on_event(observe).build(constant(4)).unwrap();
+    // Where the file is to be; as a full disk, it fails every write.
+    std::fs::create_dir(&record).unwrap();
+    // What a kill leaves in the middle of a write goes at the next start.
+    let left = deployment.device_state(0).join(".tmpABCDEF");
+    set.spawn(async move { device.run().await });
+    let summaries = all(set).await;
+    assert!(summaries.iter().all(|summary| summary.completed == 1), "{summaries:?}");
+    assert_eq!(missed.load(Ordering::Relaxed), 2);
+    std::fs::write(&left, "{").unwrap();
+    drop(builder(&deployment, &endpoint, 0).build(constant(0)).unwrap());
+    assert!(!left.exists());
+    coordinator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_fleet_larger_than_a_cohort_does_not_bleed_out() {
     let mut deployment = deployment(8);
     let n = deployment.n_min;

@@ -232,15 +232,16 @@ impl Error {
     }
 
     /// Whether no later round can go better, by a coordinator's own reasoned refusal or by what is wrong here: an expired enrolment,
-    /// an unknown task, a broken record, a trainer that panicked. A device that the roster does not have may be published later: it
-    /// is final only for one that has taken part before, see [`Client::run`](crate::Client::run).
+    /// an unknown task, a record that is broken or another process's, a trainer that panicked. A record that can't be written, as on a full
+    /// disk, lets nothing leave the device, and is tried again in the next round. A device that the roster does not have may be
+    /// published later: it is final only for one that has taken part before, see [`Client::run`](crate::Client::run).
     pub fn is_final(&self) -> bool {
         match self {
             Self::Refused { reason, .. } => {
                 matches!(reason.as_str(), "expired_client" | "no_such_task" | "release_key" | "no_releases" | "revoked")
             }
             Self::Endpoint { .. } | Self::TrainerPanicked | Self::Record(_) | Self::NoRegistrar => true,
-            Self::Protocol(error) => matches!(&**error, ClientError::Record(_)),
+            Self::Protocol(error) => matches!(&**error, ClientError::Record(RecordError::Changed)),
             _ => false,
         }
     }
@@ -276,6 +277,12 @@ mod tests {
             let error = error(Code::PermissionDenied, reason);
             assert!(!error.is_passing() && !error.is_final(), "{reason}");
         }
+    }
+
+    #[test]
+    fn a_record_that_can_not_be_written_now_is_not_final() {
+        assert!(!Error::from(RecordError::Failed("no space left on device".into())).is_final());
+        assert!(Error::from(RecordError::Changed).is_final());
     }
 
     #[test]

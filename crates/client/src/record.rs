@@ -104,6 +104,8 @@ struct Inner {
 pub struct Record(Arc<Mutex<Inner>>);
 
 const NAME: &str = "record.json";
+/// Begin of the names of files that are not whole yet; those of earlier versions began so, too.
+const UNFINISHED: &str = ".tmp";
 
 impl Record {
     /// A record that is forgotten with the process.
@@ -123,6 +125,7 @@ impl Record {
             std::fs::TryLockError::WouldBlock => RecordFileError::InUse { path: folder.into() },
             std::fs::TryLockError::Error(source) => error(source),
         })?;
+        sweep(folder);
         let path = folder.join(NAME);
         let content = match std::fs::read(&path) {
             Ok(bytes) => read_content(&bytes).map_err(|why| RecordFileError::Damaged { path: path.clone(), why })?,
@@ -179,7 +182,7 @@ struct Os;
 
 impl System for Os {
     fn write(&mut self, folder: &Path, bytes: &[u8]) -> io::Result<NamedTempFile> {
-        let mut file = NamedTempFile::new_in(folder)?;
+        let mut file = tempfile::Builder::new().prefix(UNFINISHED).tempfile_in(folder)?;
         file.write_all(bytes)?;
         Ok(file)
     }
@@ -201,6 +204,15 @@ fn replace(system: &mut impl System, path: &Path, bytes: &[u8]) -> io::Result<()
     system.sync(file.as_file())?;
     system.rename(file, path)?;
     system.sync(&File::open(folder)?)
+}
+
+/// Deletes what writes that were killed have left behind. It only takes room: what can't be deleted stays.
+fn sweep(folder: &Path) {
+    for file in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        if file.file_name().as_encoded_bytes().starts_with(UNFINISHED.as_bytes()) {
+            let _ = std::fs::remove_file(file.path());
+        }
+    }
 }
 
 /// Makes a folder that survives a power cut and that nobody else may read, with those above it that are missing.

@@ -11,6 +11,8 @@ struct Table {
     waiting: BTreeMap<u64, usize>,
     /// Number of the round at hand, or of the last one.
     reached: u64,
+    /// Number of the last round whose sum was learned.
+    summed: u64,
 }
 
 /// Calls that wait for a round.
@@ -50,6 +52,11 @@ impl Asked {
         self.table().reached = number;
     }
 
+    /// Says which round was the last one whose sum was learned; 0: none.
+    pub fn summed(&self, number: u64) {
+        self.table().summed = number;
+    }
+
     /// Number of the round at hand, or of the last one.
     pub fn reached(&self) -> u64 {
         self.table().reached
@@ -68,8 +75,9 @@ impl Asked {
         count
     }
 
-    /// The number from which on `needed` of the devices that are ahead can take part, at most `most` above the round at hand; `None`
-    /// if fewer are ahead. The highest number that is named does not decide: it may be a lie.
+    /// The number from which on `needed` of the devices that are ahead can take part, at most `most` above the last sum; `None` if fewer
+    /// are ahead. The highest number that is named does not decide: it may be a lie. Nor do many lies, however often they are told: as
+    /// long as there is no sum, the number stays where devices take it.
     pub fn jump(&self, needed: usize, most: u64) -> Option<u64> {
         let table = self.table();
         let mut reached_by = 0;
@@ -77,7 +85,7 @@ impl Asked {
             reached_by += calls;
             reached_by >= needed.max(1)
         })?;
-        Some(after.saturating_add(1).min(table.reached.saturating_add(most)))
+        Some(after.saturating_add(1).min(table.summed.saturating_add(most)))
     }
 }
 
@@ -109,13 +117,18 @@ mod tests {
     fn a_jump_goes_where_enough_devices_are_and_a_liar_does_not_move_it() {
         let asked = Asked::default();
         asked.reach(5);
+        asked.summed(4);
         assert_eq!(asked.jump(1, 100), None);
         let mut places: Vec<Place> = [3, 5, 8, 9, 12].map(|after| asked.wait(after)).into();
         assert_eq!(asked.count(), Count { waiting: 5, ahead: 3, highest: 12 });
         assert_eq!((asked.jump(1, 100), asked.jump(2, 100), asked.jump(3, 100)), (Some(9), Some(10), Some(13)));
-        assert_eq!((asked.jump(4, 100), asked.jump(3, 4)), (None, Some(9)));
+        assert_eq!((asked.jump(4, 100), asked.jump(3, 5)), (None, Some(9)));
         places.push(asked.wait(u64::MAX));
-        assert_eq!((asked.jump(3, 100), asked.jump(4, 100)), (Some(13), Some(105)));
+        assert_eq!((asked.jump(3, 100), asked.jump(4, 100)), (Some(13), Some(104)));
+        // Told once more after that jump, it is the same number.
+        asked.reach(104);
+        places.extend([105, 106, 107].map(|after| asked.wait(after)));
+        assert_eq!(asked.jump(4, 100), Some(104));
         places.clear();
         assert_eq!(asked.count(), Count::default());
     }

@@ -158,6 +158,7 @@ async fn train(shared: &Shared, replayed: &Mutex<Option<RoundId>>) -> Result<(),
             shared.last_end.lock().await.get_or_insert_with(|| End::with_sum(last.round_id));
         }
         shared.asked.reach(shared.store.last_round_number(&task.name).await?);
+        shared.asked.summed(shared.store.last_summed_number(&task.name).await?);
         // With an epsilon for the whole task, a sum that was learned and not used counts as a round.
         let spent = match &shared.config.privacy {
             Some(privacy) if privacy.epsilon.is_some() => shared.store.discarded_rounds(&task.name).await?,

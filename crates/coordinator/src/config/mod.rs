@@ -79,8 +79,8 @@ pub struct Task {
     /// Pause after a round that was aborted, in milliseconds.
     #[serde(default = "default_pause")]
     pub pause_after_abort_ms: u64,
-    /// Largest step by which round numbers are raised at once when so many devices are in later rounds that none can be had without
-    /// them, as after a restored backup; 0: never.
+    /// Most by which round numbers are raised above the last round with a sum when so many devices are in later rounds that none can be
+    /// had without them, as after a restored backup; 0: never.
     #[serde(default = "max_round_jump")]
     pub max_round_jump: u64,
 }

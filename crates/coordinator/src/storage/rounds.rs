@@ -80,6 +80,17 @@ impl Store {
         Ok(row.bind(task).fetch_one(&self.db).await?.try_get::<i64, _>(0)? as u64)
     }
 
+    /// Number of the last round of `task` whose sum was learned, used or not; 0 before the first.
+    ///
+    /// # Errors
+    /// [`StoreError::Database`].
+    pub async fn last_summed_number(&self, task: &str) -> Result<u64, StoreError> {
+        let row = sqlx::query(
+            "SELECT COALESCE(MAX(number), 0) FROM rounds WHERE task = ? AND state IN ('finished', 'discarded')",
+        );
+        Ok(row.bind(task).fetch_one(&self.db).await?.try_get::<i64, _>(0)? as u64)
+    }
+
     /// The round of `task` whose end is not recorded.
     ///
     /// # Errors

@@ -109,7 +109,8 @@ async fn compare(store: &Store, config: &Config) -> Result<Compared, Coordinator
     let task = &config.task.name;
     let mut stored = store.settings(task).await?;
     let first = store.get_model(task, 0).await?;
-    let learned = store.finished_rounds(task).await?.len() as u64;
+    // Once something is learned, the first version need not be there any more.
+    let learned = store.current_version(task).await?;
     let model = match config.initial_model() {
         Ok(model) => Some(model.to_safetensors()?),
         // The state has it.
@@ -119,11 +120,13 @@ async fn compare(store: &Store, config: &Config) -> Result<Compared, Coordinator
         }
         Err(error) => return Err(error.into()),
     };
-    // A state of an earlier version has no settings, but the model.
+    let mut new = of(config, model.as_deref());
+    // A state of an earlier version has no settings, but the model. It is noted now: the model may be deleted.
     if let (false, Some(first)) = (stored.contains_key(INITIAL_MODEL), &first) {
-        stored.insert(INITIAL_MODEL.into(), hex(&model_hash(first)));
+        let hash = hex(&model_hash(first));
+        new.entry(INITIAL_MODEL.into()).or_insert_with(|| hash.clone());
+        stored.insert(INITIAL_MODEL.into(), hash);
     }
-    let new = of(config, model.as_deref());
     let change = |(name, new): (&String, &String)| {
         let stored = stored.get(name).filter(|stored| *stored != new)?;
         let ruled_out_by = if name == INITIAL_MODEL { learned } else { 0 };

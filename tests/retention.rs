@@ -200,12 +200,13 @@ async fn rounds_come_and_go_and_the_state_folder_stays_as_it_is() {
 
 /// Bytes and files of a folder.
 fn size_of(folder: &Path) -> (u64, u64) {
-    let of = |entry: std::fs::DirEntry| match entry.metadata().unwrap() {
-        data if data.is_dir() => size_of(&entry.path()),
-        data => (data.len(), 1),
+    // What goes meanwhile has none.
+    let of = |entry: std::fs::DirEntry| match entry.metadata() {
+        Ok(data) if data.is_dir() => size_of(&entry.path()),
+        data => data.map_or((0, 0), |data| (data.len(), 1)),
     };
     let add = |(a, b): (u64, u64), (c, d)| (a + c, b + d);
-    std::fs::read_dir(folder).unwrap().flatten().map(of).fold((0, 0), add)
+    std::fs::read_dir(folder).map_or((0, 0), |found| found.flatten().map(of).fold((0, 0), add))
 }
 
 #[tokio::test(flavor = "multi_thread")]

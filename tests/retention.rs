@@ -228,7 +228,14 @@ async fn size_of_the_state_folder_after_50_and_500_rounds() {
             // What the next round has stored by then is in it.
             tokio::time::sleep(Duration::from_millis(50)).await;
             let (bytes, files) = size_of(&deployment.config.state_dir);
-            println!("{name}: {rounds} rounds, {} kB, {files} files, {:.0?}", bytes / 1000, began.elapsed());
+            let log = std::fs::metadata(deployment.config.state_dir.join("coordinator.sqlite-wal")).unwrap().len();
+            let uploads = size_of(&deployment.config.state_dir.join("blobs/uploads")).1;
+            println!(
+                "{name}: {rounds} rounds, {} kB with {} of the log, {files} files with {uploads} of uploads, {:.0?}",
+                bytes / 1000,
+                log / 1000,
+                began.elapsed()
+            );
         }
         drop(set);
         coordinator.stop().await;

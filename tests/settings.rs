@@ -138,6 +138,7 @@ fn check_tells_everything_that_is_wrong_at_once_with_its_line() {
             ("[round]", "[round]\nmask_ms = 0\nshare_ms = 0\nshar_ms = 5"),
             ("bits = 16", "bits = 16\nmin_weight = -1.0"),
             ("valid_days = 30", "valid_days = 0"),
+            ("[release]", "[retention]\nmodels = 3\nmoments = 20\n\n[release]"),
             ("publisher.key", "no.key"),
         ],
     );
@@ -149,6 +150,7 @@ fn check_tells_everything_that_is_wrong_at_once_with_its_line() {
         "round.share_ms",
         "quantiser.min_weight",
         "release.valid_days",
+        "retention.moments",
         "release.publisher",
         "key",
         "round.n_min",

@@ -125,14 +125,65 @@ pub struct EarlyStop {
 impl EarlyStop {
     /// Whether the metric's values, one a round, have not improved for `patience` rounds.
     pub fn should_stop(&self, values: &[f32]) -> bool {
-        let gain = |from: f32, to: f32| if self.better == Better::Lower { from - to } else { to - from };
-        let mut best: Option<(usize, f32)> = None;
-        for (round, &value) in values.iter().enumerate() {
-            if best.is_none_or(|(_, best)| gain(best, value) > self.min_improvement) {
-                best = Some((round, value));
-            }
+        let mut watch = Watch::new(self, 0);
+        (1..).zip(values).for_each(|(version, value)| watch.see(version, *value));
+        watch.is_stuck(self.patience)
+    }
+}
+
+/// How far the watched metric has come: all that early stop needs to know of the rounds before.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Watch {
+    metric: String,
+    better: Better,
+    min_improvement: f32,
+    /// Rounds up to this one count for nothing: they have other metrics.
+    since: u64,
+    /// Values seen.
+    seen: u64,
+    /// The best value, and how many were seen before it.
+    best: Option<(u64, f32)>,
+}
+
+impl Watch {
+    /// Nothing is seen. The first `since` successful rounds count for nothing.
+    pub fn new(stop: &EarlyStop, since: u64) -> Self {
+        let EarlyStop { metric, better, min_improvement, .. } = stop.clone();
+        Self { metric, better, min_improvement, since, seen: 0, best: None }
+    }
+
+    /// Whether it watches with the same settings, so that one can go on for the other. Patience is none of them.
+    pub fn is_like(&self, other: &Self) -> bool {
+        let began = |watch: &Self| Self { seen: 0, best: None, ..watch.clone() };
+        began(self) == began(other)
+    }
+
+    /// Takes the value of the next round, the `number`th successful one.
+    pub fn see(&mut self, number: u64, value: f32) {
+        if number <= self.since {
+            return;
         }
-        best.is_some_and(|(round, _)| values.len() - 1 - round >= self.patience)
+        let gain = |from: f32, to: f32| if self.better == Better::Lower { from - to } else { to - from };
+        if self.best.is_none_or(|(_, best)| gain(best, value) > self.min_improvement) {
+            self.best = Some((self.seen, value));
+        }
+        self.seen += 1;
+    }
+
+    /// Whether the last `patience` values have brought no improvement.
+    pub fn is_stuck(&self, patience: usize) -> bool {
+        self.best.is_some_and(|(before, _)| self.seen - 1 - before >= patience as u64)
+    }
+
+    /// As text, to be kept.
+    pub fn to_text(&self) -> String {
+        serde_json::to_string(self).unwrap_or_default()
+    }
+
+    /// What [`Self::to_text`] gave; `None` for anything else.
+    pub fn from_text(text: &str) -> Option<Self> {
+        let watch: Self = serde_json::from_str(text).ok()?;
+        watch.best.is_none_or(|(before, _)| before < watch.seen).then_some(watch)
     }
 }
 

@@ -7,6 +7,7 @@
 //! - `config`: one TOML file; `storage`: SQLite and blobs; `active`: the round at hand, made durable;
 //! - `settings`: what a task learns with may not change unnoticed;
 //! - `training`: the loop over rounds; `learning`: optimisers and early stop; `releases`: the model goes out;
+//! - `tally`: what all rounds add up to; `retention`: what is over is deleted;
 //! - `plausible`: which sums are used; `roster`: which roster is in force;
 //! - `connections`: who may connect; `gate`: rates and room; `calls`: every call on its way in and out; `sampled`: lines about refusals;
 //! - `service`: the gRPC calls and their errors; `health`: whether devices can be served; `asked`: devices that wait for a round;
@@ -24,11 +25,13 @@ pub mod learning;
 mod plausible;
 mod privacy;
 mod releases;
+mod retention;
 mod roster;
 mod sampled;
 mod service;
 mod settings;
 pub mod storage;
+mod tally;
 mod training;
 
 use std::net::SocketAddr;
@@ -297,6 +300,8 @@ struct Shared {
     /// A step was accepted: wakes the training loop.
     accepted: Notify,
     events: broadcast::Sender<Event>,
+    /// What the rounds up to now add up to; what is over by then can be deleted.
+    tallies: watch::Sender<Option<storage::StoredTally>>,
 }
 
 impl Shared {
@@ -365,6 +370,8 @@ pub struct Coordinator {
     admin: Option<JoinHandle<()>>,
     /// What is done from time to time.
     upkeep: JoinHandle<()>,
+    /// Deletes what is over.
+    retention: JoinHandle<()>,
     /// Taken when it has been waited for.
     training: Option<JoinHandle<Result<(), CoordinatorError>>>,
 }
@@ -413,6 +420,7 @@ impl Coordinator {
             changes: watch::Sender::new(0),
             accepted: Notify::new(),
             events: broadcast::Sender::new(4096),
+            tallies: watch::Sender::new(None),
             config,
         });
         let server = CoordinatorServer::new(service::Service::new(shared.clone()))
@@ -452,9 +460,10 @@ impl Coordinator {
                 None
             }
         };
+        let retention = tokio::spawn(retention::run(shared.clone()));
         let training = Some(tokio::spawn(training::run(shared.clone())));
         tracing::info!(%address, mode = if shared.config.malicious() { "malicious" } else { "semi-honest" }, "serving");
-        Ok(Self { shared, address, service, admin, upkeep, training })
+        Ok(Self { shared, address, service, admin, upkeep, retention, training })
     }
 
     /// The address on which clients are served.
@@ -487,6 +496,8 @@ impl Coordinator {
     pub async fn stop(self) {
         self.service.abort();
         self.upkeep.abort();
+        self.retention.abort();
+        let _ = self.retention.await;
         if let Some(admin) = self.admin {
             admin.abort();
             let _ = admin.await;

@@ -1,9 +1,7 @@
-//! What the task's sums have spent of differential privacy. It is counted from the recorded rounds, so a restart forgets nothing.
+//! What the task's sums have spent of differential privacy.
 
 use unisono_protocol::params::RoundParams;
 use unisono_protocol::privacy::Accountant;
-
-use crate::{CoordinatorError, Shared, StoreError};
 
 /// What sums have spent, counted with those who were in them; zero-out adjacency.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -16,30 +14,19 @@ pub struct PrivacySpent {
     pub total_epsilon: f64,
 }
 
-/// The task's account.
+/// The task's account. It is kept also without privacy in the configuration: a later configuration may have some.
+#[derive(Debug, Clone, PartialEq, Default)]
 pub(crate) struct Account {
-    delta: f64,
-    spent: Accountant,
+    /// Of the sums with noise.
+    pub spent: Accountant,
     /// Whether a sum without noise is among the task's.
-    exact: bool,
+    pub exact: bool,
 }
 
 impl Account {
-    /// The account of the recorded rounds; `None` without privacy in the configuration.
-    pub async fn open(shared: &Shared) -> Result<Option<Self>, CoordinatorError> {
-        let Some(privacy) = &shared.config.privacy else { return Ok(None) };
-        let mut account = Self { delta: privacy.delta, spent: Accountant::new(), exact: false };
-        for (payload, cohort, survivors) in shared.store.finished_params(&shared.config.task.name).await? {
-            let damaged = |error| StoreError::Damaged(format!("the parameters of a finished round: {error}"));
-            account.add(&RoundParams::from_payload(&payload).map_err(damaged)?, survivors, cohort);
-        }
-        Ok(Some(account))
-    }
-
-    /// Counts a sum.
-    pub fn add(&mut self, params: &RoundParams, survivors: u32, cohort: u32) -> PrivacySpent {
-        let delta = self.delta;
-        let epsilon = match params.guarantee_of(survivors, cohort) {
+    /// Counts a sum; its epsilon at `delta`.
+    pub fn add(&mut self, params: &RoundParams, survivors: u32, cohort: u32, delta: f64) -> f64 {
+        match params.guarantee_of(survivors, cohort) {
             Some(guarantee) => {
                 self.spent.add(&guarantee, 1);
                 guarantee.epsilon(delta)
@@ -48,8 +35,11 @@ impl Account {
                 self.exact = true;
                 f64::INFINITY
             }
-        };
-        let total_epsilon = if self.exact { f64::INFINITY } else { self.spent.epsilon(delta) };
-        PrivacySpent { delta, epsilon, total_epsilon }
+        }
+    }
+
+    /// Epsilon of all that is counted, at `delta`.
+    pub fn epsilon(&self, delta: f64) -> f64 {
+        if self.exact { f64::INFINITY } else { self.spent.epsilon(delta) }
     }
 }

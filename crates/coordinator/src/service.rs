@@ -126,6 +126,12 @@ fn caller<T>(request: &Request<T>) -> Result<Caller, Status> {
 
 type FileStream = Pin<Box<dyn Stream<Item = Result<FileChunk, Status>> + Send>>;
 
+/// The refusal of a model that was deleted: no round that goes on needs it.
+fn not_kept(what: &dyn Display) -> Status {
+    let why = format!("no longer kept: {what}; `[retention]` of the coordinator's configuration says how many are");
+    refuse(Code::NotFound, "model_not_kept", &why)
+}
+
 /// How far the phase at hand is, for a log.
 fn still_open(active: &Active) -> String {
     let (server, progress) = (active.server(), active.server().progress());
@@ -152,8 +158,11 @@ impl Service {
         let chunks = starts.then(move |start| {
             let (shared, file) = (shared.clone(), file.clone());
             async move {
-                let data = shared.store.read_file(&file, start, FILE_CHUNK_LEN).await.map_err(|e| storage(&e))?;
-                Ok(FileChunk { data })
+                match shared.store.read_file(&file, start, FILE_CHUNK_LEN).await {
+                    Ok(data) => Ok(FileChunk { data }),
+                    Err(error) if error.is_gone() => Err(not_kept(&"this version of the model")),
+                    Err(error) => Err(storage(&error)),
+                }
             }
         });
         Response::new(Box::pin(chunks))
@@ -556,9 +565,17 @@ impl Coordinator for Service {
         let GetModelRequest { task, version } = request.into_inner();
         let known = task == self.shared.config.task.name;
         let model = if known { self.shared.store.model_file(&task, version).await } else { Ok(None) };
+        if let Some(model) = model.map_err(|e| storage(&e))? {
+            return Ok(self.file_stream(model));
+        }
+        let current = if known { self.shared.store.current_version(&task).await.map_err(|e| storage(&e))? } else { 0 };
+        if version < current {
+            return Err(not_kept(&format!(
+                "version {version} of the model of task {task:?}; the current one is {current}"
+            )));
+        }
         let why = format!("there is no version {version} of the model of task {task:?}");
-        let missing = || refuse(Code::NotFound, "no_such_model", &why);
-        Ok(self.file_stream(model.map_err(|e| storage(&e))?.ok_or_else(missing)?))
+        Err(refuse(Code::NotFound, "no_such_model", &why))
     }
 
     async fn get_release(&self, request: Request<GetReleaseRequest>) -> Result<Response<FileStream>, Status> {

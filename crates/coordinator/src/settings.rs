@@ -109,7 +109,8 @@ async fn compare(store: &Store, config: &Config) -> Result<Compared, Coordinator
     let task = &config.task.name;
     let mut stored = store.settings(task).await?;
     let first = store.get_model(task, 0).await?;
-    let learned = store.finished_rounds(task).await?.len() as u64;
+    // Once something is learned, the first version need not be there any more.
+    let learned = store.current_version(task).await?;
     let model = match config.initial_model() {
         Ok(model) => Some(model.to_safetensors()?),
         // The state has it.
@@ -119,11 +120,13 @@ async fn compare(store: &Store, config: &Config) -> Result<Compared, Coordinator
         }
         Err(error) => return Err(error.into()),
     };
-    // A state of an earlier version has no settings, but the model.
+    let mut new = of(config, model.as_deref());
+    // A state of an earlier version has no settings, but the model. It is noted now: the model may be deleted.
     if let (false, Some(first)) = (stored.contains_key(INITIAL_MODEL), &first) {
-        stored.insert(INITIAL_MODEL.into(), hex(&model_hash(first)));
+        let hash = hex(&model_hash(first));
+        new.entry(INITIAL_MODEL.into()).or_insert_with(|| hash.clone());
+        stored.insert(INITIAL_MODEL.into(), hash);
     }
-    let new = of(config, model.as_deref());
     let change = |(name, new): (&String, &String)| {
         let stored = stored.get(name).filter(|stored| *stored != new)?;
         let ruled_out_by = if name == INITIAL_MODEL { learned } else { 0 };
@@ -188,4 +191,65 @@ pub(crate) async fn metrics_since(store: &Store, task: &str) -> Result<usize, St
 /// Whether there is a state of a coordinator in a folder.
 pub(crate) fn is_state(folder: &Path) -> bool {
     folder.join("coordinator.sqlite").is_file()
+}
+
+#[cfg(test)]
+mod tests {
+    use unisono_protocol::RoundId;
+    use unisono_wire::model::Model;
+
+    use super::*;
+    use crate::storage::{FinishedRound, Outdated};
+
+    fn config(initial_model: &Path) -> Config {
+        let text = format!(
+            r#"
+            listen = "127.0.0.1:0"
+            state_dir = "state"
+            [task]
+            name = "t"
+            rounds = 5
+            initial_model = {initial_model:?}
+            [round]
+            mode = "semi-honest"
+            n_min = 3
+            n_max = 5
+            gamma = 0.05
+            delta = 0.2
+            [quantiser]
+            bits = 8
+            clip = 1.0
+            max_weight = 1.0
+        "#
+        );
+        toml::from_str(&text).unwrap()
+    }
+
+    #[tokio::test]
+    async fn the_first_version_may_go_once_something_is_learned() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&folder.path().join("state")).await.unwrap();
+        let file = folder.path().join("initial.safetensors");
+        let config = config(&file);
+        let model = |x: f32| Model::new([("w", vec![2], vec![x, x])]).unwrap().to_safetensors().unwrap();
+        // A state of an earlier version: it has the model and no settings, and the file is gone.
+        store.put_model("t", 0, model(1.0), None).await.unwrap();
+        settle(&store, &config, &[]).await.unwrap();
+        store.insert_round(RoundId([1; 32]), "t", 1, b"parameters").await.unwrap();
+        let (round_id, metrics) = (RoundId([1; 32]), Vec::new());
+        let finished = FinishedRound { round_id, model_version: 1, cohort: 4, survivors: 4, metrics };
+        store.put_model("t", 1, model(2.0), None).await.unwrap();
+        store.finish_round(&finished).await.unwrap();
+        assert!(store.delete_version("t", 0, Outdated::Version).await.unwrap());
+        for _ in 0..2 {
+            // Without the file, and with the one that it was.
+            settle(&store, &config, &[]).await.unwrap();
+            std::fs::write(&file, model(1.0)).unwrap();
+        }
+        assert!(store.get_model("t", 0).await.unwrap().is_none(), "nothing is put back");
+        std::fs::write(&file, model(3.0)).unwrap();
+        let error = settle(&store, &config, &[INITIAL_MODEL.into()]).await.unwrap_err();
+        let CoordinatorError::Changed { changes, .. } = &error else { panic!("{error}") };
+        assert_eq!((changes.len(), changes[0].ruled_out_by), (1, 1), "{error}");
+    }
 }

@@ -17,9 +17,11 @@ use crate::active::{Active, RecoverError};
 use crate::admin::{Order, What};
 use crate::learning::{self, Moments};
 use crate::plausible::{self, Implausible};
-use crate::privacy::Account;
 use crate::storage::FinishedRound;
-use crate::{CoordinatorError, End, Event, Failed, RoundResult, Shared, Stage, StoreError, now, releases};
+use crate::tally::Tally;
+use crate::{
+    CoordinatorError, End, Event, Failed, PrivacySpent, RoundResult, Shared, Stage, StoreError, now, releases,
+};
 
 /// First pause before what failed is tried again; it doubles.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
@@ -149,33 +151,31 @@ async fn order_at_rest(shared: &Shared, what: &What) -> Result<Result<String, St
 
 async fn train(shared: &Shared, replayed: &Mutex<Option<RoundId>>) -> Result<(), CoordinatorError> {
     let task = &shared.config.task;
-    let mut account = Account::open(shared).await?;
-    let metrics_since = crate::settings::metrics_since(&shared.store, &task.name).await?;
+    let mut tally = Tally::open(&shared.store, &shared.config).await?;
+    if let Some(epsilon) = tally.epsilon() {
+        gauge!("unisono_privacy_epsilon").set(epsilon);
+    }
     loop {
-        let finished = shared.store.finished_rounds(&task.name).await?;
-        if let Some(last) = finished.last() {
+        // What is over can be deleted meanwhile.
+        shared.tallies.send_replace(Some(tally.to_stored()));
+        if let Some(last) = tally.last() {
             // After a restart: devices may not know yet that it is.
             shared.last_end.lock().await.get_or_insert_with(|| End::with_sum(last.round_id));
         }
         shared.asked.reach(shared.store.last_round_number(&task.name).await?);
-        shared.asked.summed(shared.store.last_summed_number(&task.name).await?);
-        // With an epsilon for the whole task, a sum that was learned and not used counts as a round.
-        let spent = match &shared.config.privacy {
-            Some(privacy) if privacy.epsilon.is_some() => shared.store.discarded_rounds(&task.name).await?,
-            _ => 0,
-        };
-        if let Some(early) = over(shared, &finished, spent, metrics_since) {
+        shared.asked.summed(tally.through());
+        if let Some(early) = tally.over(&shared.config) {
             if let Some(roster) = shared.roster().await? {
                 crate::check_publisher(&roster, shared.release_keys.as_ref())?;
             }
-            releases::release(shared, finished.last()).await?;
-            shared.emit(Event::TrainingFinished { rounds: finished.len() as u64, early });
-            tracing::info!(rounds = finished.len(), early, "training is finished");
+            releases::release(shared, tally.last()).await?;
+            shared.emit(Event::TrainingFinished { rounds: tally.learned(), early });
+            tracing::info!(rounds = tally.learned(), early, "training is finished");
             return Ok(());
         }
         let mut active = match recover(shared, replayed).await? {
             Some(active) => active,
-            None => open(shared, finished.last()).await?,
+            None => open(shared, tally.learned()).await?,
         };
         suspend(shared, &mut active).await?;
         if let (Some(keys), true) = (&shared.release_keys, shared.config.malicious()) {
@@ -188,25 +188,12 @@ async fn train(shared: &Shared, replayed: &Mutex<Option<RoundId>>) -> Result<(),
         tracing::info!(round, %round_id, %phase, "round opened");
         shared.emit(Event::RoundOpened { round, round_id, phase });
         shared.enter(Stage::Running(Box::new(active))).await;
-        let sum = play(shared, &mut account).await?;
+        let sum = play(shared, &mut tally).await?;
         *replayed.lock().unwrap_or_else(PoisonError::into_inner) = None;
         if !sum {
             tokio::time::sleep(Duration::from_millis(task.pause_after_abort_ms)).await;
         }
     }
-}
-
-/// Whether training is over, and if so whether before the last round. `spent` is how many further rounds count as successful ones;
-/// the first `metrics_since` rounds have other metrics than the task has now.
-fn over(shared: &Shared, finished: &[FinishedRound], spent: u64, metrics_since: usize) -> Option<bool> {
-    if finished.len() as u64 + spent >= shared.config.task.rounds {
-        return Some(false);
-    }
-    let stop = shared.config.early_stop.as_ref()?;
-    let index = shared.config.metric_index(&stop.metric)?;
-    let finished = finished.iter().skip(metrics_since);
-    let values: Vec<f32> = finished.filter_map(|round| round.metrics.get(index).copied()).collect();
-    stop.should_stop(&values).then_some(true)
 }
 
 /// Says how many drop-outs the cohort that has just been closed withstands, louder where that is fewer than `delta` says.
@@ -248,9 +235,8 @@ async fn recover(shared: &Shared, replayed: &Mutex<Option<RoundId>>) -> Result<O
     }
 }
 
-async fn open(shared: &Shared, last: Option<&FinishedRound>) -> Result<Active, CoordinatorError> {
+async fn open(shared: &Shared, version: u64) -> Result<Active, CoordinatorError> {
     let task = &shared.config.task.name;
-    let version = last.map_or(0, |round| round.model_version);
     let (model, bytes) = stored_model(shared, version).await?;
     let authority = match (&shared.round_keys, shared.roster().await?) {
         (Some(keys), Some(roster)) => Some(Authority { signing_key: keys.signing_key.clone(), roster }),
@@ -293,7 +279,7 @@ async fn stored_model(shared: &Shared, version: u64) -> Result<(Model, Vec<u8>),
 }
 
 /// Plays the round at hand to its end; whether it gave a sum that was used.
-async fn play(shared: &Shared, account: &mut Option<Account>) -> Result<bool, CoordinatorError> {
+async fn play(shared: &Shared, tally: &mut Tally) -> Result<bool, CoordinatorError> {
     let mut seconds = Vec::new();
     loop {
         let began = Instant::now();
@@ -340,7 +326,7 @@ async fn play(shared: &Shared, account: &mut Option<Account>) -> Result<bool, Co
                 let after_advertise: f64 = seconds.iter().skip(1).map(|(_, seconds)| seconds).sum();
                 *shared.pace.lock().unwrap_or_else(PoisonError::into_inner) =
                     Duration::try_from_secs_f64(after_advertise).ok();
-                finish(shared, account, round, params, outcome, seconds).await?
+                finish(shared, tally, round, params, outcome, seconds).await?
             }
             Err(abort) => {
                 tracing::warn!(round, reason = %abort, "round aborted");
@@ -634,7 +620,7 @@ async fn apply(
 /// Applies a sum to the model, and records both; whether it was used. One that is not ends its round, and training goes on.
 async fn finish(
     shared: &Shared,
-    account: &mut Option<Account>,
+    tally: &mut Tally,
     round: u64,
     params: Arc<RoundParams>,
     outcome: Outcome,
@@ -649,12 +635,10 @@ async fn finish(
     let (cohort, survivors) = (outcome.cohort.len() as u32, outcome.survivors.len() as u32);
     let applied = apply(shared, &params, &outcome).await?;
     // Learned is learned, whether it is used or not.
-    let privacy = |account: &mut Option<Account>| {
-        let spent = account.as_mut().map(|account| account.add(&params, survivors, cohort))?;
+    let tell = |spent: &PrivacySpent| {
         gauge!("unisono_privacy_epsilon").set(spent.total_epsilon);
         let (epsilon, total_epsilon, delta) = (spent.epsilon, spent.total_epsilon, spent.delta);
         tracing::info!(round, epsilon, total_epsilon, delta, "privacy spent");
-        Some(spent)
     };
     let Applied { aggregate, model, moments } = match applied {
         Ok(applied) => applied,
@@ -663,7 +647,7 @@ async fn finish(
             tracing::error!(round, survivors, cohort, code = unused.code(), %reason, "round ended");
             shared.store.discard_round(params.round_id, &reason, cohort, survivors).await?;
             counter!("unisono_rounds_total", "result" => unused.code()).increment(1);
-            privacy(account);
+            tally.add_discarded(&params, survivors, cohort).inspect(tell);
             shared.emit(Event::RoundAborted { round, reason, suspects: Vec::new() });
             return Ok(false);
         }
@@ -684,7 +668,7 @@ async fn finish(
         ?metrics,
         "round finished"
     );
-    let privacy = privacy(account);
+    let privacy = tally.add_finished(&params, finished).inspect(tell);
     let result = RoundResult { round, params, outcome, aggregate, model_version, model, seconds, privacy };
     shared.emit(Event::RoundFinished(Arc::new(result)));
     Ok(true)

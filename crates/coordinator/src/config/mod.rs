@@ -4,6 +4,7 @@ mod error;
 mod faults;
 mod keys;
 mod limits;
+mod retention;
 mod round;
 
 use std::net::SocketAddr;
@@ -17,6 +18,7 @@ pub use error::ConfigError;
 pub use faults::Fault;
 pub use keys::{ReleaseKeys, RoundKeys};
 pub use limits::Limits;
+pub use retention::{Keep, Retention};
 
 /// The whole file.
 #[derive(Debug, Clone, Deserialize)]
@@ -59,6 +61,9 @@ pub struct Config {
     pub early_stop: Option<EarlyStop>,
     /// How the model is released at the end; absent: it is not.
     pub release: Option<Release>,
+    /// How much of what is over is kept.
+    #[serde(default)]
+    pub retention: Retention,
 }
 
 /// Unless set: 20,000, or what the system's limit of open files leaves room for if that is less.

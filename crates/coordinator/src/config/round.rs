@@ -19,7 +19,8 @@ impl Config {
 
     /// Everything that is wrong with the settings, apart from the files that they name.
     pub fn setting_faults(&self) -> Vec<ConfigError> {
-        let mut faults: Vec<ConfigError> = self.limits.check().err().into_iter().collect();
+        let mut faults: Vec<ConfigError> =
+            [self.limits.check(), self.retention.check()].into_iter().filter_map(Result::err).collect();
         let mut setting = |setting, got: &dyn ToString, allowed: &str| {
             faults.push(ConfigError::Setting { setting, got: got.to_string(), allowed: allowed.into() });
         };

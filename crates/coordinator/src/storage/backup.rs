@@ -75,6 +75,8 @@ async fn make(database: &Path, from: &Path, to: &Path) -> Result<(), BackupError
     let error = |source| BackupError::Io { path: to.into(), source };
     make_folder(to).map_err(error)?;
     let copy = to.join("coordinator.sqlite");
+    // A coordinator deletes no model until all are copied.
+    let held = super::retention::hold(from).map_err(|source| BackupError::Io { path: from.into(), source })?;
     let open = |path: &Path| {
         let options = SqliteConnectOptions::new().filename(path).busy_timeout(std::time::Duration::from_secs(60));
         SqlitePoolOptions::new().max_connections(1).connect_with(options)
@@ -99,6 +101,7 @@ async fn make(database: &Path, from: &Path, to: &Path) -> Result<(), BackupError
                 .map_err(|source_error| BackupError::Io { path: source.clone(), source: source_error })?;
         }
     }
+    drop(held);
     File::open(to).and_then(|folder| folder.sync_all()).map_err(error)
 }
 

@@ -10,8 +10,10 @@
 mod backup;
 mod blobs;
 mod releases;
+mod retention;
 mod rounds;
 mod settings;
+mod tally;
 mod tasks;
 
 use std::fs::{DirBuilder, File, Permissions};
@@ -25,11 +27,12 @@ use object_store::{ObjectStore, ObjectStoreExt};
 use sqlx::SqlitePool;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use tokio_stream::StreamExt;
-use unisono_protocol::RoundId;
 
 pub use backup::{BackupError, backup};
 pub use releases::StoredRelease;
+pub use retention::{DeletedRounds, Deleting, Outdated, Sizes};
 pub use rounds::{Event, FinishedRound, OpenRound};
+pub use tally::{EndedRound, StoredTally};
 
 /// The storage failed: a full disk, a missing permission, a damaged database.
 #[derive(Debug, thiserror::Error)]
@@ -85,6 +88,11 @@ impl StoreError {
             Self::Folder { .. } | Self::InUse { .. } | Self::Damaged(_) => false,
         }
     }
+
+    /// Whether a blob is not there.
+    pub fn is_gone(&self) -> bool {
+        matches!(self, Self::Blob(object_store::Error::NotFound { .. }))
+    }
 }
 
 const SCHEMA: &str = "
@@ -112,6 +120,13 @@ CREATE TABLE IF NOT EXISTS settings (
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS replay_failures (round_id BLOB PRIMARY KEY, reason TEXT NOT NULL, times INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS roster_epochs (registrar BLOB PRIMARY KEY, epoch INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS tallies (
+    task TEXT PRIMARY KEY, format INTEGER NOT NULL, through INTEGER NOT NULL, discarded INTEGER NOT NULL,
+    exact INTEGER NOT NULL, spent BLOB NOT NULL, watch TEXT, checksum INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE TRIGGER IF NOT EXISTS keep_round_floor BEFORE DELETE ON rounds
+    BEGIN INSERT INTO tasks (task, round_floor) VALUES (OLD.task, OLD.number)
+    ON CONFLICT (task) DO UPDATE SET round_floor = MAX(round_floor, excluded.round_floor); END;
 ";
 
 /// A stored file that is read in pieces: many may send it, and none of them holds it.
@@ -140,17 +155,6 @@ pub struct Store {
 
 fn bytes32(bytes: Vec<u8>, what: &str) -> Result<[u8; 32], StoreError> {
     bytes.try_into().map_err(|_| StoreError::Damaged(format!("a {what} does not have 32 bytes")))
-}
-
-/// Deletes the uploads of rounds that are over, which a kill at the end of a round leaves behind, and the empty folders that
-/// deleting blobs does. They only take room: what can't be deleted is told.
-fn sweep_uploads(folder: &Path, open: &[String]) {
-    let Ok(uploads) = std::fs::read_dir(folder) else { return };
-    for round in uploads.flatten().filter(|round| !open.iter().any(|id| round.file_name() == **id)) {
-        if let Err(error) = std::fs::remove_dir_all(round.path()) {
-            tracing::warn!(path = %round.path().display(), %error, "uploads of a round that is over can't be deleted");
-        }
-    }
 }
 
 /// Makes a folder and those above it, which only its owner may use.
@@ -219,12 +223,9 @@ impl Store {
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true);
+        retention::open_first(&options).await?;
         let db = SqlitePoolOptions::new().max_connections(2).connect_with(options).await?;
         sqlx::raw_sql(SCHEMA).execute(&db).await?;
-        let open: Vec<Vec<u8>> =
-            sqlx::query_scalar("SELECT round_id FROM rounds WHERE state = 'open'").fetch_all(&db).await?;
-        let open: Vec<String> = open.iter().filter_map(|id| Some(RoundId::from_slice(id)?.to_string())).collect();
-        sweep_uploads(&folder.join("blobs/uploads"), &open);
         let folder = folder.join("blobs");
         let blobs = LocalFileSystem::new_with_prefix(&folder)?.with_fsync(true);
         Ok(Self { db, blobs: Arc::new(blobs), folder, lock: Some(lock) })
@@ -287,7 +288,7 @@ impl Store {
 
 #[cfg(test)]
 mod tests {
-    use unisono_protocol::ClientId;
+    use unisono_protocol::{ClientId, RoundId};
 
     use super::*;
 
@@ -363,27 +364,32 @@ mod tests {
         // A sum that was learned and not used counts for privacy, and is no successful round.
         store.discard_round(round, "implausible", 5, 4).await.unwrap();
         assert!(store.open_round("task").await.unwrap().is_none());
-        assert_eq!(store.discarded_rounds("task").await.unwrap(), 1);
-        assert_eq!(store.finished_params("task").await.unwrap(), [(b"parameters".to_vec(), 5, 4)]);
-        assert!(store.finished_rounds("task").await.unwrap().is_empty());
+        let params = b"parameters".to_vec();
+        let ended = EndedRound { number: 3, params, cohort: 5, survivors: 4, used: None };
+        assert_eq!(store.ended_rounds("task", 2).await.unwrap(), [ended]);
+        assert!(store.ended_rounds("task", 3).await.unwrap().is_empty());
+        assert!(store.last_finished("task").await.unwrap().is_none());
+        assert_eq!(store.current_version("task").await.unwrap(), 0);
     }
 
     #[tokio::test]
-    async fn uploads_that_a_kill_left_behind_are_deleted_at_the_next_start() {
+    async fn uploads_of_rounds_that_are_over_are_deleted_with_their_folders() {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(folder.path()).await.unwrap();
         let (over, open, client) = (RoundId([1; 32]), RoundId([2; 32]), ClientId([3; 16]));
         for (number, round) in [(1, over), (2, open)] {
             store.insert_round(round, "task", number, b"parameters").await.unwrap();
         }
-        store.abort_round(over, "enough").await.unwrap();
-        // As if the kill had come between the two steps of the line above.
         for round in [over, open] {
             store.put_chunk(round, client, 0, vec![5; 10]).await.unwrap();
         }
+        store.abort_round(over, "enough").await.unwrap();
+        // As after a kill: what the end of a round leaves behind is found again.
         store.close().await;
         drop(store);
         let store = Store::open(folder.path()).await.unwrap();
+        assert_eq!(store.delete_ended_uploads().await.unwrap(), 1);
+        assert_eq!(store.delete_ended_uploads().await.unwrap(), 0);
         assert_eq!(store.count_chunks(over, client).await.unwrap(), 0);
         assert_eq!(store.read_upload(open, client, 1).await.unwrap(), [5; 10]);
         let left: Vec<_> = std::fs::read_dir(folder.path().join("blobs/uploads")).unwrap().collect();

@@ -1,6 +1,5 @@
 //! Rounds: their parameters, what they accepted in order, and how they ended.
 
-use object_store::path::Path as BlobPath;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{QueryBuilder, Row};
 use unisono_protocol::{ClientId, RoundId};
@@ -76,17 +75,6 @@ impl Store {
         let row = sqlx::query(
             "SELECT MAX(COALESCE((SELECT MAX(number) FROM rounds WHERE task = ?1), 0),
                         COALESCE((SELECT round_floor FROM tasks WHERE task = ?1), 0))",
-        );
-        Ok(row.bind(task).fetch_one(&self.db).await?.try_get::<i64, _>(0)? as u64)
-    }
-
-    /// Number of the last round of `task` whose sum was learned, used or not; 0 before the first.
-    ///
-    /// # Errors
-    /// [`StoreError::Database`].
-    pub async fn last_summed_number(&self, task: &str) -> Result<u64, StoreError> {
-        let row = sqlx::query(
-            "SELECT COALESCE(MAX(number), 0) FROM rounds WHERE task = ? AND state IN ('finished', 'discarded')",
         );
         Ok(row.bind(task).fetch_one(&self.db).await?.try_get::<i64, _>(0)? as u64)
     }
@@ -170,7 +158,8 @@ impl Store {
         rows.iter().map(read).collect()
     }
 
-    /// Records the end of a round without a sum, and forgets what it accepted.
+    /// Records the end of a round without a sum, and forgets what it accepted. Its uploads go later, with
+    /// [`Self::delete_ended_uploads`].
     ///
     /// # Errors
     /// [`StoreError`].
@@ -180,10 +169,11 @@ impl Store {
             .bind(round_id.to_vec())
             .execute(&self.db)
             .await?;
-        self.delete_folder(&BlobPath::from_iter(["uploads", &round_id.to_string()])).await
+        Ok(())
     }
 
-    /// Records the end of a round whose sum was learned and not used, and forgets what it accepted. For privacy it counts.
+    /// Records the end of a round whose sum was learned and not used, and forgets what it accepted, as
+    /// [`Self::abort_round`] does. For privacy it counts.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -203,19 +193,10 @@ impl Store {
         .bind(round_id.to_vec())
         .execute(&self.db)
         .await?;
-        self.delete_folder(&BlobPath::from_iter(["uploads", &round_id.to_string()])).await
+        Ok(())
     }
 
-    /// Number of rounds of `task` whose sums were learned and not used.
-    ///
-    /// # Errors
-    /// [`StoreError::Database`].
-    pub async fn discarded_rounds(&self, task: &str) -> Result<u64, StoreError> {
-        let row = sqlx::query("SELECT COUNT(*) FROM rounds WHERE task = ? AND state = 'discarded'").bind(task);
-        Ok(row.fetch_one(&self.db).await?.try_get::<i64, _>(0)? as u64)
-    }
-
-    /// Records a successful round, whose model was put before, and forgets what it accepted.
+    /// Records a successful round, whose model was put before, and forgets what it accepted, as [`Self::abort_round`] does.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -232,48 +213,7 @@ impl Store {
         .bind(finished.round_id.to_vec())
         .execute(&self.db)
         .await?;
-        self.delete_folder(&BlobPath::from_iter(["uploads", &finished.round_id.to_string()])).await
-    }
-
-    /// The successful rounds of `task` in order.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub async fn finished_rounds(&self, task: &str) -> Result<Vec<FinishedRound>, StoreError> {
-        let rows = sqlx::query(
-            "SELECT round_id, model_version, cohort, survivors, metrics FROM rounds
-             WHERE task = ? AND state = 'finished' ORDER BY number",
-        )
-        .bind(task)
-        .fetch_all(&self.db)
-        .await?;
-        let read = |row: &SqliteRow| {
-            let metrics: String = row.try_get(4)?;
-            Ok(FinishedRound {
-                round_id: RoundId(bytes32(row.try_get(0)?, "round id")?),
-                model_version: row.try_get::<i64, _>(1)? as u64,
-                cohort: row.try_get(2)?,
-                survivors: row.try_get(3)?,
-                metrics: serde_json::from_str(&metrics).map_err(|e| StoreError::Damaged(e.to_string()))?,
-            })
-        };
-        rows.iter().map(read).collect()
-    }
-
-    /// Encoded `RoundParams`, cohort and survivors of the rounds of `task` whose sums were learned, in order; also of those whose
-    /// sums were not used.
-    ///
-    /// # Errors
-    /// [`StoreError::Database`].
-    pub async fn finished_params(&self, task: &str) -> Result<Vec<(Vec<u8>, u32, u32)>, StoreError> {
-        let rows = sqlx::query(
-            "SELECT params, cohort, survivors FROM rounds
-             WHERE task = ? AND state IN ('finished', 'discarded') ORDER BY number",
-        )
-        .bind(task)
-        .fetch_all(&self.db)
-        .await?;
-        rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?))).collect()
+        Ok(())
     }
 }
 

@@ -89,9 +89,9 @@ pub enum Error {
     /// The release or its grant.
     #[error(transparent)]
     Release(#[from] unisono_release::ReleaseError),
-    /// Opening a release needs the registrar's key.
-    #[error("opening a release needs the registrar's key: set `registrar`")]
-    NoRegistrar,
+    /// Nobody's word on models and grants can be checked.
+    #[error("opening a model needs the registrar's key, or in semi-honest mode the token: set `registrar` or `token`")]
+    NoAuthority,
 }
 
 macro_rules! protocol_errors {
@@ -148,6 +148,11 @@ impl Error {
         }
     }
 
+    /// Whether a download that went on is of a file that is not there any more.
+    pub(crate) fn is_other_file(&self) -> bool {
+        matches!(self, Self::Refused { reason, .. } if reason == "other_file")
+    }
+
     /// Whether a step came after its phase.
     pub(crate) fn is_late(&self) -> bool {
         matches!(self, Self::Refused { reason, .. } if reason == "wrong_phase")
@@ -191,9 +196,9 @@ impl Error {
     pub fn is_final(&self) -> bool {
         match self {
             Self::Refused { reason, .. } => {
-                matches!(reason.as_str(), "expired_client" | "no_such_task" | "release_key" | "no_releases" | "revoked")
+                matches!(reason.as_str(), "expired_client" | "no_such_task" | "release_key" | "no_releases" | "revoked" | "token")
             }
-            Self::Endpoint { .. } | Self::TrainerPanicked | Self::Record(_) | Self::NoRegistrar => true,
+            Self::Endpoint { .. } | Self::TrainerPanicked | Self::Record(_) | Self::NoAuthority => true,
             Self::Protocol(error) => matches!(&**error, ClientError::Record(_)),
             _ => false,
         }

@@ -12,7 +12,7 @@ use tempfile::NamedTempFile;
 use unisono_protocol::CohortId;
 use unisono_protocol::policy::{ParticipationRecord, RecordError, Spent, TaskEntry};
 use unisono_protocol::privacy::Accountant;
-use unisono_release::{ReleaseError, VersionRecord};
+use unisono_release::{ReleaseError, Seen, VersionRecord};
 
 /// The record's file can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -89,8 +89,35 @@ struct Content {
     /// What the device is bound to, and has spent, by task.
     tasks: BTreeMap<String, StoredEntry>,
     roster_epoch: u64,
-    /// Highest version opened by model id.
-    models: BTreeMap<String, u64>,
+    /// The newest release opened, by model id.
+    models: BTreeMap<String, StoredRelease>,
+    /// The latest time at which a release was opened, Unix time in seconds.
+    #[serde(default)]
+    latest_time: u64,
+}
+
+/// The newest release that was opened of a model.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[serde(untagged)]
+enum StoredRelease {
+    /// As an earlier version of this library wrote it.
+    Version(u64),
+    Release { version: u64, header_hash: [u8; 32] },
+}
+
+impl From<StoredRelease> for Seen {
+    fn from(stored: StoredRelease) -> Self {
+        match stored {
+            StoredRelease::Version(version) => Self { version, header_hash: None },
+            StoredRelease::Release { version, header_hash } => Self { version, header_hash: Some(header_hash) },
+        }
+    }
+}
+
+impl From<Seen> for StoredRelease {
+    fn from(Seen { version, header_hash }: Seen) -> Self {
+        header_hash.map_or(Self::Version(version), |header_hash| Self::Release { version, header_hash })
+    }
 }
 
 struct Inner {
@@ -250,16 +277,33 @@ impl ParticipationRecord for Record {
 }
 
 impl VersionRecord for Record {
-    fn highest(&self, model_id: &str) -> Result<u64, ReleaseError> {
-        Ok(self.read(|content| content.models.get(model_id).copied().unwrap_or(0)))
+    fn newest(&self, model_id: &str) -> Result<Option<Seen>, ReleaseError> {
+        Ok(self.read(|content| content.models.get(model_id).copied().map(Seen::from)))
     }
 
-    fn see(&mut self, model_id: &str, version: u64) -> Result<(), ReleaseError> {
-        self.change(|content| {
-            let seen = content.models.entry(model_id.to_owned()).or_default();
-            *seen = version.max(*seen);
-        })
-        .map_err(|e| ReleaseError::Record(e.to_string()))
+    fn latest_time(&self) -> Result<u64, ReleaseError> {
+        Ok(self.read(|content| content.latest_time))
+    }
+
+    fn see(&mut self, model_id: &str, release: Seen, now: u64) -> Result<(), ReleaseError> {
+        let mut other = false;
+        let changed = self.change_if(|content| {
+            content.latest_time = content.latest_time.max(now);
+            let seen = content.models.get(model_id).copied().map(Seen::from);
+            // Another handle may have opened one since it was checked.
+            other = seen.is_some_and(|seen| {
+                seen.version == release.version && seen.header_hash.is_some() && seen.header_hash != release.header_hash
+            });
+            if seen.is_none_or(|seen| seen.version <= release.version) {
+                content.models.insert(model_id.to_owned(), release.into());
+            }
+            !other
+        });
+        changed.map_err(|e| ReleaseError::Record(e.to_string()))?;
+        if other {
+            return Err(ReleaseError::AnotherOfThisVersion { model_id: model_id.into(), version: release.version });
+        }
+        Ok(())
     }
 }
 

@@ -19,7 +19,7 @@ use crate::learning::{self, Moments};
 use crate::plausible::{self, Implausible};
 use crate::privacy::Account;
 use crate::storage::FinishedRound;
-use crate::{CoordinatorError, End, Event, Failed, RoundResult, Shared, Stage, StoreError, now, releases};
+use crate::{CoordinatorError, End, Event, Failed, RoundResult, Shared, Stage, StoreError, models, now};
 
 /// First pause before what failed is tried again; it doubles.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
@@ -165,7 +165,7 @@ async fn train(shared: &Shared, replayed: &Mutex<Option<RoundId>>) -> Result<(),
             if let Some(roster) = shared.roster().await? {
                 crate::check_publisher(&roster, shared.release_keys.as_ref())?;
             }
-            releases::release(shared, finished.last()).await?;
+            models::release(shared, finished.last()).await?;
             shared.emit(Event::TrainingFinished { rounds: finished.len() as u64, early });
             tracing::info!(rounds = finished.len(), early, "training is finished");
             return Ok(());
@@ -174,6 +174,7 @@ async fn train(shared: &Shared, replayed: &Mutex<Option<RoundId>>) -> Result<(),
             Some(active) => active,
             None => open(shared, finished.last()).await?,
         };
+        models::seal_base(shared, active.server().params()).await?;
         suspend(shared, &mut active).await?;
         if let (Some(keys), true) = (&shared.release_keys, shared.config.malicious()) {
             active.sign_base_model(&keys.publisher);

@@ -9,8 +9,8 @@
 
 mod backup;
 mod blobs;
-mod releases;
 mod rounds;
+mod sealed;
 mod settings;
 mod tasks;
 
@@ -28,8 +28,8 @@ use tokio_stream::StreamExt;
 use unisono_protocol::RoundId;
 
 pub use backup::{BackupError, backup};
-pub use releases::StoredRelease;
 pub use rounds::{Event, FinishedRound, OpenRound};
+pub use sealed::StoredSeal;
 
 /// The storage failed: a full disk, a missing permission, a damaged database.
 #[derive(Debug, thiserror::Error)]
@@ -101,10 +101,6 @@ CREATE TRIGGER IF NOT EXISTS forget_events AFTER UPDATE OF state ON rounds WHEN 
     BEGIN DELETE FROM events WHERE round_id = NEW.round_id; END;
 CREATE TABLE IF NOT EXISTS suspended (
     task TEXT NOT NULL, client_id BLOB NOT NULL, round INTEGER NOT NULL, PRIMARY KEY (task, client_id)
-);
-CREATE TABLE IF NOT EXISTS releases (
-    model_id TEXT NOT NULL, version INTEGER NOT NULL, header_hash BLOB NOT NULL UNIQUE, wrapped_key BLOB NOT NULL,
-    model_version INTEGER NOT NULL, PRIMARY KEY (model_id, version)
 );
 CREATE TABLE IF NOT EXISTS tasks (task TEXT PRIMARY KEY, round_floor INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS settings (
@@ -221,13 +217,16 @@ impl Store {
             .foreign_keys(true);
         let db = SqlitePoolOptions::new().max_connections(2).connect_with(options).await?;
         sqlx::raw_sql(SCHEMA).execute(&db).await?;
+        sqlx::raw_sql(sealed::SCHEMA).execute(&db).await?;
         let open: Vec<Vec<u8>> =
             sqlx::query_scalar("SELECT round_id FROM rounds WHERE state = 'open'").fetch_all(&db).await?;
         let open: Vec<String> = open.iter().filter_map(|id| Some(RoundId::from_slice(id)?.to_string())).collect();
         sweep_uploads(&folder.join("blobs/uploads"), &open);
         let folder = folder.join("blobs");
         let blobs = LocalFileSystem::new_with_prefix(&folder)?.with_fsync(true);
-        Ok(Self { db, blobs: Arc::new(blobs), folder, lock: Some(lock) })
+        let store = Self { db, blobs: Arc::new(blobs), folder, lock: Some(lock) };
+        store.take_over_releases().await?;
+        Ok(store)
     }
 
     /// Closes the database; used before the folder is handed to another process.

@@ -181,7 +181,7 @@ pub fn cases() -> Vec<Value> {
         ),
         case(
             "GetModelRequest",
-            &GetModelRequest { task: "digits".into(), version: 7 },
+            &GetModelRequest { task: "digits".into(), version: 7, offset: 262_144, header_hash: vec![0x33; 32] },
             &[Bytes(1, b"digits".into()), Varint(2, 7)],
             json!({ "task": "digits", "version": 7 }),
         ),

@@ -336,12 +336,28 @@ mod tests {
         assert_eq!(record.clone().replace("t", Some(&first), entry(6)), Err(RecordError::Changed));
         record.see_roster_epoch(3).unwrap();
         record.see_roster_epoch(2).unwrap();
-        record.see("m", 5).unwrap();
-        record.see("m", 4).unwrap();
+        let release = |version| Seen { version, header_hash: Some([version as u8; 32]) };
+        record.see("m", release(5), 70).unwrap();
+        record.see("m", release(4), 60).unwrap();
+        let other = Seen { version: 5, header_hash: Some([6; 32]) };
+        assert!(matches!(record.see("m", other, 80), Err(ReleaseError::AnotherOfThisVersion { version: 5, .. })));
         drop(record);
         let record = Record::open(folder.path()).unwrap();
         assert_eq!((record.entry("t").unwrap(), record.entry("u").unwrap()), (Some(second), None));
-        assert_eq!((record.roster_epoch().unwrap(), record.highest("m").unwrap()), (3, 5));
+        assert_eq!((record.roster_epoch().unwrap(), record.newest("m").unwrap()), (3, Some(release(5))));
+        assert_eq!(record.latest_time().unwrap(), 70);
+    }
+
+    #[test]
+    fn a_record_of_an_earlier_version_knows_versions_without_their_headers() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join(NAME), r#"{"tasks":{},"roster_epoch":3,"models":{"m":5}}"#).unwrap();
+        let mut record = Record::open(folder.path()).unwrap();
+        assert_eq!(record.newest("m").unwrap(), Some(Seen { version: 5, header_hash: None }));
+        let opened = Seen { version: 5, header_hash: Some([1; 32]) };
+        record.see("m", opened, 9).unwrap();
+        drop(record);
+        assert_eq!(Record::open(folder.path()).unwrap().newest("m").unwrap(), Some(opened));
     }
 
     #[test]

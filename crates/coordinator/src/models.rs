@@ -149,6 +149,12 @@ pub(crate) async fn seal_base(shared: &Shared, params: &RoundParams) -> Result<(
     Ok(shared.store.forget_sealed_bases_before(task, version).await?)
 }
 
+/// No round follows: no base model is served or granted any more, and their sealed files go.
+pub(crate) async fn close(shared: &Shared) -> Result<(), StoreError> {
+    *lock(&shared.models.base) = None;
+    shared.store.forget_sealed_bases_before(&shared.config.task.name, i64::MAX as u64).await
+}
+
 /// Seals and signs the model of the last round, unless that was done before.
 pub(crate) async fn release(shared: &Shared, last: Option<&FinishedRound>) -> Result<(), CoordinatorError> {
     let (Some(config), Some(_), Some(last)) = (&shared.config.release, &shared.release_keys, last) else {

@@ -166,6 +166,7 @@ async fn train(shared: &Shared, replayed: &Mutex<Option<RoundId>>) -> Result<(),
                 crate::check_publisher(&roster, shared.release_keys.as_ref())?;
             }
             models::release(shared, finished.last()).await?;
+            models::close(shared).await?;
             shared.emit(Event::TrainingFinished { rounds: finished.len() as u64, early });
             tracing::info!(rounds = finished.len(), early, "training is finished");
             return Ok(());

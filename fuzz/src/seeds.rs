@@ -245,7 +245,11 @@ fn service(seeds: &mut Vec<Seed>) {
         data: vec![5; 40],
     };
     add(5, "upload-chunk", &chunk.encode_to_vec());
-    add(6, "get-model-request", &wire::GetModelRequest { task: "test".into(), version: 1, ..Default::default() }.encode_to_vec());
+    add(
+        6,
+        "get-model-request",
+        &wire::GetModelRequest { task: "test".into(), version: 1, ..Default::default() }.encode_to_vec(),
+    );
     let body = wire::GrantRequestBody { client_id, header_hash: hash, release_key: vec![6; 40], requested_at: NOW };
     let signed = proto::Signed { payload: body.encode_to_vec(), signature: vec![7; 40] };
     add(7, "grant-request", &wire::GrantRequest { request: Some(signed.clone()) }.encode_to_vec());

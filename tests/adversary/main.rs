@@ -46,7 +46,7 @@ mod shares;
 mod shipped_elsewhere;
 mod small_disk;
 mod survivors;
+mod tap;
 mod topology;
 mod transport;
-mod tap;
 mod uploads;

@@ -18,9 +18,7 @@ use unisono::registrar::Registrar;
 use unisono::release::{Header, Issuers, ReleaseError, open_grant};
 use unisono::wire::model::Model;
 use unisono::wire::proto::coordinator_client::CoordinatorClient;
-use unisono::wire::proto::{
-    FileChunk, GetModelRequest, GetReleaseRequest, GrantRequest, GrantRequestBody,
-};
+use unisono::wire::proto::{FileChunk, GetModelRequest, GetReleaseRequest, GrantRequest, GrantRequestBody};
 
 use crate::deployed::{CLIENTS, all, builder, constant, deployment, finished, reason};
 use crate::tap::{Tap, contains};
@@ -33,7 +31,8 @@ pub fn now() -> u64 {
 
 /// A model of `count` elements of which no two are alike.
 pub fn distinct(count: usize) -> Vec<u8> {
-    let values: Vec<f32> = (0..count as u64).map(|i| (i.wrapping_mul(0x9e37_79b9) % 65_521) as f32 / 1e5 + 0.01).collect();
+    let values: Vec<f32> =
+        (0..count as u64).map(|i| (i.wrapping_mul(0x9e37_79b9) % 65_521) as f32 / 1e5 + 0.01).collect();
     Model::new([("w", vec![count], values)]).unwrap().to_safetensors().unwrap()
 }
 
@@ -56,7 +55,10 @@ pub fn pieces(model: &[u8]) -> impl Iterator<Item = &[u8]> {
 }
 
 /// A device that begins to train when it is told to.
-pub fn held(i: u32, go: watch::Receiver<bool>) -> impl FnMut(&TrainingRound) -> Result<Update, TrainError> + Send + 'static {
+pub fn held(
+    i: u32,
+    go: watch::Receiver<bool>,
+) -> impl FnMut(&TrainingRound) -> Result<Update, TrainError> + Send + 'static {
     let mut train = constant(i);
     move |round: &TrainingRound| {
         while !*go.borrow() {
@@ -210,7 +212,8 @@ async fn only_members_of_the_cohort_get_the_base_model_and_only_of_the_round_at_
     let anew = stub.request_grant(ask(&keys[0])).await.unwrap().into_inner();
     assert_eq!(first.grant, anew.grant);
     // Whoever recorded it can't open it.
-    let head = unisono::protocol::roster::Head::verify(first.roster_head.as_ref().unwrap(), &deployment.registrar).unwrap();
+    let head =
+        unisono::protocol::roster::Head::verify(first.roster_head.as_ref().unwrap(), &deployment.registrar).unwrap();
     let grant = first.grant.unwrap();
     let opened = |keys: &DeviceKeys, id| {
         let issuers = Issuers::Keys(&head.coordinator_keys);

@@ -239,9 +239,9 @@ fn semi_honest(rounds: u64) -> (Deployment, String) {
 
 fn member(deployment: &Deployment, endpoint: &str, i: u32, token: Option<&str>) -> ClientBuilder {
     let retry = Retry { max_pause: Duration::from_millis(300), ..Retry::default() };
-    let policy =
-        Policy { n_min: deployment.n_min, min_interval_s: 0, allow_semi_honest: true, ..Policy::default() };
-    let builder = Client::builder(endpoint, TASK, deployment.device_keys(i)).policy(policy).retry(retry).max_failures(1);
+    let policy = Policy { n_min: deployment.n_min, min_interval_s: 0, allow_semi_honest: true, ..Policy::default() };
+    let builder =
+        Client::builder(endpoint, TASK, deployment.device_keys(i)).policy(policy).retry(retry).max_failures(1);
     match token {
         Some(token) => builder.token(Token::from_text(token).unwrap()),
         None => builder,
@@ -291,7 +291,8 @@ async fn in_semi_honest_mode_nobody_without_the_token_gets_a_base_model() {
         let mut client = member(&deployment, &endpoint, i, Some(&token)).build(constant(i)).unwrap();
         set.spawn(async move { client.run().await });
     }
-    let mut impostor = member(&deployment, &endpoint, 4, Some("0123456789abcdef0123456789abcdef")).build(constant(4)).unwrap();
+    let mut impostor =
+        member(&deployment, &endpoint, 4, Some("0123456789abcdef0123456789abcdef")).build(constant(4)).unwrap();
     let error = impostor.run().await.unwrap_err();
     assert!(matches!(&error, Error::Refused { reason, .. } if reason == "token"), "{error}");
     assert_eq!(finished(&mut events).await.outcome.survivors.len(), 4);

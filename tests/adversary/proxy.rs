@@ -46,7 +46,10 @@ pub enum Lie {
     Isolate(CertificateLie),
     /// What the device sends, signed again: the device lies.
     Step(StepLie),
-    Models { file: FileLie, grant: GrantLie },
+    Models {
+        file: FileLie,
+        grant: GrantLie,
+    },
 }
 
 /// What the device sent towards the coordinator.

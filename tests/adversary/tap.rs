@@ -95,7 +95,9 @@ async fn copy(
         if let Some((counted, limit, told)) = &cut {
             let so_far = counted.fetch_add(read as u64, Ordering::SeqCst) + read as u64;
             let limit_now = limit.load(Ordering::SeqCst);
-            if so_far >= limit_now && limit.compare_exchange(limit_now, u64::MAX, Ordering::SeqCst, Ordering::SeqCst).is_ok() {
+            if so_far >= limit_now
+                && limit.compare_exchange(limit_now, u64::MAX, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+            {
                 told.notify_one();
                 return;
             }

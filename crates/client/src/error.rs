@@ -196,7 +196,10 @@ impl Error {
     pub fn is_final(&self) -> bool {
         match self {
             Self::Refused { reason, .. } => {
-                matches!(reason.as_str(), "expired_client" | "no_such_task" | "release_key" | "no_releases" | "revoked" | "token")
+                matches!(
+                    reason.as_str(),
+                    "expired_client" | "no_such_task" | "release_key" | "no_releases" | "revoked" | "token"
+                )
             }
             Self::Endpoint { .. } | Self::TrainerPanicked | Self::Record(_) | Self::NoAuthority => true,
             Self::Protocol(error) => matches!(&**error, ClientError::Record(_)),

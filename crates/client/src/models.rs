@@ -111,8 +111,7 @@ impl Client {
         }
         let file = self.fetch_sealed(&wanted).await?;
         let release = Release::parse(&file)?;
-        let GrantResponse { grant, roster_head } =
-            self.request_grant(&release.header.hash, wanted.authority).await?;
+        let GrantResponse { grant, roster_head } = self.request_grant(&release.header.hash, wanted.authority).await?;
         let grant = grant.ok_or_else(|| Error::Answer("there is no grant in it".into()))?;
 
         let (id, key) = (self.identity.client_id.0, &self.keys.release_key);

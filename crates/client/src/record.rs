@@ -102,7 +102,10 @@ struct Content {
 enum StoredRelease {
     /// As an earlier version of this library wrote it.
     Version(u64),
-    Release { version: u64, header_hash: [u8; 32] },
+    Release {
+        version: u64,
+        header_hash: [u8; 32],
+    },
 }
 
 impl From<StoredRelease> for Seen {

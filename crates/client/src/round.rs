@@ -18,9 +18,7 @@ use unisono_protocol::proto::{RoundOffer, UploadHeader, client_message::Step, se
 use unisono_protocol::server::Phase;
 use unisono_wire::model::{Model, model_hash};
 use unisono_wire::proto::poll_response::Answer;
-use unisono_wire::proto::{
-    Ended, PollRequest, RoundPhase, UploadChunk, UploadStatusRequest, UploadStatusResponse,
-};
+use unisono_wire::proto::{Ended, PollRequest, RoundPhase, UploadChunk, UploadStatusRequest, UploadStatusResponse};
 
 use crate::connection::{Stub, WAIT_MS, Waiting};
 use crate::models::Authority;

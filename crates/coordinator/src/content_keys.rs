@@ -76,7 +76,9 @@ mod tests {
         let of_process = drawn.wrap(&key, &[1; 32]).unwrap();
         assert!(drawn.unwrap(&of_process, &[1; 32]).is_ok());
         let later = WrappedKey { key_version: 2, ..wrapped.clone() };
-        for (keys, wrapped) in [(&keys, &of_process), (&drawn, &wrapped), (&ContentKeys::new(None), &of_process), (&keys, &later)] {
+        for (keys, wrapped) in
+            [(&keys, &of_process), (&drawn, &wrapped), (&ContentKeys::new(None), &of_process), (&keys, &later)]
+        {
             assert_eq!(keys.unwrap(wrapped, &[1; 32]).err(), Some(ReleaseError::WrappedKey));
         }
         assert_eq!(keys.unwrap(&wrapped, &[2; 32]).err(), Some(ReleaseError::WrappedKey));

@@ -103,7 +103,8 @@ impl<'a> Asked<'a> {
     fn read(request: &'a GrantRequest) -> Result<Self, Status> {
         let signed = request.request.as_ref().ok_or_else(|| malformed(&"there is no signed request"))?;
         let body = GrantRequestBody::decode(signed.payload.as_slice()).map_err(|e| malformed(&e))?;
-        let client = ClientId::from_slice(&body.client_id).ok_or_else(|| malformed(&"the client id has no 16 bytes"))?;
+        let client =
+            ClientId::from_slice(&body.client_id).ok_or_else(|| malformed(&"the client id has no 16 bytes"))?;
         Ok(Self { signed, body, client })
     }
 
@@ -258,7 +259,8 @@ fn make(shared: &Shared, asked: &Asked<'_>, sealed: &Sealed, roster_epoch: u64) 
         _ => Issuer::Key(&shared.release_keys.as_ref().ok_or_else(no_releases)?.publisher),
     };
     let internal = |e: unisono_release::ReleaseError| refuse(Code::Internal, "release", &e);
-    let content = shared.content_keys.unwrap(&sealed.stored.wrapped_key, &sealed.stored.header_hash).map_err(internal)?;
+    let content =
+        shared.content_keys.unwrap(&sealed.stored.wrapped_key, &sealed.stored.header_hash).map_err(internal)?;
     let key = EncapsulationKey::from_bytes(&asked.body.release_key).map_err(|e| malformed(&e))?;
     let recipient = Recipient { client_id: asked.client.0, key, roster_epoch };
     grant(&sealed.header, &content, &recipient, issuer, &mut UnwrapErr(SysRng)).map_err(internal)

@@ -183,7 +183,9 @@ pub enum ReleaseError {
         why: String,
     },
     /// The grant's signature does not verify under the issuer's key.
-    #[error("the issuer's signature on the grant, or its proof of the token, does not verify: it is damaged or forged, ask for a new one")]
+    #[error(
+        "the issuer's signature on the grant, or its proof of the token, does not verify: it is damaged or forged, ask for a new one"
+    )]
     GrantSignature,
     /// The grant is for another release.
     #[error("the grant is for another release: ask for one for this release")]
@@ -202,9 +204,23 @@ pub enum ReleaseError {
     /// A wrapped content key does not open under the key-encryption key.
     #[error("the wrapped content key does not open: it is damaged, or wrapped by another key or key version")]
     WrappedKey,
+    /// A file can't be read or written.
+    #[error("{what} failed: {why}")]
+    Io {
+        /// Doing what.
+        what: &'static str,
+        /// The system's words.
+        why: String,
+    },
     /// The record of opened versions failed.
     #[error("the record of opened versions failed: {0}")]
     Record(String),
+}
+
+impl ReleaseError {
+    pub(crate) fn io(what: &'static str, error: &std::io::Error) -> Self {
+        Self::Io { what, why: error.to_string() }
+    }
 }
 
 /// A part of a release file, for [`ReleaseError::Truncated`].

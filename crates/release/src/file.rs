@@ -1,5 +1,7 @@
 //! The file: sealed by the publisher, verified by anybody, opened by a device with a grant.
 
+use std::io::{self, Read, Write};
+
 use aead_stream::{DecryptorBE32, EncryptorBE32};
 use chacha20poly1305::ChaCha20Poly1305;
 use chacha20poly1305::aead::Payload;
@@ -10,7 +12,7 @@ use unisono_crypto::secret::Secret32;
 use unisono_crypto::sign::{Level, SigningKey, VerifyingKey};
 use zeroize::Zeroizing;
 
-use crate::header::{Header, MAX_HEADER_LEN, SUITE_V1, publisher_id};
+use crate::header::{Header, SUITE_V1, header_len, publisher_id};
 use crate::proto::{ReleaseHeader, SealedKind};
 use crate::{ContentKey, Part, ReleaseError};
 
@@ -121,11 +123,7 @@ impl<'a> Release<'a> {
         }
         let mut parts = Parts(file);
         let prologue = parts.take(PROLOGUE_LEN as u64, Part::Prologue)?;
-        let length = prologue[MAGIC.len()..].iter().rev().fold(0u64, |length, &byte| length << 8 | u64::from(byte));
-        if length > MAX_HEADER_LEN {
-            return Err(ReleaseError::HeaderTooLong { length, limit: MAX_HEADER_LEN });
-        }
-        let header = Header::from_bytes(parts.take(length, Part::Header)?)?;
+        let header = Header::from_bytes(parts.take(header_len(prologue)?, Part::Header)?)?;
         let body = parts.take(sealed_len(header.fields.payload_length), Part::Body)?;
         let signature_block = parts.take(signature_block_len(&header.fields) as u64, Part::SignatureBlock)?;
         if !parts.0.is_empty() {
@@ -145,49 +143,104 @@ impl<'a> Release<'a> {
     }
 
     fn verify_signature(&self, publishers: &[VerifyingKey]) -> Result<(), ReleaseError> {
-        let claimed = &self.header.fields.publisher_id;
-        let publisher = publishers.iter().find(|key| publisher_id(key) == claimed.as_slice());
-        let publisher = publisher.ok_or(ReleaseError::OtherPublisher)?;
-        if publisher.level() != Level::L65 {
-            return Err(ReleaseError::PublisherKey);
-        }
-        let (hashes, signature) = self.signature_block.split_at(2 * HASH_LEN);
-        publisher.verify(label::SIG_RELEASE, hashes, signature).map_err(|_| ReleaseError::Signature)
+        verify_signature(&self.header, self.signature_block, publishers)
     }
 
     /// Checks that the hashes in the signature block are those of this header and these chunks.
     fn verify_hashes(&self) -> Result<(), ReleaseError> {
-        let hashes = &self.signature_block[..2 * HASH_LEN];
-        let (header_hash, body_hash) = hashes.split_at(HASH_LEN);
-        if header_hash != self.header.hash {
-            return Err(ReleaseError::HeaderOfAnotherRelease);
-        }
-        if body_hash != Hasher::new(label::RELEASE_BODY).update(self.body).finalize() {
-            return Err(ReleaseError::BodyChanged);
-        }
-        Ok(())
+        let body_hash = Hasher::new(label::RELEASE_BODY).update(self.body).finalize();
+        verify_hashes(&self.header, self.signature_block, &body_hash)
     }
 
     fn decrypt(&self, key: &ContentKey) -> Result<Zeroizing<Vec<u8>>, ReleaseError> {
-        let fields = &self.header.fields;
-        if key.commitment(&fields.salt) != fields.key_commitment.as_slice() {
-            return Err(ReleaseError::WrongContentKey);
-        }
-        let aad = &self.header.hash;
-        let mut stream = DecryptorBE32::<ChaCha20Poly1305>::new(chunk_key(key, aad).expose().into(), &[0; 7].into());
-        let sealed_chunk = CHUNK_LEN + TAG_LEN;
-        let last = (self.body.len() - 1) / sealed_chunk;
-        let mut plaintext = Zeroizing::new(Vec::with_capacity(fields.payload_length as usize));
-        for (index, msg) in self.body.chunks(sealed_chunk).enumerate().take(last) {
-            let chunk = stream.decrypt_next(Payload { msg, aad });
-            let chunk = Zeroizing::new(chunk.map_err(|_| ReleaseError::Chunk { index: index as u64 })?);
-            plaintext.extend_from_slice(&chunk);
-        }
-        let chunk = stream.decrypt_last(Payload { msg: &self.body[last * sealed_chunk..], aad });
-        let chunk = Zeroizing::new(chunk.map_err(|_| ReleaseError::Chunk { index: last as u64 })?);
-        plaintext.extend_from_slice(&chunk);
+        let mut plaintext = Zeroizing::new(Vec::with_capacity(self.header.fields.payload_length as usize));
+        let mut body = self.body;
+        decrypt_to(&self.header, key, &mut body, &mut *plaintext)?;
         Ok(plaintext)
     }
+}
+
+pub(crate) fn verify_signature(
+    header: &Header,
+    signature_block: &[u8],
+    publishers: &[VerifyingKey],
+) -> Result<(), ReleaseError> {
+    let claimed = &header.fields.publisher_id;
+    let publisher = publishers.iter().find(|key| publisher_id(key) == claimed.as_slice());
+    let publisher = publisher.ok_or(ReleaseError::OtherPublisher)?;
+    if publisher.level() != Level::L65 {
+        return Err(ReleaseError::PublisherKey);
+    }
+    let (hashes, signature) = signature_block.split_at(2 * HASH_LEN);
+    publisher.verify(label::SIG_RELEASE, hashes, signature).map_err(|_| ReleaseError::Signature)
+}
+
+pub(crate) fn verify_hashes(header: &Header, signature_block: &[u8], body: &[u8; 32]) -> Result<(), ReleaseError> {
+    let (header_hash, body_hash) = signature_block[..2 * HASH_LEN].split_at(HASH_LEN);
+    if header_hash != header.hash {
+        return Err(ReleaseError::HeaderOfAnotherRelease);
+    }
+    if body_hash != body {
+        return Err(ReleaseError::BodyChanged);
+    }
+    Ok(())
+}
+
+/// Reads up to the length of `buffer`, less only at the end.
+pub(crate) fn read_up_to(from: &mut impl Read, buffer: &mut [u8]) -> Result<usize, ReleaseError> {
+    let mut have = 0;
+    while have < buffer.len() {
+        match from.read(&mut buffer[have..]) {
+            Ok(0) => break,
+            Ok(read) => have += read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(ReleaseError::io("reading the sealed file", &error)),
+        }
+    }
+    Ok(have)
+}
+
+/// Decrypts the chunks in `body`, one after the other; the hash of what was read.
+pub(crate) fn decrypt_to(
+    header: &Header,
+    key: &ContentKey,
+    body: &mut impl Read,
+    out: &mut impl Write,
+) -> Result<[u8; 32], ReleaseError> {
+    let fields = &header.fields;
+    if key.commitment(&fields.salt) != fields.key_commitment.as_slice() {
+        return Err(ReleaseError::WrongContentKey);
+    }
+    let aad = &header.hash;
+    let mut stream = DecryptorBE32::<ChaCha20Poly1305>::new(chunk_key(key, aad).expose().into(), &[0; 7].into());
+    let mut hasher = Hasher::new(label::RELEASE_BODY);
+    let mut left = sealed_len(fields.payload_length);
+    let mut sealed = vec![0; CHUNK_LEN + TAG_LEN];
+    let mut index = 0;
+    let bad = |index| move |_| ReleaseError::Chunk { index };
+    let mut write = |chunk: Zeroizing<Vec<u8>>| {
+        out.write_all(&chunk).map_err(|error| ReleaseError::io("writing the opened model", &error))
+    };
+    let mut next = |left: &mut u64, sealed: &mut Vec<u8>| {
+        let length = (*left).min(sealed.len() as u64) as usize;
+        let read = read_up_to(body, &mut sealed[..length])?;
+        if read < length {
+            return Err(ReleaseError::Truncated { part: Part::Body, missing: *left - read as u64 });
+        }
+        hasher.update(&sealed[..length]);
+        *left -= length as u64;
+        Ok(length)
+    };
+    while left > sealed.len() as u64 {
+        let length = next(&mut left, &mut sealed)?;
+        let chunk = stream.decrypt_next(Payload { msg: &sealed[..length], aad }).map_err(bad(index))?;
+        write(Zeroizing::new(chunk))?;
+        index += 1;
+    }
+    let length = next(&mut left, &mut sealed)?;
+    let chunk = stream.decrypt_last(Payload { msg: &sealed[..length], aad }).map_err(bad(index))?;
+    write(Zeroizing::new(chunk))?;
+    Ok(hasher.finalize())
 }
 
 /// A release that a device has opened.
@@ -321,15 +374,32 @@ pub fn open(
         Signers::Keys(keys) => release.verify(keys)?,
         Signers::Granted => release.verify_hashes()?,
     }
-    let header = &release.header;
+    let now = check(&release.header, policy, record, now)?;
+    let plaintext = release.decrypt(key)?;
+    see(&release.header, record, now)?;
+    Ok(plaintext)
+}
+
+/// What policy and record say about a file whose signature was verified; the time that counts.
+pub(crate) fn check(
+    header: &Header,
+    policy: &OpenPolicy,
+    record: &dyn VersionRecord,
+    now: u64,
+) -> Result<u64, ReleaseError> {
     let now = now.max(record.latest_time()?);
     policy.check(&header.fields, now)?;
-    if policy.kind == SealedKind::BaseModel {
-        return release.decrypt(key);
+    if policy.kind == SealedKind::Release {
+        check_succession(header, record.newest(&header.fields.model_id)?)?;
     }
-    let model_id = &header.fields.model_id;
-    check_succession(header, record.newest(model_id)?)?;
-    let plaintext = release.decrypt(key)?;
-    record.see(model_id, Seen { version: header.fields.version, header_hash: Some(header.hash) }, now)?;
-    Ok(plaintext)
+    Ok(now)
+}
+
+/// A release that was opened counts as seen.
+pub(crate) fn see(header: &Header, record: &mut dyn VersionRecord, now: u64) -> Result<(), ReleaseError> {
+    if header.fields.kind() == SealedKind::BaseModel {
+        return Ok(());
+    }
+    let seen = Seen { version: header.fields.version, header_hash: Some(header.hash) };
+    record.see(&header.fields.model_id, seen, now)
 }

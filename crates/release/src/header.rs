@@ -4,8 +4,8 @@ use prost::Message;
 use unisono_crypto::kdf::{hash, label};
 use unisono_crypto::sign::VerifyingKey;
 
-use crate::proto::{PayloadType, ProvenanceMode, ReleaseHeader, SealedKind};
 use crate::file::{PROLOGUE_LEN, sealed_len, signature_block_len};
+use crate::proto::{PayloadType, ProvenanceMode, ReleaseHeader, SealedKind};
 use crate::{CHUNK_LEN, MAGIC, ReleaseError};
 
 /// The only suite of version 1: ChaCha20-Poly1305 in STREAM, BLAKE3, Ed25519 + ML-DSA-65, X-Wing for grants.
@@ -59,6 +59,15 @@ fn check_len(field: &'static str, bytes: &[u8], allowed: &[usize]) -> Result<(),
     Err(malformed(field, format!("it has {} bytes, allowed is {allowed:?}", bytes.len())))
 }
 
+/// What a file's first [`PROLOGUE_LEN`] bytes say about the length of its header.
+pub(crate) fn header_len(prologue: &[u8]) -> Result<u64, ReleaseError> {
+    let length = prologue[MAGIC.len()..].iter().rev().fold(0u64, |length, &byte| length << 8 | u64::from(byte));
+    if length > MAX_HEADER_LEN {
+        return Err(ReleaseError::HeaderTooLong { length, limit: MAX_HEADER_LEN });
+    }
+    Ok(length)
+}
+
 impl Header {
     /// Reads the header of a file from its first bytes; `None`: more than these are needed. Nothing is verified.
     ///
@@ -70,11 +79,7 @@ impl Header {
             return Err(ReleaseError::NotARelease);
         }
         let Some((prologue, rest)) = start.split_at_checked(PROLOGUE_LEN) else { return Ok(None) };
-        let length = prologue[MAGIC.len()..].iter().rev().fold(0u64, |length, &byte| length << 8 | u64::from(byte));
-        if length > MAX_HEADER_LEN {
-            return Err(ReleaseError::HeaderTooLong { length, limit: MAX_HEADER_LEN });
-        }
-        rest.get(..length as usize).map(Self::from_bytes).transpose()
+        rest.get(..header_len(prologue)? as usize).map(Self::from_bytes).transpose()
     }
 
     /// Length of the whole file in bytes.

@@ -28,6 +28,7 @@ mod grant;
 mod header;
 mod key;
 pub mod proto;
+mod stream;
 mod token;
 
 pub use error::{Part, ReleaseError};
@@ -35,4 +36,5 @@ pub use file::{CHUNK_LEN, FUTURE_ALLOWANCE, MAGIC, OpenPolicy, Release, Seen, Si
 pub use grant::{Issuer, Issuers, Recipient, grant, open_grant};
 pub use header::{Header, MAX_HEADER_LEN, SUITE_V1, publisher_id};
 pub use key::{ContentKey, KeyEncryptionKey, WRAPPED_KEY_LEN};
+pub use stream::open_to;
 pub use token::{PROOF_LEN, Token, TokenError};

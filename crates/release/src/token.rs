@@ -16,9 +16,7 @@ pub enum TokenError {
     #[error("a token is one line of hexadecimal digits, two for each byte; make one with `unisono keys token FILE`")]
     NotHexadecimal,
     /// Too short to be secret, or too long.
-    #[error(
-        "the token has {got} bytes; it needs 16 to 64 (128 to 512 bits): make one with `unisono keys token FILE`"
-    )]
+    #[error("the token has {got} bytes; it needs 16 to 64 (128 to 512 bits): make one with `unisono keys token FILE`")]
     Length {
         /// Bytes found.
         got: usize,
@@ -96,7 +94,9 @@ mod tests {
         assert!(token.verify(label::MAC_GRANT, b"bytes", &proof));
         assert!(!token.verify(label::MAC_GRANT, b"other", &proof));
         assert!(!token.verify(label::MAC_CLIENT_REQUEST, b"bytes", &proof));
-        assert!(!token.verify(label::MAC_GRANT, b"bytes", &proof[..31]) && !token.verify(label::MAC_GRANT, b"bytes", b""));
+        assert!(
+            !token.verify(label::MAC_GRANT, b"bytes", &proof[..31]) && !token.verify(label::MAC_GRANT, b"bytes", b"")
+        );
         let other = Token::from_text("00112233445566778899aabbccddeefe").unwrap();
         assert!(!other.verify(label::MAC_GRANT, b"bytes", &proof));
     }

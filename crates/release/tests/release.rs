@@ -10,7 +10,7 @@ use unisono_crypto::sign::{Level, SigningKey};
 use unisono_release::proto::{PayloadType, ReleaseHeader, SealedKind, SignedGrant};
 use unisono_release::{
     CHUNK_LEN, ContentKey, Header, Issuer, Issuers, KeyEncryptionKey, OpenPolicy, Part, Recipient, Release,
-    ReleaseError, Seen, Signers, Token, VersionRecord, grant, open, open_grant, seal,
+    ReleaseError, Seen, Signers, Token, VersionRecord, grant, open, open_grant, open_to, seal,
 };
 
 const NOW: u64 = 1_800_000_000;
@@ -190,7 +190,10 @@ fn policy_refusals_name_the_limit() {
     assert_eq!(attempt(small, none, NOW), ReleaseError::PayloadTooLarge { length: 7, limit: 6 });
     let newer = OpenPolicy { min_roster_epoch: 6, ..policy.clone() };
     assert!(matches!(attempt(newer, none, NOW), ReleaseError::OlderRoster { what: "release", got: 5, minimum: 6 }));
-    assert_eq!(attempt(OpenPolicy { signers: Signers::Keys(vec![]), ..policy.clone() }, none, NOW), ReleaseError::OtherPublisher);
+    assert_eq!(
+        attempt(OpenPolicy { signers: Signers::Keys(vec![]), ..policy.clone() }, none, NOW),
+        ReleaseError::OtherPublisher
+    );
     assert!(none.newest.is_empty(), "a refused release does not count as seen");
 
     let seen = |version| {
@@ -277,12 +280,12 @@ fn a_clock_that_is_set_back_undoes_no_expiry_and_the_future_is_refused() {
     let mut world = World::new();
     let mut record = Versions::default();
     let (file, _) = world.seal(1, b"weights");
-    let later = ReleaseHeader { created_at: NOW + 90, not_after: NOW + 1000, model_id: "other".into(), ..World::fields(1) };
+    let later =
+        ReleaseHeader { created_at: NOW + 90, not_after: NOW + 1000, model_id: "other".into(), ..World::fields(1) };
     let (other, _) = seal(later, b"weights", &world.key, Some(&world.publisher), &mut world.rng).unwrap();
     let any = OpenPolicy { model_id: None, ..world.policy() };
-    let mut attempt = |file: &[u8], now| {
-        open(&Release::parse(file).unwrap(), &world.key, &any, &mut record, now).map(|_| ())
-    };
+    let mut attempt =
+        |file: &[u8], now| open(&Release::parse(file).unwrap(), &world.key, &any, &mut record, now).map(|_| ());
     assert_eq!(attempt(&file, NOW - 301), Err(ReleaseError::FromTheFuture { created_at: NOW, now: NOW - 301 }));
     assert_eq!(attempt(&file, NOW - 300), Ok(()));
     assert_eq!(attempt(&other, NOW + 200), Ok(()));
@@ -293,7 +296,8 @@ fn a_clock_that_is_set_back_undoes_no_expiry_and_the_future_is_refused() {
 #[test]
 fn a_base_model_and_a_release_do_not_pass_for_each_other() {
     let mut world = World::new();
-    let fields = |version| ReleaseHeader { kind: SealedKind::BaseModel as i32, not_after: u64::MAX, ..World::fields(version) };
+    let fields =
+        |version| ReleaseHeader { kind: SealedKind::BaseModel as i32, not_after: u64::MAX, ..World::fields(version) };
     let (base, _) = seal(fields(0), b"weights", &world.key, Some(&world.publisher), &mut world.rng).unwrap();
     let (release, _) = world.seal(1, b"weights");
     let wanted = OpenPolicy { kind: SealedKind::BaseModel, version: Some(0), min_roster_epoch: 0, ..world.policy() };
@@ -348,4 +352,73 @@ fn a_header_is_found_in_the_first_bytes_of_a_file() {
     assert_eq!(Header::of_file(b"UNIX").err(), Some(ReleaseError::NotARelease));
     let long = [b"UNISONO1".as_slice(), &u32::MAX.to_le_bytes()].concat();
     assert!(matches!(Header::of_file(&long), Err(ReleaseError::HeaderTooLong { .. })));
+}
+
+#[test]
+fn a_file_opens_into_another_one_as_in_memory_and_is_refused_alike() {
+    let mut world = World::new();
+    let stream = |world: &World, file: &[u8]| {
+        let (mut out, mut record) = (Vec::new(), Versions::default());
+        let mut from = std::io::Cursor::new(file);
+        open_to(&mut from, &world.key, &world.policy(), &mut record, NOW, &mut out).map(|header| {
+            assert_eq!(record.newest["digits"].header_hash, Some(header.hash));
+            out.clone()
+        })
+    };
+    for len in [0, 1, CHUNK_LEN - 1, CHUNK_LEN, CHUNK_LEN + 1, 3 * CHUNK_LEN] {
+        let payload: Vec<u8> = (0..len).map(|i| (i * 7 % 251) as u8).collect();
+        let (file, _) = world.seal(1, &payload);
+        assert_eq!(stream(&world, &file).unwrap(), payload, "{len} bytes");
+    }
+    let (file, header) = world.seal(1, &[7; 100]);
+    for at in 0..file.len() {
+        let mut changed = file.clone();
+        changed[at] ^= 1;
+        assert_eq!(stream(&world, &changed).err(), world.open(&changed).err(), "byte {at}");
+        let (cut, as_in_memory) = (stream(&world, &file[..at]).err(), world.open(&file[..at]).err());
+        assert_eq!(cut, as_in_memory, "cut at {at}");
+    }
+    assert_eq!(stream(&world, &[file.as_slice(), &[0]].concat()).err(), Some(ReleaseError::TrailingBytes));
+    // Nothing is written before the signature was verified.
+    let mut out = Vec::new();
+    let mut forged = file.clone();
+    *forged.last_mut().unwrap() ^= 1;
+    let mut from = std::io::Cursor::new(forged.as_slice());
+    let result = open_to(&mut from, &world.key, &world.policy(), &mut Versions::default(), NOW, &mut out);
+    assert!(result.is_err() && out.is_empty() && header.fields.payload_length == 100);
+}
+
+/// A file that is exchanged between the two passes.
+struct Exchanged<'a> {
+    files: [std::io::Cursor<&'a [u8]>; 2],
+    seeks: usize,
+}
+
+impl std::io::Read for Exchanged<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        self.files[usize::from(self.seeks > 2)].read(buffer)
+    }
+}
+
+impl std::io::Seek for Exchanged<'_> {
+    fn seek(&mut self, to: std::io::SeekFrom) -> std::io::Result<u64> {
+        self.seeks += 1;
+        self.files[usize::from(self.seeks > 2)].seek(to)
+    }
+}
+
+#[test]
+fn a_file_that_is_exchanged_while_it_is_opened_is_noticed() {
+    let mut world = World::new();
+    let (file, _) = world.seal(1, &vec![7; 2 * CHUNK_LEN]);
+    let (other, _) = world.seal(1, &vec![8; 2 * CHUNK_LEN]);
+    let attempt = |second: &[u8]| {
+        let mut from = Exchanged { files: [&file, second].map(std::io::Cursor::new), seeks: 0 };
+        let mut record = Versions::default();
+        let result = open_to(&mut from, &world.key, &world.policy(), &mut record, NOW, &mut Vec::new());
+        assert_eq!((from.seeks, record.newest.is_empty()), (3, result.is_err()));
+        result.map(drop)
+    };
+    assert_eq!(attempt(&file), Ok(()));
+    assert_eq!(attempt(&other), Err(ReleaseError::Chunk { index: 0 }));
 }

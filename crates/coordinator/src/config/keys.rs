@@ -7,8 +7,8 @@ use unisono_crypto::sign::{SigningKey, VerifyingKey};
 use unisono_protocol::keyfile::{self, KeyFileError, Role};
 use unisono_protocol::roster::Roster;
 use unisono_release::{KeyEncryptionKey, Token};
-use zeroize::Zeroizing;
 use unisono_wire::model::Model;
+use zeroize::Zeroizing;
 
 use super::{Config, ConfigError, Release, read};
 
@@ -98,7 +98,8 @@ impl Config {
             return Ok(None);
         }
         let Some(path) = &self.token else {
-            let why = "a coordinator in semi-honest mode needs one: `unisono keys token FILE`, for itself and its devices";
+            let why =
+                "a coordinator in semi-honest mode needs one: `unisono keys token FILE`, for itself and its devices";
             let text = Zeroizing::new(std::env::var(TOKEN_VARIABLE).unwrap_or_default());
             if text.is_empty() {
                 return Err(ConfigError::Missing { setting: "token", why });

@@ -1,7 +1,7 @@
 //! Sealed models, released ones and base models of rounds: the file is a blob, what is needed to grant it a row.
 
-use object_store::path::Path as BlobPath;
 use object_store::ObjectStoreExt;
+use object_store::path::Path as BlobPath;
 use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
 use unisono_release::proto::SealedKind;
@@ -48,7 +48,8 @@ impl StoredSeal {
 }
 
 /// The columns, as [`read`] takes them.
-const SELECT: &str = "SELECT kind, name, version, header_hash, model_version, model_hash, key_id, key_version, wrapped_key
+const SELECT: &str =
+    "SELECT kind, name, version, header_hash, model_version, model_hash, key_id, key_version, wrapped_key
      FROM sealed_models WHERE ";
 
 pub(super) const SCHEMA: &str = "

@@ -259,7 +259,11 @@ fn service(seeds: &mut Vec<Seed>) {
     add(9, "grant-request-body", &body.encode_to_vec());
     add(10, "submit-response", &wire::SubmitResponse { repeat: true }.encode_to_vec());
     add(11, "upload-status", &wire::UploadStatusResponse { chunks: 5, complete: true }.encode_to_vec());
-    add(12, "get-release-request", &wire::GetReleaseRequest { model_id: "digits".into() }.encode_to_vec());
+    add(
+        12,
+        "get-release-request",
+        &wire::GetReleaseRequest { model_id: "digits".into(), ..Default::default() }.encode_to_vec(),
+    );
     add(13, "file-chunk", &wire::FileChunk { data: chunk.data }.encode_to_vec());
     add(14, "task-finished", &wire::TaskFinished { task: "test".into(), round: 3 }.encode_to_vec());
 }

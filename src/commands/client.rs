@@ -15,6 +15,7 @@ use unisono::files;
 use unisono::protocol::keyfile::{self, DeviceKeys, Role};
 use unisono::protocol::policy::{Policy, PrivacyDemand};
 use unisono::release::Token;
+use unisono::release::proto::ReleaseHeader;
 use unisono::softmax::{Sgd, SoftmaxTrainer};
 use zeroize::Zeroizing;
 
@@ -216,16 +217,15 @@ pub fn run(command: Command) -> Result<()> {
         Command::Open { device, model, out, max_mib } => {
             let no_training = |_: &unisono::client::TrainingRound| Err("this client only opens releases".into());
             let mut client = device.builder(&model, Some(600))?.build(no_training)?;
-            let opened = tokio::runtime::Runtime::new()?.block_on(client.open_release(&model, max_mib << 20))?;
-            files::replace(&out, &opened.plaintext).with_context(|| format!("can't write {}", out.display()))?;
-            let header = &opened.header;
-            println!(
-                "{} version {}: {} bytes to {}",
-                header.model_id,
-                header.version,
-                opened.plaintext.len(),
-                out.display()
-            );
+            let runtime = tokio::runtime::Runtime::new()?;
+            let mut header = None;
+            let write = |file: &mut File| {
+                header = Some(runtime.block_on(client.open_release_to(&model, max_mib << 20, file))?);
+                anyhow::Ok(())
+            };
+            files::replace_by(&out, write).with_context(|| format!("can't write {}", out.display()))?;
+            let ReleaseHeader { model_id, version, payload_length, .. } = header.context("nothing was opened")?;
+            println!("{model_id} version {version}: {payload_length} bytes to {}", out.display());
             Ok(())
         }
     }

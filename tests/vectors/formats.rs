@@ -244,6 +244,18 @@ fn a_release_its_grant_and_its_wrapped_key_are_those_in_the_vectors() {
     let kek = KeyEncryptionKey::from_secret(Secret32::from_bytes([8; 32]));
     let wrapped = kek.wrap(&key, &header.hash).unwrap();
 
+    // In semi-honest mode: proofs of the token in the place of the two signatures.
+    let token_text = hex([0x5e; 15]) + "01";
+    let token = Token::from_text(&token_text).unwrap();
+    let proofs = [(label::MAC_CLIENT_REQUEST, &request.payload), (label::MAC_GRANT, &granted.payload)];
+    let token_bytes = [&[0x5e; 15][..], &[1]].concat();
+    let token_key = derive_secret(label::TOKEN_KEY, &token_bytes, &[]);
+    let proofs = proofs.map(|(label, payload)| {
+        let proof = token.prove(label, payload);
+        assert_eq!(derive_secret(label, token_key.expose(), &[payload]).expose().as_slice(), proof);
+        hex(proof)
+    });
+
     // The parts, derived from the labelled functions.
     assert_eq!(hash(label::KEY_COMMITMENT, &[&content_key, &salt]).as_slice(), header.fields.key_commitment);
     let chunk_key = derive_secret(label::CHUNK_KEY, &content_key, &[&header.hash]);
@@ -271,6 +283,8 @@ fn a_release_its_grant_and_its_wrapped_key_are_those_in_the_vectors() {
             "grant_request": { "payload": hex(&request.payload), "signature": hex(&request.signature) },
             "grant": { "payload": hex(&granted.payload), "signature": hex(&granted.signature) },
             "key_encryption_key": hex([8; 32]), "wrapped_key": hex(&wrapped),
+            "token": token_text, "token_key": hex(token_key.expose()), "token_request_proof": proofs[0],
+            "token_grant_proof": proofs[1],
         }),
     );
 }

@@ -72,8 +72,11 @@ pub enum Error {
         /// Which file.
         what: &'static str,
         /// Limit in bytes.
-        limit: usize,
+        limit: u64,
     },
+    /// What is downloaded can't be stored.
+    #[error("the downloaded file can't be stored: {0}")]
+    Download(#[source] std::io::Error),
     /// The base model or the released one is none.
     #[error(transparent)]
     Model(#[from] ModelError),

@@ -1,6 +1,7 @@
 //! Sealed models, fetched and opened: the base model of the round at hand by a member of its cohort, the released one by any
 //! enrolled device. One code path for both (`docs/protocol.md` section 13).
 
+use std::io::Write;
 use std::sync::{Mutex, PoisonError};
 
 use getrandom::SysRng;
@@ -13,13 +14,13 @@ use unisono_protocol::proto::Signed;
 use unisono_protocol::roster::Head;
 use unisono_protocol::signed;
 use unisono_release::proto::{ReleaseHeader, SealedKind};
-use unisono_release::{Issuers, OpenPolicy, Release, Signers, Token, open, open_grant};
+use unisono_release::{ContentKey, Header, Issuers, OpenPolicy, Release, Signers, Token, open, open_grant, open_to};
 use unisono_wire::model::Model;
 use unisono_wire::proto::{GetModelRequest, GetReleaseRequest, GrantRequest, GrantRequestBody, GrantResponse};
 use zeroize::Zeroizing;
 
 use crate::connection::Stub;
-use crate::download::Part;
+use crate::download::{Part, Sink};
 use crate::{Client, Error, now};
 
 /// Bytes of header, tags and signatures that a file may have beyond its payload.
@@ -105,13 +106,38 @@ impl Client {
     }
 
     async fn open_sealed(&self, wanted: Wanted) -> Result<OpenedModel, Error> {
-        // Before anything is fetched.
-        if wanted.authority == Authority::Token {
-            self.needed_token()?;
-        }
-        let file = self.fetch_sealed(&wanted).await?;
+        let mut file = Vec::new();
+        self.fetch_sealed(&wanted, &mut file).await?;
         let release = Release::parse(&file)?;
-        let GrantResponse { grant, roster_head } = self.request_grant(&release.header.hash, wanted.authority).await?;
+        let (content, policy) = self.granted(&release.header, wanted).await?;
+        let plaintext = open(&release, &content, &policy, &mut self.record.clone(), now())?;
+        Ok(OpenedModel { header: release.header.fields.clone(), plaintext })
+    }
+
+    /// As [`Self::open_release`], into `out`: the model is never in memory as a whole, the sealed file is on disk meanwhile, in the
+    /// state folder. What was written to `out` must not be used after an error.
+    ///
+    /// # Errors
+    /// As of [`Self::open_release`]; [`Error::Download`] when there is no room for the file.
+    pub async fn open_release_to(
+        &mut self,
+        model_id: &str,
+        max_payload: u64,
+        out: &mut impl Write,
+    ) -> Result<ReleaseHeader, Error> {
+        let (kind, name) = (SealedKind::Release, model_id.to_owned());
+        let wanted = Wanted { kind, name, version: None, max_payload, authority: self.authority()? };
+        let folder = self.record.folder().unwrap_or_else(std::env::temp_dir);
+        let mut file = tempfile::tempfile_in(folder).map_err(Error::Download)?;
+        let header = self.fetch_sealed(&wanted, &mut file).await?;
+        let (content, policy) = self.granted(&header, wanted).await?;
+        let header = open_to(&mut file, &content, &policy, &mut self.record.clone(), now(), out)?;
+        Ok(header.fields)
+    }
+
+    /// The content key of a file, out of this device's grant, and what is asked of the file.
+    async fn granted(&self, header: &Header, wanted: Wanted) -> Result<(ContentKey, OpenPolicy), Error> {
+        let GrantResponse { grant, roster_head } = self.request_grant(&header.hash, wanted.authority).await?;
         let grant = grant.ok_or_else(|| Error::Answer("there is no grant in it".into()))?;
 
         let (id, key) = (self.identity.client_id.0, &self.keys.release_key);
@@ -119,7 +145,7 @@ impl Client {
         let (content, signers) = match wanted.authority {
             Authority::Token => {
                 let issuers = Issuers::Token(self.needed_token()?);
-                (open_grant(&grant, &release.header, id, key, issuers, 0)?, Signers::Granted)
+                (open_grant(&grant, header, id, key, issuers, 0)?, Signers::Granted)
             }
             Authority::Roster => {
                 let head = self.newest_head(roster_head.as_ref())?;
@@ -131,14 +157,13 @@ impl Client {
                         head.publisher_keys
                     }
                 };
-                let content = open_grant(&grant, &release.header, id, key, Issuers::Keys(&keys), head.epoch)?;
+                let content = open_grant(&grant, header, id, key, Issuers::Keys(&keys), head.epoch)?;
                 (content, Signers::Keys(keys))
             }
         };
         let Wanted { kind, name, version, max_payload, .. } = wanted;
         let policy = OpenPolicy { signers, kind, model_id: Some(name), version, min_roster_epoch, max_payload };
-        let plaintext = open(&release, &content, &policy, &mut self.record.clone(), now())?;
-        Ok(OpenedModel { header: release.header.fields.clone(), plaintext })
+        Ok((content, policy))
     }
 
     fn needed_token(&self) -> Result<&Token, Error> {
@@ -159,10 +184,13 @@ impl Client {
         Ok(head)
     }
 
-    async fn fetch_sealed(&self, wanted: &Wanted) -> Result<Vec<u8>, Error> {
+    async fn fetch_sealed(&self, wanted: &Wanted, sink: &mut impl Sink) -> Result<Header, Error> {
+        // Before anything is fetched.
+        if wanted.authority == Authority::Token {
+            self.needed_token()?;
+        }
         let Wanted { kind, name, version, max_payload, .. } = wanted;
         let limit = max_payload.saturating_add(max_payload / 1024).saturating_add(SEALED_OVERHEAD);
-        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
         match kind {
             SealedKind::BaseModel => {
                 let version = version.unwrap_or_default();
@@ -170,14 +198,14 @@ impl Client {
                     let request = GetModelRequest { task: name.clone(), version, offset, header_hash };
                     async move { stub.get_model(request).await }
                 };
-                self.connection.fetch("base model", limit, call).await
+                self.connection.fetch(sink, "base model", limit, call).await
             }
             SealedKind::Release => {
                 let call = |mut stub: Stub, Part { offset, header_hash }| {
                     let request = GetReleaseRequest { model_id: name.clone(), offset, header_hash };
                     async move { stub.get_release(request).await }
                 };
-                self.connection.fetch("release", limit, call).await
+                self.connection.fetch(sink, "release", limit, call).await
             }
         }
     }

@@ -162,6 +162,12 @@ impl Record {
         Ok(Self(Arc::new(Mutex::new(Inner { content, file: Some((path, lock)) }))))
     }
 
+    /// Where it is; `None` in memory.
+    pub(crate) fn folder(&self) -> Option<PathBuf> {
+        let inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.file.as_ref().and_then(|(path, _)| path.parent().map(Path::to_owned))
+    }
+
     fn read<T>(&self, get: impl FnOnce(&Content) -> T) -> T {
         get(&self.0.lock().unwrap_or_else(PoisonError::into_inner).content)
     }

@@ -191,20 +191,21 @@ async fn broken(mut deployment: Deployment) -> (u64, u64) {
     deployment.config.round.straggler_grace_ms = None;
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     deployment.config.listen = port;
-    let endpoint = format!("http://{port}");
     let coordinator = Coordinator::start(deployment.config.clone()).await.unwrap();
-    let tap = Tap::start(port).await;
+    let (tap, others) = (Tap::start(port).await, Tap::start(port).await);
     tap.cut_at(2 << 20);
     let (go, wait) = watch::channel(false);
     let mut set = JoinSet::new();
     for i in 0..CLIENTS {
-        let endpoint = if i == 4 { &tap.endpoint } else { &endpoint };
+        let endpoint = if i == 4 { &tap.endpoint } else { &others.endpoint };
         let mut client = builder(&deployment, endpoint, i).build(held(i, wait.clone())).unwrap();
         set.spawn(async move { client.run().await });
     }
     tap.cut.notified().await;
-    let before = tap.down.load(Ordering::SeqCst);
     coordinator.stop().await;
+    tap.hang_up();
+    others.hang_up();
+    let before = tap.down.load(Ordering::SeqCst);
     let coordinator = Coordinator::start(deployment.config.clone()).await.unwrap();
     let mut events = coordinator.events();
     go.send(true).unwrap();

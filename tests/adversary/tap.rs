@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
 pub struct Tap {
@@ -19,6 +19,8 @@ pub struct Tap {
     cut_at: Arc<AtomicU64>,
     /// Told when it was cut.
     pub cut: Arc<Notify>,
+    /// Counts how often all connections were closed.
+    closed: watch::Sender<u64>,
     serving: JoinHandle<()>,
 }
 
@@ -29,6 +31,8 @@ impl Tap {
         let recorded: Arc<Mutex<Vec<Vec<u8>>>> = Arc::default();
         let (down, cut_at) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(u64::MAX)));
         let cut = Arc::new(Notify::new());
+        let closed = watch::Sender::new(0);
+        let closing = closed.clone();
         let (tape, counted, limit, told) = (recorded.clone(), down.clone(), cut_at.clone(), cut.clone());
         let serving = tokio::spawn(async move {
             while let Ok((device, _)) = listener.accept().await {
@@ -43,21 +47,28 @@ impl Tap {
                     tape.clone(),
                     Some((counted.clone(), limit.clone(), told.clone())),
                 );
+                let mut closing = closing.subscribe();
                 tokio::spawn(async move {
                     // When one direction is over, the connection is.
                     tokio::select! {
                         () = up => {}
                         () = down => {}
+                        _ = closing.changed() => {}
                     }
                 });
             }
         });
-        Self { endpoint, recorded, down, cut_at, cut, serving }
+        Self { endpoint, recorded, down, cut_at, cut, closed, serving }
     }
 
     /// Cuts the wire when so many bytes have gone towards devices.
     pub fn cut_at(&self, bytes: u64) {
         self.cut_at.store(bytes, Ordering::SeqCst);
+    }
+
+    /// Closes all connections, as the end of the coordinator's process would.
+    pub fn hang_up(&self) {
+        self.closed.send_modify(|count| *count += 1);
     }
 
     /// Whether `needle` went over the wire; frames of HTTP/2 may begin and end anywhere, so it should be short.

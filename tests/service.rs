@@ -134,6 +134,7 @@ async fn an_upload_that_lies_about_itself_is_refused_and_an_interrupted_one_resu
                     Answer::View(view) => break view.view.unwrap(),
                     Answer::Waiting(_) => {}
                     Answer::Ended(ended) => panic!("{}", ended.reason),
+                    Answer::LeftOut(left_out) => panic!("{}", left_out.reason),
                 }
             }
         };

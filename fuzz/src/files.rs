@@ -14,10 +14,10 @@ use unisono_crypto::secret::Secret32;
 use unisono_crypto::sign::{Level, SigningKey};
 use unisono_protocol::client::Session;
 use unisono_protocol::proto::server_message::View;
-use unisono_release::proto::{Grant, PayloadType, Provenance, ReleaseHeader, SignedGrant};
+use unisono_release::proto::{Grant, PayloadType, Provenance, ReleaseHeader, SealedKind, SignedGrant};
 use unisono_release::{
-    ContentKey, Header, KeyEncryptionKey, MAGIC, OpenPolicy, Recipient, Release, ReleaseError, VersionRecord, grant,
-    open, open_grant, seal,
+    ContentKey, Header, Issuer, Issuers, KeyEncryptionKey, MAGIC, OpenPolicy, Recipient, Release, ReleaseError, Seen,
+    VersionRecord, grant, open, open_grant, seal,
 };
 use unisono_wire::model::Model;
 use unisono_wire::proto as wire;
@@ -87,9 +87,9 @@ pub static VAULT: LazyLock<Vault> = LazyLock::new(|| {
         }),
         ..ReleaseHeader::default()
     };
-    let (file, header) = seal(fields, b"a model", &key, &publisher, &mut rng).expect("good fields");
+    let (file, header) = seal(fields, b"a model", &key, Some(&publisher), &mut rng).expect("good fields");
     let recipient = Recipient { client_id: [4; 16], key: device.encapsulation_key(), roster_epoch: 7 };
-    let grant = grant(&header, &key, &recipient, &publisher, &mut rng).expect("the header's own key");
+    let grant = grant(&header, &key, &recipient, Issuer::Key(&publisher), &mut rng).expect("the header's own key");
     let kek = KeyEncryptionKey::from_secret(Secret32::from_bytes([6; 32]));
     Vault { publisher, key, kek, device, file, header, grant }
 });
@@ -97,11 +97,15 @@ pub static VAULT: LazyLock<Vault> = LazyLock::new(|| {
 struct NoRecord;
 
 impl VersionRecord for NoRecord {
-    fn highest(&self, _: &str) -> Result<u64, ReleaseError> {
+    fn newest(&self, _: &str) -> Result<Option<Seen>, ReleaseError> {
+        Ok(None)
+    }
+
+    fn latest_time(&self) -> Result<u64, ReleaseError> {
         Ok(0)
     }
 
-    fn see(&mut self, _: &str, _: u64) -> Result<(), ReleaseError> {
+    fn see(&mut self, _: &str, _: Seen, _: u64) -> Result<(), ReleaseError> {
         Ok(())
     }
 }
@@ -125,7 +129,7 @@ fn check_release(file: &[u8]) {
     let Ok(release) = Release::parse(file) else { return };
     let publishers = vec![VAULT.publisher.verifying_key()];
     let verified = release.verify(&publishers).is_ok();
-    let policy = OpenPolicy { publishers, model_id: None, min_roster_epoch: 0, max_payload: 1 << 30 };
+    let policy = OpenPolicy::release(publishers, 1 << 30);
     if let Ok(plaintext) = open(&release, &VAULT.key, &policy, &mut NoRecord, NOW) {
         assert!(verified, "an unverified release was opened");
         assert_eq!(plaintext.len() as u64, release.header.fields.payload_length);
@@ -156,13 +160,14 @@ fn resealed_release(bytes: &[u8]) {
 
 fn header(bytes: &[u8]) {
     if let Ok(header) = Header::from_bytes(bytes) {
-        assert!(header.fields.version > 0 && header.fields.created_at <= header.fields.not_after);
+        let base = header.fields.kind() == SealedKind::BaseModel;
+        assert!((base || header.fields.version > 0) && header.fields.created_at <= header.fields.not_after);
     }
 }
 
 fn check_grant(signed: &SignedGrant) -> bool {
     let issuers = [VAULT.publisher.verifying_key()];
-    open_grant(signed, &VAULT.header, [4; 16], &VAULT.device, &issuers, 0).is_ok()
+    open_grant(signed, &VAULT.header, [4; 16], &VAULT.device, Issuers::Keys(&issuers), 0).is_ok()
 }
 
 fn signed_grant(bytes: &[u8]) {

@@ -245,7 +245,11 @@ fn service(seeds: &mut Vec<Seed>) {
         data: vec![5; 40],
     };
     add(5, "upload-chunk", &chunk.encode_to_vec());
-    add(6, "get-model-request", &wire::GetModelRequest { task: "test".into(), version: 1 }.encode_to_vec());
+    add(
+        6,
+        "get-model-request",
+        &wire::GetModelRequest { task: "test".into(), version: 1, ..Default::default() }.encode_to_vec(),
+    );
     let body = wire::GrantRequestBody { client_id, header_hash: hash, release_key: vec![6; 40], requested_at: NOW };
     let signed = proto::Signed { payload: body.encode_to_vec(), signature: vec![7; 40] };
     add(7, "grant-request", &wire::GrantRequest { request: Some(signed.clone()) }.encode_to_vec());
@@ -255,7 +259,11 @@ fn service(seeds: &mut Vec<Seed>) {
     add(9, "grant-request-body", &body.encode_to_vec());
     add(10, "submit-response", &wire::SubmitResponse { repeat: true }.encode_to_vec());
     add(11, "upload-status", &wire::UploadStatusResponse { chunks: 5, complete: true }.encode_to_vec());
-    add(12, "get-release-request", &wire::GetReleaseRequest { model_id: "digits".into() }.encode_to_vec());
+    add(
+        12,
+        "get-release-request",
+        &wire::GetReleaseRequest { model_id: "digits".into(), ..Default::default() }.encode_to_vec(),
+    );
     add(13, "file-chunk", &wire::FileChunk { data: chunk.data }.encode_to_vec());
     add(14, "task-finished", &wire::TaskFinished { task: "test".into(), round: 3 }.encode_to_vec());
 }

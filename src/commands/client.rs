@@ -8,12 +8,16 @@ use anyhow::{Context, Result};
 use getrandom::SysRng;
 use rand_core::UnwrapErr;
 use unisono::client::{Client, ClientBuilder, Event, Retry};
+use unisono::coordinator::config::TOKEN_VARIABLE;
 use unisono::crypto::sign::VerifyingKey;
 use unisono::examples::Examples;
 use unisono::files;
 use unisono::protocol::keyfile::{self, DeviceKeys, Role};
 use unisono::protocol::policy::{Policy, PrivacyDemand};
+use unisono::release::Token;
+use unisono::release::proto::ReleaseHeader;
 use unisono::softmax::{Sgd, SoftmaxTrainer};
+use zeroize::Zeroizing;
 
 use super::{read_key, read_secret, write_key};
 
@@ -55,6 +59,9 @@ pub struct Device {
     /// The registrar's public key; without it only semi-honest rounds can be joined.
     #[arg(long, env = "UNISONO_REGISTRAR")]
     registrar: Option<PathBuf>,
+    /// The token of semi-honest mode, a file; where it is not given, the environment variable UNISONO_TOKEN may hold the token itself.
+    #[arg(long, env = "UNISONO_TOKEN_FILE")]
+    token: Option<PathBuf>,
     /// Folder of the device's durable record. Keep it: it is what stops the device from answering a round twice.
     #[arg(long, env = "UNISONO_STATE_DIR")]
     state_dir: PathBuf,
@@ -131,10 +138,26 @@ impl Device {
         let builder = Client::builder(&self.coordinator, task, keys).state_dir(&self.state_dir).on_event(log);
         let give_up_after = self.give_up_after.or(give_up_after).map(Duration::from_secs);
         let builder = builder.retry(Retry { give_up_after, ..Retry::default() });
-        Ok(match registrar {
+        let builder = match registrar {
             Some(key) => builder.registrar(key),
             None => builder,
+        };
+        Ok(match self.token()? {
+            Some(token) => builder.token(token),
+            None => builder,
         })
+    }
+
+    fn token(&self) -> Result<Option<Token>> {
+        if let Some(path) = &self.token {
+            let text = keyfile::read_secret(path).with_context(|| format!("can't read {}", path.display()))?;
+            return Token::from_text(&text).map(Some).with_context(|| path.display().to_string());
+        }
+        let text = Zeroizing::new(std::env::var(TOKEN_VARIABLE).unwrap_or_default());
+        if text.is_empty() {
+            return Ok(None);
+        }
+        Token::from_text(&text).map(Some).context(TOKEN_VARIABLE)
     }
 }
 
@@ -194,16 +217,15 @@ pub fn run(command: Command) -> Result<()> {
         Command::Open { device, model, out, max_mib } => {
             let no_training = |_: &unisono::client::TrainingRound| Err("this client only opens releases".into());
             let mut client = device.builder(&model, Some(600))?.build(no_training)?;
-            let opened = tokio::runtime::Runtime::new()?.block_on(client.open_release(&model, max_mib << 20))?;
-            files::replace(&out, &opened.plaintext).with_context(|| format!("can't write {}", out.display()))?;
-            let header = &opened.header;
-            println!(
-                "{} version {}: {} bytes to {}",
-                header.model_id,
-                header.version,
-                opened.plaintext.len(),
-                out.display()
-            );
+            let runtime = tokio::runtime::Runtime::new()?;
+            let mut header = None;
+            let write = |file: &mut File| {
+                header = Some(runtime.block_on(client.open_release_to(&model, max_mib << 20, file))?);
+                anyhow::Ok(())
+            };
+            files::replace_by(&out, write).with_context(|| format!("can't write {}", out.display()))?;
+            let ReleaseHeader { model_id, version, payload_length, .. } = header.context("nothing was opened")?;
+            println!("{model_id} version {version}: {payload_length} bytes to {}", out.display());
             Ok(())
         }
     }

@@ -8,6 +8,7 @@ use rand_core::UnwrapErr;
 use unisono::crypto::secret::Secret32;
 use unisono::crypto::sign::{Level, SigningKey};
 use unisono::protocol::keyfile::{self, Role};
+use unisono::release::Token;
 
 use super::write_key;
 
@@ -24,6 +25,11 @@ pub enum Command {
         /// File of the secret key.
         file: PathBuf,
     },
+    /// The token of semi-honest mode, which the coordinator and all its devices share (secret).
+    Token {
+        /// File of the token.
+        file: PathBuf,
+    },
     /// The key-encryption key that wraps the content keys of releases (secret).
     KeyEncryptionKey {
         /// File of the key.
@@ -35,6 +41,10 @@ pub fn run(command: Command) -> Result<()> {
     let (role, file) = match command {
         Command::Coordinator { file } => (Role::Coordinator, file),
         Command::Publisher { file } => (Role::Publisher, file),
+        Command::Token { file } => {
+            let bytes = Secret32::random(&mut UnwrapErr(SysRng));
+            return write_key(&file, &Token::text(&bytes), "token (secret)");
+        }
         Command::KeyEncryptionKey { file } => {
             let key = Secret32::random(&mut UnwrapErr(SysRng));
             return write_key(&file, &keyfile::key_encryption_key_to_text(&key), "key-encryption key (secret)");

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use unisono::files;
 use unisono::protocol::keyfile::{self, Role};
 use unisono::release::Release;
-use unisono::release::proto::ProvenanceMode;
+use unisono::release::proto::{ProvenanceMode, SealedKind};
 use unisono::softmax::Softmax;
 
 use super::read_key;
@@ -63,12 +63,15 @@ pub fn run(command: Command) -> Result<()> {
             let round = f.provenance.as_ref();
             let mode = round.map(|p| if p.mode() == ProvenanceMode::Malicious { "malicious" } else { "semi-honest" });
             let rows = [
+                ("kind", if f.kind() == SealedKind::Release { "release" } else { "base model" }.into()),
                 ("model_id", f.model_id.clone().into()),
                 ("version", f.version.into()),
                 ("created_at", f.created_at.into()),
                 ("not_after", f.not_after.into()),
                 ("payload_length", f.payload_length.into()),
                 ("roster_epoch", f.roster_epoch.into()),
+                ("key_id", f.key_id.clone().into()),
+                ("key_version", f.key_version.into()),
                 ("publisher_id", hex::encode(&f.publisher_id).into()),
                 ("previous", hex::encode(&f.previous).into()),
                 ("task", round.map(|p| p.task.clone()).into()),

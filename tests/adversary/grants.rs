@@ -25,7 +25,8 @@ async fn grants_asked_for_with_a_wrong_clock_key_name_or_signature() {
     all(honest).await;
     coordinator.trained().await.unwrap();
     let mut stub = CoordinatorClient::connect(endpoint).await.unwrap();
-    let pieces = stub.get_release(GetReleaseRequest { model_id: TASK.into() }).await.unwrap().into_inner();
+    let pieces =
+        stub.get_release(GetReleaseRequest { model_id: TASK.into(), ..Default::default() }).await.unwrap().into_inner();
     let pieces: Vec<_> = pieces.collect::<Result<_, _>>().await.unwrap();
     let file: Vec<u8> = pieces.into_iter().flat_map(|piece| piece.data).collect();
     let header_hash = Release::parse(&file).unwrap().header.hash.to_vec();

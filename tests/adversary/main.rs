@@ -31,6 +31,7 @@ mod plan;
 
 mod coordinator;
 mod harness;
+#[allow(dead_code)] // late offers are for tests/withstand
 mod proxy;
 
 mod cheating_clients;
@@ -39,12 +40,15 @@ mod durability;
 mod grants;
 mod keys_and_adverts;
 mod late;
+mod models;
+mod models_over_grpc;
 mod over_grpc;
 mod roster;
 mod shares;
 mod shipped_elsewhere;
 mod small_disk;
 mod survivors;
+mod tap;
 mod topology;
 mod transport;
 mod uploads;

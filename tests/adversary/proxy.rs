@@ -32,7 +32,14 @@ pub type CertificateLie = fn(&mut Certificate, &[u8], &[u8]);
 /// Changes a step.
 pub type StepLie = Box<dyn Fn(&mut Step) + Send + Sync>;
 
-/// What the proxy changes: a view, with what the device has sent so far; an offer; a base model's bytes; when something arrives.
+/// Changes a sealed model.
+pub type FileLie = Box<dyn Fn(&mut Vec<u8>) + Send + Sync>;
+
+/// Answers a request for a grant in the coordinator's place, or passes it on.
+pub type GrantLie = Box<dyn Fn(&GrantRequest) -> Option<GrantResponse> + Send + Sync>;
+
+/// What the proxy changes: a view, with what the device has sent so far; an offer; sealed models and their grants; when something
+/// arrives.
 pub enum Lie {
     None,
     View(ViewLie),
@@ -42,7 +49,10 @@ pub enum Lie {
     Isolate(CertificateLie),
     /// What the device sends, signed again: the device lies.
     Step(StepLie),
-    Model(fn(&mut Vec<u8>)),
+    Models {
+        file: FileLie,
+        grant: GrantLie,
+    },
     /// An offer takes so long.
     LateOffer(Duration),
     /// The device's chunks go no further before this is true.
@@ -83,10 +93,24 @@ impl Proxy {
     }
 }
 
+type Chunks = tokio_stream::Iter<std::vec::IntoIter<Result<FileChunk, Status>>>;
+
+impl Proxy {
+    /// A file that goes through the proxy, which may change it.
+    async fn file(&self, chunks: Streaming<FileChunk>) -> Result<Response<Chunks>, Status> {
+        let chunks: Vec<FileChunk> = chunks.collect::<Result<_, _>>().await?;
+        let mut data: Vec<u8> = chunks.into_iter().flat_map(|chunk| chunk.data).collect();
+        if let Lie::Models { file, .. } = &*self.lie {
+            file(&mut data);
+        }
+        Ok(Response::new(tokio_stream::iter(vec![Ok(FileChunk { data })])))
+    }
+}
+
 #[tonic::async_trait]
 impl Service for Proxy {
-    type GetModelStream = tokio_stream::Iter<std::vec::IntoIter<Result<FileChunk, Status>>>;
-    type GetReleaseStream = Streaming<FileChunk>;
+    type GetModelStream = Chunks;
+    type GetReleaseStream = Self::GetModelStream;
 
     async fn get_round(&self, request: Request<GetRoundRequest>) -> Result<Response<GetRoundResponse>, Status> {
         let request = request.into_inner();
@@ -153,23 +177,25 @@ impl Service for Proxy {
 
     async fn get_model(&self, request: Request<GetModelRequest>) -> Result<Response<Self::GetModelStream>, Status> {
         let chunks = self.stub.clone().get_model(request.into_inner()).await?.into_inner();
-        let chunks: Vec<FileChunk> = chunks.collect::<Result<_, _>>().await?;
-        let mut file: Vec<u8> = chunks.into_iter().flat_map(|chunk| chunk.data).collect();
-        if let Lie::Model(lie) = &*self.lie {
-            lie(&mut file);
-        }
-        Ok(Response::new(tokio_stream::iter(vec![Ok(FileChunk { data: file })])))
+        self.file(chunks).await
     }
 
     async fn get_release(
         &self,
         request: Request<GetReleaseRequest>,
     ) -> Result<Response<Self::GetReleaseStream>, Status> {
-        Ok(Response::new(self.stub.clone().get_release(request.into_inner()).await?.into_inner()))
+        let chunks = self.stub.clone().get_release(request.into_inner()).await?.into_inner();
+        self.file(chunks).await
     }
 
     async fn request_grant(&self, request: Request<GrantRequest>) -> Result<Response<GrantResponse>, Status> {
-        Ok(Response::new(self.stub.clone().request_grant(request.into_inner()).await?.into_inner()))
+        let request = request.into_inner();
+        if let Lie::Models { grant, .. } = &*self.lie
+            && let Some(response) = grant(&request)
+        {
+            return Ok(Response::new(response));
+        }
+        Ok(Response::new(self.stub.clone().request_grant(request).await?.into_inner()))
     }
 }
 

@@ -232,6 +232,7 @@ async fn view(raw: &mut Raw, phase: Phase) -> View {
             Answer::View(message) => return message.view.unwrap(),
             Answer::Waiting(_) => {}
             Answer::Ended(ended) => panic!("{}", ended.reason),
+            Answer::LeftOut(left_out) => panic!("{}", left_out.reason),
         }
     }
 }

@@ -115,7 +115,7 @@ async fn lie_for_ever(target: SocketAddr, mut rng: ChaCha8Rng, counts: Counts) {
         let endpoint = Endpoint::from_shared(format!("http://{target}")).unwrap().local_address(Some(source(&mut rng)));
         if let Ok(channel) = endpoint.connect().await {
             let after_round = [u64::MAX, i64::MAX as u64, 1 << 40, 1_000_000][rng.random_range(0..4)];
-            let request = GetRoundRequest { task: TASK.into(), after_round, wait_ms: 20_000 };
+            let request = GetRoundRequest { task: TASK.into(), after_round, wait_ms: 20_000, ..Default::default() };
             let _ = CoordinatorClient::new(channel).get_round(request).await;
         }
         tokio::time::sleep(Duration::from_millis(200)).await;
@@ -215,13 +215,13 @@ impl Caller {
             }
             5 => {
                 let version = [0, 1, u64::MAX, self.rng.random()][self.rng.random_range(0..4)];
-                match stub.get_model(GetModelRequest { task: TASK.into(), version }).await {
+                match stub.get_model(GetModelRequest { task: TASK.into(), version, ..Default::default() }).await {
                     // One that is read, and one that is not.
                     Ok(response) if self.rng.random() => response.into_inner().message().await.map(drop),
                     other => other.map(drop),
                 }
             }
-            6 => stub.get_release(GetReleaseRequest { model_id: TASK.into() }).await.map(drop),
+            6 => stub.get_release(GetReleaseRequest { model_id: TASK.into(), ..Default::default() }).await.map(drop),
             _ => {
                 let body = GrantRequestBody {
                     client_id: self.client(),
@@ -240,7 +240,9 @@ impl Caller {
 
     async fn get_round(&mut self, stub: &mut CoordinatorClient<Channel>) -> Result<(), Status> {
         let after_round = [0, u64::MAX, self.rng.random_range(0..1000)][self.rng.random_range(0..3)];
-        let response = stub.get_round(GetRoundRequest { task: TASK.into(), after_round, wait_ms: 50 }).await?;
+        let response = stub
+            .get_round(GetRoundRequest { task: TASK.into(), after_round, wait_ms: 50, ..Default::default() })
+            .await?;
         let params = response.into_inner().offer.and_then(|offer| offer.params);
         if let Some(params) = params.and_then(|params| RoundParams::from_payload(&params.payload).ok()) {
             self.round = params.round_id.to_vec();

@@ -16,8 +16,8 @@ use unisono_protocol::rotation::Rotation;
 use unisono_protocol::{CohortId, RoundId, roster, signed};
 use unisono_release::proto::{Grant, PayloadType, Provenance, ProvenanceMode, ReleaseHeader, SignedGrant};
 use unisono_release::{
-    ContentKey, KeyEncryptionKey, OpenPolicy, Recipient, Release, ReleaseError, VersionRecord, grant, open, open_grant,
-    seal,
+    ContentKey, Issuer, Issuers, KeyEncryptionKey, OpenPolicy, Recipient, Release, ReleaseError, Seen, Token,
+    VersionRecord, grant, open, open_grant, seal,
 };
 use unisono_wire::proto::GrantRequestBody;
 
@@ -182,14 +182,18 @@ fn key_files_are_those_in_the_vectors() {
     );
 }
 
-struct Seen;
+struct NoRecord;
 
-impl VersionRecord for Seen {
-    fn highest(&self, _: &str) -> Result<u64, ReleaseError> {
+impl VersionRecord for NoRecord {
+    fn newest(&self, _: &str) -> Result<Option<Seen>, ReleaseError> {
+        Ok(None)
+    }
+
+    fn latest_time(&self) -> Result<u64, ReleaseError> {
         Ok(0)
     }
 
-    fn see(&mut self, _: &str, _: u64) -> Result<(), ReleaseError> {
+    fn see(&mut self, _: &str, _: Seen, _: u64) -> Result<(), ReleaseError> {
         Ok(())
     }
 }
@@ -221,11 +225,11 @@ fn a_release_its_grant_and_its_wrapped_key_are_those_in_the_vectors() {
         ..ReleaseHeader::default()
     };
     let payload = b"not a model, but it need not be one";
-    let (file, header) = seal(fields, payload, &key, &publisher, &mut rng).unwrap();
+    let (file, header) = seal(fields, payload, &key, Some(&publisher), &mut rng).unwrap();
     let salt = rng.take();
     let client_id = [0xc1; 16];
     let recipient = Recipient { client_id, key: device.encapsulation_key(), roster_epoch: 7 };
-    let granted = grant(&header, &key, &recipient, &publisher, &mut rng).unwrap();
+    let granted = grant(&header, &key, &recipient, Issuer::Key(&publisher), &mut rng).unwrap();
     let coins = rng.take();
     let body = GrantRequestBody {
         client_id: client_id.to_vec(),
@@ -240,6 +244,18 @@ fn a_release_its_grant_and_its_wrapped_key_are_those_in_the_vectors() {
     let kek = KeyEncryptionKey::from_secret(Secret32::from_bytes([8; 32]));
     let wrapped = kek.wrap(&key, &header.hash).unwrap();
 
+    // In semi-honest mode: proofs of the token in the place of the two signatures.
+    let token_text = hex([0x5e; 15]) + "01";
+    let token = Token::from_text(&token_text).unwrap();
+    let proofs = [(label::MAC_CLIENT_REQUEST, &request.payload), (label::MAC_GRANT, &granted.payload)];
+    let token_bytes = [&[0x5e; 15][..], &[1]].concat();
+    let token_key = derive_secret(label::TOKEN_KEY, &token_bytes, &[]);
+    let proofs = proofs.map(|(label, payload)| {
+        let proof = token.prove(label, payload);
+        assert_eq!(derive_secret(label, token_key.expose(), &[payload]).expose().as_slice(), proof);
+        hex(proof)
+    });
+
     // The parts, derived from the labelled functions.
     assert_eq!(hash(label::KEY_COMMITMENT, &[&content_key, &salt]).as_slice(), header.fields.key_commitment);
     let chunk_key = derive_secret(label::CHUNK_KEY, &content_key, &[&header.hash]);
@@ -253,9 +269,9 @@ fn a_release_its_grant_and_its_wrapped_key_are_those_in_the_vectors() {
     let release = Release::parse(&file).unwrap();
     let publishers = vec![publisher.verifying_key()];
     let signed_grant = SignedGrant { payload: granted.payload.clone(), signature: granted.signature.clone() };
-    let opened_key = open_grant(&signed_grant, &header, client_id, &device, &publishers, 0).unwrap();
-    let policy = OpenPolicy { publishers, model_id: Some("digits".into()), min_roster_epoch: 7, max_payload: 1000 };
-    assert_eq!(*open(&release, &opened_key, &policy, &mut Seen, NOW).unwrap(), payload);
+    let opened_key = open_grant(&signed_grant, &header, client_id, &device, Issuers::Keys(&publishers), 0).unwrap();
+    let policy = OpenPolicy { min_roster_epoch: 7, ..OpenPolicy::release(publishers, 1000) };
+    assert_eq!(*open(&release, &opened_key, &policy, &mut NoRecord, NOW).unwrap(), payload);
     check(
         "release.json",
         &json!({
@@ -267,6 +283,8 @@ fn a_release_its_grant_and_its_wrapped_key_are_those_in_the_vectors() {
             "grant_request": { "payload": hex(&request.payload), "signature": hex(&request.signature) },
             "grant": { "payload": hex(&granted.payload), "signature": hex(&granted.signature) },
             "key_encryption_key": hex([8; 32]), "wrapped_key": hex(&wrapped),
+            "token": token_text, "token_key": hex(token_key.expose()), "token_request_proof": proofs[0],
+            "token_grant_proof": proofs[1],
         }),
     );
 }

@@ -181,15 +181,15 @@ pub fn cases() -> Vec<Value> {
         ),
         case(
             "GetModelRequest",
-            &GetModelRequest { task: "digits".into(), version: 7 },
-            &[Bytes(1, b"digits".into()), Varint(2, 7)],
-            json!({ "task": "digits", "version": 7 }),
+            &GetModelRequest { task: "digits".into(), version: 7, offset: 262_144, header_hash: vec![0x33; 32] },
+            &[Bytes(1, b"digits".into()), Varint(2, 7), Varint(3, 262_144), Bytes(4, vec![0x33; 32])],
+            json!({ "task": "digits", "version": 7, "offset": 262_144, "header_hash": hex([0x33; 32]) }),
         ),
         case(
             "GetReleaseRequest",
-            &GetReleaseRequest { model_id: "digits".into() },
-            &[Bytes(1, b"digits".into())],
-            json!({ "model_id": "digits" }),
+            &GetReleaseRequest { model_id: "digits".into(), offset: 262_144, header_hash: vec![0x33; 32] },
+            &[Bytes(1, b"digits".into()), Varint(2, 262_144), Bytes(3, vec![0x33; 32])],
+            json!({ "model_id": "digits", "offset": 262_144, "header_hash": hex([0x33; 32]) }),
         ),
         case(
             "FileChunk",

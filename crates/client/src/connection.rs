@@ -7,8 +7,7 @@ use hyper_util::rt::TokioIo;
 use rand::RngExt;
 use tokio::net::TcpStream;
 use tonic::transport::{Channel, Endpoint, Uri};
-use tonic::{Response, Status, Streaming};
-use unisono_wire::proto::FileChunk;
+use tonic::{Response, Status};
 use unisono_wire::proto::coordinator_client::CoordinatorClient;
 use unisono_wire::{MAX_MESSAGE_LEN, MAX_WAIT_MS};
 
@@ -21,7 +20,7 @@ pub(crate) type Stub = CoordinatorClient<Channel>;
 /// Longest that a poll waits for news, in milliseconds.
 pub(crate) const WAIT_MS: u64 = MAX_WAIT_MS;
 /// A call without an answer for so long is given up, and repeated.
-const CALL_TIMEOUT: Duration = Duration::from_millis(MAX_WAIT_MS + 20_000);
+pub(crate) const CALL_TIMEOUT: Duration = Duration::from_millis(MAX_WAIT_MS + 20_000);
 /// A device that waits says why at this interval.
 const TELL_EVERY: Duration = Duration::from_secs(60);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -138,32 +137,6 @@ impl Connection {
             async move {
                 let late = |_| Status::deadline_exceeded(format!("no answer within {} s", CALL_TIMEOUT.as_secs()));
                 answer.await.map_err(late).flatten().map(Response::into_inner).map_err(Error::of_status)
-            }
-        })
-        .await
-    }
-
-    /// Fetches a streamed file of at most `limit` bytes.
-    pub async fn fetch<F>(&self, what: &'static str, limit: usize, call: impl Fn(Stub) -> F) -> Result<Vec<u8>, Error>
-    where
-        F: Future<Output = Result<Response<Streaming<FileChunk>>, Status>>,
-    {
-        self.repeat(|| {
-            let answer = call(self.stub());
-            async move {
-                let mut stream = answer.await.map_err(Error::of_status)?.into_inner();
-                let mut file = Vec::new();
-                loop {
-                    let next = tokio::time::timeout(CALL_TIMEOUT, stream.message()).await;
-                    let late = |_| Status::deadline_exceeded("the stream stalled");
-                    let Some(chunk) = next.map_err(late).flatten().map_err(Error::of_status)? else {
-                        return Ok(file);
-                    };
-                    if file.len() + chunk.data.len() > limit {
-                        return Err(Error::TooLong { what, limit });
-                    }
-                    file.extend_from_slice(&chunk.data);
-                }
             }
         })
         .await

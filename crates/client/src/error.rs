@@ -73,8 +73,11 @@ pub enum Error {
         /// Which file.
         what: &'static str,
         /// Limit in bytes.
-        limit: usize,
+        limit: u64,
     },
+    /// What is downloaded can't be stored.
+    #[error("the downloaded file can't be stored: {0}")]
+    Download(#[source] std::io::Error),
     /// The base model or the released one is none.
     #[error(transparent)]
     Model(#[from] ModelError),
@@ -90,9 +93,9 @@ pub enum Error {
     /// The release or its grant.
     #[error(transparent)]
     Release(#[from] unisono_release::ReleaseError),
-    /// Opening a release needs the registrar's key.
-    #[error("opening a release needs the registrar's key: set `registrar`")]
-    NoRegistrar,
+    /// Nobody's word on models and grants can be checked.
+    #[error("opening a model needs the registrar's key, or in semi-honest mode the token: set `registrar` or `token`")]
+    NoAuthority,
 }
 
 macro_rules! protocol_errors {
@@ -157,6 +160,11 @@ impl Error {
         }
     }
 
+    /// Whether a download that went on is of a file that is not there any more.
+    pub(crate) fn is_other_file(&self) -> bool {
+        matches!(self, Self::Refused { reason, .. } if reason == "other_file")
+    }
+
     /// Whether a step came after its phase.
     pub(crate) fn is_late(&self) -> bool {
         matches!(self, Self::Refused { reason, .. } if reason == "wrong_phase")
@@ -206,9 +214,10 @@ impl Error {
             Self::Ended { .. } | Self::LeftOut { .. } => "ended",
             Self::Answer(_) => "answer",
             Self::ModelHash { .. } | Self::TooLong { .. } | Self::Model(_) | Self::Release(_) => "model",
+            Self::Download(_) => "device",
             Self::Train(_) | Self::TrainerPanicked => "trainer",
             Self::Record(_) => "record",
-            Self::Endpoint { .. } | Self::NoRegistrar => "device",
+            Self::Endpoint { .. } | Self::NoAuthority => "device",
             Self::Protocol(error) => match &**error {
                 ClientError::Policy(refusal) => return format!("policy.{}", refusal.setting).into(),
                 ClientError::Record(_) => "record",
@@ -238,9 +247,12 @@ impl Error {
     pub fn is_final(&self) -> bool {
         match self {
             Self::Refused { reason, .. } => {
-                matches!(reason.as_str(), "expired_client" | "no_such_task" | "release_key" | "no_releases" | "revoked")
+                matches!(
+                    reason.as_str(),
+                    "expired_client" | "no_such_task" | "release_key" | "no_releases" | "revoked" | "token"
+                )
             }
-            Self::Endpoint { .. } | Self::TrainerPanicked | Self::Record(_) | Self::NoRegistrar => true,
+            Self::Endpoint { .. } | Self::TrainerPanicked | Self::Record(_) | Self::NoAuthority => true,
             Self::Protocol(error) => matches!(&**error, ClientError::Record(RecordError::Changed)),
             _ => false,
         }

@@ -27,10 +27,11 @@
 //! ```
 
 mod connection;
+mod download;
 mod error;
 mod finished;
+mod models;
 mod record;
-mod release;
 mod round;
 mod traffic;
 mod trainer;
@@ -52,10 +53,11 @@ use unisono_wire::proto::{GetRoundRequest, GetRoundResponse};
 pub use connection::Retry;
 use connection::{Connection, Waiting};
 pub use error::Error;
+pub use models::OpenedModel;
 pub use record::{Record, RecordFileError};
-pub use release::OpenedRelease;
 pub use traffic::Traffic;
 pub use trainer::{TrainError, Trainer, TrainingRound, Update};
+use unisono_release::Token;
 
 /// What happens, for logs and live views. It is not printable as a whole: one kind holds this device's update.
 #[non_exhaustive]
@@ -144,6 +146,7 @@ pub struct ClientBuilder {
     task: String,
     keys: DeviceKeys,
     registrar: Option<VerifyingKey>,
+    token: Option<Token>,
     policy: Policy,
     state_dir: Option<PathBuf>,
     retry: Retry,
@@ -152,9 +155,16 @@ pub struct ClientBuilder {
 }
 
 impl ClientBuilder {
-    /// The registrar's verifying key. Without it only semi-honest rounds can be joined, and no release opened.
+    /// The registrar's verifying key. Without it only semi-honest rounds can be joined, and models opened by [`Self::token`] alone.
     pub fn registrar(mut self, key: VerifyingKey) -> Self {
         self.registrar = Some(key);
+        self
+    }
+
+    /// The token that the coordinator of semi-honest rounds shares with its devices: without it they get no model. It is not used
+    /// where there is a roster.
+    pub fn token(mut self, token: Token) -> Self {
+        self.token = Some(token);
         self
     }
 
@@ -208,6 +218,7 @@ impl ClientBuilder {
                 policy: Policy { tasks: vec![self.task.clone()], ..self.policy },
             },
             keys: self.keys,
+            token: self.token,
             record,
             trainer: Arc::new(Mutex::new(Box::new(trainer))),
             observer: self.observer,
@@ -225,6 +236,7 @@ pub struct Client {
     keys: DeviceKeys,
     identity: Arc<Identity>,
     trust: Trust,
+    token: Option<Token>,
     record: Record,
     trainer: Arc<Mutex<Box<dyn Trainer>>>,
     observer: Observer,
@@ -249,6 +261,7 @@ impl Client {
             task: task.into(),
             keys,
             registrar: None,
+            token: None,
             policy: Policy::default(),
             state_dir: None,
             retry: Retry::default(),

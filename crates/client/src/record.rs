@@ -12,7 +12,7 @@ use tempfile::NamedTempFile;
 use unisono_protocol::CohortId;
 use unisono_protocol::policy::{ParticipationRecord, RecordError, Spent, TaskEntry};
 use unisono_protocol::privacy::Accountant;
-use unisono_release::{ReleaseError, VersionRecord};
+use unisono_release::{ReleaseError, Seen, VersionRecord};
 
 /// The record's file can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -89,8 +89,38 @@ struct Content {
     /// What the device is bound to, and has spent, by task.
     tasks: BTreeMap<String, StoredEntry>,
     roster_epoch: u64,
-    /// Highest version opened by model id.
-    models: BTreeMap<String, u64>,
+    /// The newest release opened, by model id.
+    models: BTreeMap<String, StoredRelease>,
+    /// The latest time at which a release was opened, Unix time in seconds.
+    #[serde(default)]
+    latest_time: u64,
+}
+
+/// The newest release that was opened of a model.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[serde(untagged)]
+enum StoredRelease {
+    /// As an earlier version of this library wrote it.
+    Version(u64),
+    Release {
+        version: u64,
+        header_hash: [u8; 32],
+    },
+}
+
+impl From<StoredRelease> for Seen {
+    fn from(stored: StoredRelease) -> Self {
+        match stored {
+            StoredRelease::Version(version) => Self { version, header_hash: None },
+            StoredRelease::Release { version, header_hash } => Self { version, header_hash: Some(header_hash) },
+        }
+    }
+}
+
+impl From<Seen> for StoredRelease {
+    fn from(Seen { version, header_hash }: Seen) -> Self {
+        header_hash.map_or(Self::Version(version), |header_hash| Self::Release { version, header_hash })
+    }
 }
 
 struct Inner {
@@ -133,6 +163,12 @@ impl Record {
             Err(source) => return Err(RecordFileError::Io { path, source }),
         };
         Ok(Self(Arc::new(Mutex::new(Inner { content, file: Some((path, lock)) }))))
+    }
+
+    /// Where it is; `None` in memory.
+    pub(crate) fn folder(&self) -> Option<PathBuf> {
+        let inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.file.as_ref().and_then(|(path, _)| path.parent().map(Path::to_owned))
     }
 
     fn read<T>(&self, get: impl FnOnce(&Content) -> T) -> T {
@@ -266,16 +302,33 @@ impl ParticipationRecord for Record {
 }
 
 impl VersionRecord for Record {
-    fn highest(&self, model_id: &str) -> Result<u64, ReleaseError> {
-        Ok(self.read(|content| content.models.get(model_id).copied().unwrap_or(0)))
+    fn newest(&self, model_id: &str) -> Result<Option<Seen>, ReleaseError> {
+        Ok(self.read(|content| content.models.get(model_id).copied().map(Seen::from)))
     }
 
-    fn see(&mut self, model_id: &str, version: u64) -> Result<(), ReleaseError> {
-        self.change(|content| {
-            let seen = content.models.entry(model_id.to_owned()).or_default();
-            *seen = version.max(*seen);
-        })
-        .map_err(|e| ReleaseError::Record(e.to_string()))
+    fn latest_time(&self) -> Result<u64, ReleaseError> {
+        Ok(self.read(|content| content.latest_time))
+    }
+
+    fn see(&mut self, model_id: &str, release: Seen, now: u64) -> Result<(), ReleaseError> {
+        let mut other = false;
+        let changed = self.change_if(|content| {
+            content.latest_time = content.latest_time.max(now);
+            let seen = content.models.get(model_id).copied().map(Seen::from);
+            // Another handle may have opened one since it was checked.
+            other = seen.is_some_and(|seen| {
+                seen.version == release.version && seen.header_hash.is_some() && seen.header_hash != release.header_hash
+            });
+            if seen.is_none_or(|seen| seen.version <= release.version) {
+                content.models.insert(model_id.to_owned(), release.into());
+            }
+            !other
+        });
+        changed.map_err(|e| ReleaseError::Record(e.to_string()))?;
+        if other {
+            return Err(ReleaseError::AnotherOfThisVersion { model_id: model_id.into(), version: release.version });
+        }
+        Ok(())
     }
 }
 
@@ -308,8 +361,11 @@ mod tests {
         assert_eq!(record.clone().replace("t", Some(&first), entry(6)), Err(RecordError::Changed));
         record.see_roster_epoch(3).unwrap();
         record.see_roster_epoch(2).unwrap();
-        record.see("m", 5).unwrap();
-        record.see("m", 4).unwrap();
+        let release = |version| Seen { version, header_hash: Some([version as u8; 32]) };
+        record.see("m", release(5), 70).unwrap();
+        record.see("m", release(4), 60).unwrap();
+        let other = Seen { version: 5, header_hash: Some([6; 32]) };
+        assert!(matches!(record.see("m", other, 80), Err(ReleaseError::AnotherOfThisVersion { version: 5, .. })));
         drop(record);
         #[cfg(unix)]
         {
@@ -322,7 +378,20 @@ mod tests {
         }
         let record = Record::open(folder.path()).unwrap();
         assert_eq!((record.entry("t").unwrap(), record.entry("u").unwrap()), (Some(second), None));
-        assert_eq!((record.roster_epoch().unwrap(), record.highest("m").unwrap()), (3, 5));
+        assert_eq!((record.roster_epoch().unwrap(), record.newest("m").unwrap()), (3, Some(release(5))));
+        assert_eq!(record.latest_time().unwrap(), 70);
+    }
+
+    #[test]
+    fn a_record_of_an_earlier_version_knows_versions_without_their_headers() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join(NAME), r#"{"tasks":{},"roster_epoch":3,"models":{"m":5}}"#).unwrap();
+        let mut record = Record::open(folder.path()).unwrap();
+        assert_eq!(record.newest("m").unwrap(), Some(Seen { version: 5, header_hash: None }));
+        let opened = Seen { version: 5, header_hash: Some([1; 32]) };
+        record.see("m", opened, 9).unwrap();
+        drop(record);
+        assert_eq!(Record::open(folder.path()).unwrap().newest("m").unwrap(), Some(opened));
     }
 
     #[test]

@@ -19,15 +19,16 @@ use unisono_protocol::server::Phase;
 use unisono_wire::model::{Model, model_hash};
 use unisono_wire::proto::poll_response::Answer;
 use unisono_wire::proto::{
-    Ended, GetModelRequest, LeftOut, PollRequest, RoundPhase, UploadChunk, UploadStatusRequest, UploadStatusResponse,
+    Ended, LeftOut, PollRequest, RoundPhase, UploadChunk, UploadStatusRequest, UploadStatusResponse,
 };
 
 use crate::connection::{Stub, WAIT_MS, Waiting};
+use crate::models::Authority;
 use crate::traffic::Meter;
 use crate::{Client, Error, Event, TrainingRound, Update, now};
 
 /// Bytes that a model's file may have beyond its elements: names, shapes, alignment.
-const MODEL_OVERHEAD: usize = 1 << 20;
+const MODEL_OVERHEAD: u64 = 1 << 20;
 
 fn rng() -> UnwrapErr<SysRng> {
     UnwrapErr(SysRng)
@@ -218,13 +219,9 @@ impl Client {
     /// Fetches the base model and starts the trainer, which works while the keys are shared.
     async fn start_training(&self, params: &Arc<RoundParams>) -> Result<JoinHandle<Result<Update, Error>>, Error> {
         let version = params.wire.model_version;
-        let request = GetModelRequest { task: self.task.clone(), version };
-        let limit = params.wire.dimension as usize * size_of::<f32>() + MODEL_OVERHEAD;
-        let call = |mut stub: Stub| {
-            let request = request.clone();
-            async move { stub.get_model(request).await }
-        };
-        let bytes = self.connection.fetch("base model", limit, call).await?;
+        let limit = params.wire.dimension * size_of::<f32>() as u64 + MODEL_OVERHEAD;
+        let authority = if params.malicious() { Authority::Roster } else { Authority::Token };
+        let bytes = self.base_model(version, limit, authority).await?.plaintext;
         if model_hash(&bytes).as_slice() != params.wire.model_hash {
             return Err(Error::ModelHash { version });
         }

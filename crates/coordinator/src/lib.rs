@@ -6,7 +6,8 @@
 //!
 //! - `config`: one TOML file; `storage`: SQLite and blobs; `active`: the round at hand, made durable;
 //! - `settings`: what a task learns with may not change unnoticed;
-//! - `training`: the loop over rounds; `learning`: optimisers and early stop; `releases`: the model goes out;
+//! - `training`: the loop over rounds; `learning`: optimisers and early stop;
+//! - `models`: every model goes out sealed; `grants`: who gets its key; `content_keys`: content keys at rest;
 //! - `tally`: what all rounds add up to; `retention`: what is over is deleted;
 //! - `plausible`: which sums are used; `roster`: which roster is in force;
 //! - `connections`: who may connect; `gate`: rates and room; `calls`: every call on its way in and out; `sampled`: lines about refusals;
@@ -19,12 +20,14 @@ mod asked;
 mod calls;
 pub mod config;
 mod connections;
+mod content_keys;
 mod gate;
+mod grants;
 mod health;
 pub mod learning;
+mod models;
 mod plausible;
 mod privacy;
-mod releases;
 mod retention;
 mod roster;
 mod sampled;
@@ -278,8 +281,11 @@ struct Shared {
     release_keys: Option<ReleaseKeys>,
     /// The roster in force.
     rosters: roster::Rosters,
-    /// Headers of releases.
-    headers: releases::Headers,
+    /// Proves requests and grants in semi-honest mode, where there is no roster.
+    token: Option<unisono_release::Token>,
+    content_keys: content_keys::ContentKeys,
+    /// Sealed models and their grants.
+    models: models::Models,
     /// What every call passes.
     gate: Arc<gate::Gate>,
     stage: Mutex<Stage>,
@@ -392,7 +398,9 @@ impl Coordinator {
     /// As of [`Self::start`], and [`CoordinatorError::NoSuchSetting`].
     pub async fn start_accepting(config: Config, accept: &[String]) -> Result<Self, CoordinatorError> {
         config.raise_open_files()?;
-        let (round_keys, release_keys) = (config.round_keys()?, config.release_keys()?);
+        let (round_keys, release_keys, token) = (config.round_keys()?, config.release_keys()?, config.token()?);
+        let kek = release_keys.as_ref().map(|keys| keys.key_encryption_key.clone());
+        let content_keys = content_keys::ContentKeys::new(kek);
         let store = Store::open(&config.state_dir).await?;
         let rosters = roster::Rosters::open(&store, round_keys.as_ref()).await?;
         if let Some(keys) = &round_keys {
@@ -408,7 +416,9 @@ impl Coordinator {
             round_keys,
             release_keys,
             rosters,
-            headers: releases::Headers::default(),
+            token,
+            content_keys,
+            models: models::Models::default(),
             gate: Arc::new(gate::Gate::new(config.limits.clone(), config.max_connections)),
             stage: Mutex::new(Stage::Starting),
             unready: std::sync::Mutex::new(Some("starting".into())),

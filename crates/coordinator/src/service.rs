@@ -28,7 +28,7 @@ use crate::calls::AnswerPlace;
 use crate::gate::{Caller, later, limited};
 use crate::sampled::REFUSALS;
 use crate::storage::StoredFile;
-use crate::{Event, Shared, Stage, StoreError, now, releases};
+use crate::{Event, Shared, Stage, StoreError, grants, models, now};
 
 /// A stream that sends no chunk for so long is given up; its client goes on where it stopped.
 const CHUNK_TIMEOUT: Duration = Duration::from_secs(60);
@@ -73,14 +73,14 @@ fn status_of(refusal: &Refusal) -> Status {
     refuse(code, refusal.reason.code(), refusal)
 }
 
-fn storage(error: &StoreError) -> Status {
+pub(crate) fn storage(error: &StoreError) -> Status {
     if REFUSALS.admits(None, "storage failed") {
         tracing::error!(%error, "storage failed");
     }
     refuse(Code::Unavailable, "storage", &"the coordinator can't store this now; try again")
 }
 
-fn malformed(why: &dyn Display) -> Status {
+pub(crate) fn malformed(why: &dyn Display) -> Status {
     refuse(Code::InvalidArgument, "malformed", why)
 }
 
@@ -126,12 +126,6 @@ fn caller<T>(request: &Request<T>) -> Result<Caller, Status> {
 
 type FileStream = Pin<Box<dyn Stream<Item = Result<FileChunk, Status>> + Send>>;
 
-/// The refusal of a model that was deleted: no round that goes on needs it.
-fn not_kept(what: &dyn Display) -> Status {
-    let why = format!("no longer kept: {what}; `[retention]` of the coordinator's configuration says how many are");
-    refuse(Code::NotFound, "model_not_kept", &why)
-}
-
 /// How far the phase at hand is, for a log.
 fn still_open(active: &Active) -> String {
     let (server, progress) = (active.server(), active.server().progress());
@@ -151,16 +145,19 @@ impl Service {
         Self { shared }
     }
 
-    /// The chunks of a file, each read when it is about to be sent.
-    fn file_stream(&self, file: StoredFile) -> Response<FileStream> {
+    /// The chunks of a file from byte `from` on, each read when it is about to be sent.
+    fn file_stream(&self, (file, from): (StoredFile, u64)) -> Response<FileStream> {
         let shared = self.shared.clone();
-        let starts = tokio_stream::iter((0..file.length()).step_by(FILE_CHUNK_LEN));
+        let starts = tokio_stream::iter((from..file.length()).step_by(FILE_CHUNK_LEN));
         let chunks = starts.then(move |start| {
             let (shared, file) = (shared.clone(), file.clone());
             async move {
                 match shared.store.read_file(&file, start, FILE_CHUNK_LEN).await {
                     Ok(data) => Ok(FileChunk { data }),
-                    Err(error) if error.is_gone() => Err(not_kept(&"this version of the model")),
+                    Err(error) if error.is_gone() => {
+                        let why = "the round whose base model this was is over, and the file is gone";
+                        Err(refuse(Code::NotFound, "no_such_model", &why))
+                    }
                     Err(error) => Err(storage(&error)),
                 }
             }
@@ -562,34 +559,15 @@ impl Coordinator for Service {
     }
 
     async fn get_model(&self, request: Request<GetModelRequest>) -> Result<Response<FileStream>, Status> {
-        let GetModelRequest { task, version } = request.into_inner();
-        let known = task == self.shared.config.task.name;
-        let model = if known { self.shared.store.model_file(&task, version).await } else { Ok(None) };
-        if let Some(model) = model.map_err(|e| storage(&e))? {
-            return Ok(self.file_stream(model));
-        }
-        let current = if known { self.shared.store.current_version(&task).await.map_err(|e| storage(&e))? } else { 0 };
-        if version < current {
-            return Err(not_kept(&format!(
-                "version {version} of the model of task {task:?}; the current one is {current}"
-            )));
-        }
-        let why = format!("there is no version {version} of the model of task {task:?}");
-        Err(refuse(Code::NotFound, "no_such_model", &why))
+        Ok(self.file_stream(models::base_file(&self.shared, request.get_ref()).await?))
     }
 
     async fn get_release(&self, request: Request<GetReleaseRequest>) -> Result<Response<FileStream>, Status> {
-        let store = &self.shared.store;
-        let stored = store.latest_release(&request.into_inner().model_id).await.map_err(|e| storage(&e))?;
-        let missing = || refuse(Code::NotFound, "no_such_release", &"there is no release of this model");
-        let file = store.stored_release(&stored.ok_or_else(missing)?).await.map_err(|e| storage(&e))?;
-        Ok(self.file_stream(file))
+        Ok(self.file_stream(models::release_file(&self.shared, request.get_ref()).await?))
     }
 
     async fn request_grant(&self, request: Request<GrantRequest>) -> Result<Response<GrantResponse>, Status> {
         let caller = caller(&request)?;
-        let response = releases::issue(&self.shared, &caller, &request.into_inner()).await?;
-        counter!("unisono_grants_total").increment(1);
-        Ok(Response::new(response))
+        Ok(Response::new(grants::issue(&self.shared, &caller, request.get_ref()).await?))
     }
 }

@@ -19,9 +19,7 @@ use crate::learning::{self, Moments};
 use crate::plausible::{self, Implausible};
 use crate::storage::FinishedRound;
 use crate::tally::Tally;
-use crate::{
-    CoordinatorError, End, Event, Failed, PrivacySpent, RoundResult, Shared, Stage, StoreError, now, releases,
-};
+use crate::{CoordinatorError, End, Event, Failed, PrivacySpent, RoundResult, Shared, Stage, StoreError, models, now};
 
 /// First pause before what failed is tried again; it doubles.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
@@ -168,7 +166,8 @@ async fn train(shared: &Shared, replayed: &Mutex<Option<RoundId>>) -> Result<(),
             if let Some(roster) = shared.roster().await? {
                 crate::check_publisher(&roster, shared.release_keys.as_ref())?;
             }
-            releases::release(shared, tally.last()).await?;
+            models::release(shared, tally.last()).await?;
+            models::close(shared).await?;
             shared.emit(Event::TrainingFinished { rounds: tally.learned(), early });
             tracing::info!(rounds = tally.learned(), early, "training is finished");
             return Ok(());
@@ -177,6 +176,7 @@ async fn train(shared: &Shared, replayed: &Mutex<Option<RoundId>>) -> Result<(),
             Some(active) => active,
             None => open(shared, tally.learned()).await?,
         };
+        models::seal_base(shared, active.server().params()).await?;
         suspend(shared, &mut active).await?;
         if let (Some(keys), true) = (&shared.release_keys, shared.config.malicious()) {
             active.sign_base_model(&keys.publisher);

@@ -94,6 +94,14 @@ pub mod label {
         WRAP_KEY = "wrap-key";
         /// Key that wraps a content key in a grant.
         GRANT_KEY = "grant-key";
+        /// Key of a consortium's token.
+        TOKEN_KEY = "token-key";
+        /// Proof of the token on a client's request outside a round.
+        MAC_CLIENT_REQUEST = "mac-client-request";
+        /// Proof of the token on a grant.
+        MAC_GRANT = "mac-grant";
+        /// Hash of a request for a grant, by which a repeated one is known; never sent.
+        GRANT_REQUEST = "grant-request";
         /// Hash of a model.
         MODEL_HASH = "model-hash";
         /// Ed25519 half of a hybrid signing key's seed.

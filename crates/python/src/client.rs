@@ -11,6 +11,7 @@ use pyo3::types::{PyBytes, PyDict};
 use tokio::runtime::Runtime;
 use unisono_client as sdk;
 use unisono_protocol::keyfile;
+use unisono_release::Token;
 
 use crate::arguments::named;
 use crate::keys::{DeviceKeys, verifying_key};
@@ -165,7 +166,7 @@ impl Client {
 #[pymethods]
 impl Client {
     #[new]
-    #[pyo3(signature = (endpoint, task, keys, trainer, *, registrar_key=None, policy=None, state_dir=None, max_failures=None))]
+    #[pyo3(signature = (endpoint, task, keys, trainer, *, registrar_key=None, token=None, policy=None, state_dir=None, max_failures=None))]
     #[allow(clippy::too_many_arguments)] // arguments of a Python constructor
     fn new(
         py: Python<'_>,
@@ -174,6 +175,7 @@ impl Client {
         keys: &DeviceKeys,
         trainer: Py<PyAny>,
         registrar_key: Option<&[u8]>,
+        token: Option<&str>,
         policy: Option<&Policy>,
         state_dir: Option<PathBuf>,
         #[pyo3(from_py_with = named::max_failures)] max_failures: Option<u64>,
@@ -191,6 +193,9 @@ impl Client {
         }
         if let Some(key) = registrar_key {
             builder = builder.registrar(verifying_key(key)?);
+        }
+        if let Some(token) = token {
+            builder = builder.token(Token::from_text(token).map_err(errors::token)?);
         }
         if let Some(policy) = policy {
             builder = builder.policy(policy.inner.clone());
@@ -238,6 +243,19 @@ impl Client {
     ) -> PyResult<(Bound<'py, PyBytes>, u64)> {
         let opened = self.block(py, async |client| client.open_release(model_id, max_payload).await)?;
         Ok((PyBytes::new(py, &opened.plaintext), opened.header.version))
+    }
+
+    /// Fetches, verifies and decrypts a version of the task's model: its safetensors bytes. It has to be the base model of the
+    /// round at hand, and this device in its cohort; other versions are refused. `max_payload` bytes bound what is fetched.
+    #[pyo3(signature = (version, *, max_payload=1 << 30))]
+    fn model<'py>(
+        &self,
+        py: Python<'py>,
+        #[pyo3(from_py_with = named::version)] version: u64,
+        #[pyo3(from_py_with = named::max_payload)] max_payload: u64,
+    ) -> PyResult<Bound<'py, PyBytes>> {
+        let opened = self.block(py, async |client| client.model(version, max_payload).await)?;
+        Ok(PyBytes::new(py, &opened.plaintext))
     }
 
     fn __repr__(&self) -> String {

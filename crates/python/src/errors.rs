@@ -65,6 +65,10 @@ pub fn key_file(error: KeyFileError) -> PyErr {
     class::KeyFileError::new_err(error.to_string())
 }
 
+pub fn token(error: unisono_release::TokenError) -> PyErr {
+    class::KeyFileError::new_err(error.to_string())
+}
+
 pub fn roster(error: RosterError) -> PyErr {
     class::RosterError::new_err(error.to_string())
 }

@@ -1,14 +1,14 @@
 //! The released model: sealed and signed by a publisher, granted to devices, opened by them.
 
-use std::collections::HashMap;
-
 use prost::Message;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use unisono_crypto::kem::EncapsulationKey;
 use unisono_protocol::keyfile::Role;
 use unisono_release::proto::{PayloadType, ReleaseHeader, SignedGrant};
-use unisono_release::{self as release, Header, OpenPolicy, Recipient, ReleaseError, VersionRecord};
+use unisono_release::{
+    self as release, Header, Issuer, Issuers, OpenPolicy, Recipient, ReleaseError, Seen, VersionRecord,
+};
 
 use crate::arguments::named;
 use crate::keys::{DeviceKeys, SigningKey, verifying_key};
@@ -71,9 +71,12 @@ impl Release {
         threads::detach(py, || release::Release::parse(&self.file)?.verify(&keys).map(drop))?.map_err(errors::release)
     }
 
-    /// Verifies, checks and decrypts. `seen` is the highest version of this model that the device has opened before; a lower
-    /// one is refused.
-    #[pyo3(signature = (key, publishers, *, model_id=None, seen=0, min_roster_epoch=0, max_payload=1 << 32, now=None))]
+    /// Verifies, checks and decrypts. `seen` is the highest version of this model that the device has opened before, and
+    /// `seen_hash` its `header_hash`: a lower version is refused, and so is another release of the same one, or a next one that
+    /// does not follow it.
+    #[pyo3(signature = (
+        key, publishers, *, model_id=None, seen=0, seen_hash=None, min_roster_epoch=0, max_payload=1 << 32, now=None
+    ))]
     #[allow(clippy::too_many_arguments)] // keyword arguments of a Python method
     fn open<'py>(
         &self,
@@ -82,15 +85,17 @@ impl Release {
         publishers: Vec<Vec<u8>>,
         model_id: Option<String>,
         #[pyo3(from_py_with = named::seen)] seen: u64,
+        #[pyo3(from_py_with = named::seen_hash)] seen_hash: Option<[u8; 32]>,
         #[pyo3(from_py_with = named::min_roster_epoch)] min_roster_epoch: u64,
         #[pyo3(from_py_with = named::max_payload)] max_payload: u64,
         #[pyo3(from_py_with = named::now)] now: Option<u64>,
     ) -> PyResult<Bound<'py, PyBytes>> {
         let publishers = publishers.iter().map(|key| verifying_key(key)).collect::<PyResult<Vec<_>>>()?;
-        let policy = OpenPolicy { publishers, model_id, min_roster_epoch, max_payload };
+        let policy = OpenPolicy { model_id, min_roster_epoch, ..OpenPolicy::release(publishers, max_payload) };
+        let seen = (seen > 0).then_some(Seen { version: seen, header_hash: seen_hash });
         let plaintext = threads::detach(py, || {
             let release = release::Release::parse(&self.file)?;
-            release::open(&release, &key.0, &policy, &mut Seen(seen, HashMap::new()), unix_time(now))
+            release::open(&release, &key.0, &policy, &mut Told(seen), unix_time(now))
         })?
         .map_err(errors::release)?;
         Ok(PyBytes::new(py, &plaintext))
@@ -103,15 +108,18 @@ impl Release {
 }
 
 /// The version that the caller names; it keeps the record itself.
-struct Seen(u64, HashMap<String, u64>);
+struct Told(Option<Seen>);
 
-impl VersionRecord for Seen {
-    fn highest(&self, model_id: &str) -> Result<u64, ReleaseError> {
-        Ok(self.1.get(model_id).copied().unwrap_or(self.0))
+impl VersionRecord for Told {
+    fn newest(&self, _: &str) -> Result<Option<Seen>, ReleaseError> {
+        Ok(self.0)
     }
 
-    fn see(&mut self, model_id: &str, version: u64) -> Result<(), ReleaseError> {
-        self.1.insert(model_id.to_owned(), version);
+    fn latest_time(&self) -> Result<u64, ReleaseError> {
+        Ok(0)
+    }
+
+    fn see(&mut self, _: &str, _: Seen, _: u64) -> Result<(), ReleaseError> {
         Ok(())
     }
 }
@@ -149,7 +157,7 @@ pub fn seal(
     threads::detach(py, || {
         let mut rng = rng(None);
         let key = release::ContentKey::random(&mut *rng);
-        let (file, header) = release::seal(fields, payload, &key, publisher, &mut *rng)?;
+        let (file, header) = release::seal(fields, payload, &key, Some(publisher), &mut *rng)?;
         Ok((Release { file, header }, ContentKey(key)))
     })?
     .map_err(errors::release)
@@ -189,7 +197,8 @@ impl Grant {
         let (header, device) = (&release.header, &keys.keys);
         let key = threads::detach(py, || {
             let id = device.client_id.0;
-            release::open_grant(&self.0, header, id, &device.release_key, &issuers, min_roster_epoch)
+            let issuers = Issuers::Keys(&issuers);
+            release::open_grant(&self.0, header, id, &device.release_key, issuers, min_roster_epoch)
         })?;
         key.map(ContentKey).map_err(errors::release)
     }
@@ -215,6 +224,8 @@ pub fn grant(
     let issuer = issuer.of_role(Role::Publisher, "issuer's key")?;
     let recipient_key = EncapsulationKey::from_bytes(release_key).map_err(errors::crypto)?;
     let recipient = Recipient { client_id, key: recipient_key, roster_epoch };
-    let granted = threads::detach(py, || release::grant(&release.header, &key.0, &recipient, issuer, &mut *rng(None)))?;
+    let granted = threads::detach(py, || {
+        release::grant(&release.header, &key.0, &recipient, Issuer::Key(issuer), &mut *rng(None))
+    })?;
     granted.map(Grant).map_err(errors::release)
 }

@@ -45,6 +45,7 @@ max_weight = 10.0
 kind = "fedavg"
 """
 KEYS = 'registrar = "registrar/registrar.pub"\nroster = "roster.bin"\nkey = "coordinator.key"\n'
+TOKEN = 'token = "token.key"\n'
 RELEASE = '[release]\nmodel_id = "digits"\npublisher = "publisher.key"\nkey_encryption_key = "kek.key"\nvalid_days = 9\n'
 POLICY = unisono.Policy(n_min=3, min_gamma=0.0, allow_semi_honest=True, min_interval_s=0)
 
@@ -68,7 +69,7 @@ def coordinator(folder, mode):
     """A running coordinator's address. Its log, JSON lines, is in the folder."""
     write_model(folder / "model.safetensors")
     malicious = mode == "malicious"
-    config = CONFIG.format(mode=mode, keys=KEYS if malicious else "") + (RELEASE if malicious else "")
+    config = CONFIG.format(mode=mode, keys=KEYS if malicious else TOKEN) + (RELEASE if malicious else "")
     (folder / "coordinator.toml").write_text(config)
     log = folder / "log"
     environment = {**os.environ, "RUST_LOG": "info"}
@@ -148,8 +149,12 @@ def test_devices_with_trainers_in_python_train_a_model(tmp_path, mode):
     keys, registrar = enrol(tmp_path, 4) if mode == "malicious" else (
         [unisono.DeviceKeys.generate() for _ in range(4)], None
     )
+    token = None
+    if mode == "semi-honest":
+        command(tmp_path, "keys", "token", "token.key")
+        token = (tmp_path / "token.key").read_text()
     with coordinator(tmp_path, mode) as endpoint:
-        common = {"registrar_key": registrar, "policy": POLICY}
+        common = {"registrar_key": registrar, "token": token, "policy": POLICY}
         clients = [
             unisono.Client(endpoint, "t", keys[i], trainer(i), state_dir=tmp_path / f"device-{i}", **common)
             for i in range(4)
@@ -159,9 +164,18 @@ def test_devices_with_trainers_in_python_train_a_model(tmp_path, mode):
         # The mean of 0, 0.1, 0.2 and 0.3.
         assert all(value == pytest.approx(0.15, abs=1e-3) for number, value in seen if number == 2)
         if mode == "semi-honest":
-            with pytest.raises(unisono.ClientError):
+            with pytest.raises(unisono.Error, match="no release"):
                 clients[0].open_release("digits")
+            without = unisono.Client(endpoint, "t", keys[0], print, policy=POLICY)
+            with pytest.raises(unisono.ClientError, match="token"):
+                without.open_release("digits")
+            wrong = unisono.Client(endpoint, "t", keys[0], print, policy=POLICY, token="0123456789abcdef" * 2)
+            with pytest.raises(unisono.Error):
+                wrong.open_release("digits")
             return
+        # The task is finished: no base model is at hand.
+        with pytest.raises(unisono.Error, match="base model"):
+            clients[0].model(1)
         model, version = clients[1].open_release("digits")
         assert version >= 1
         np.testing.assert_allclose(values_of(model), 0.3, atol=2e-3)
@@ -217,6 +231,9 @@ def test_a_coordinator_that_is_not_there_and_an_address_that_is_none_are_told_ap
         unisono.Client("not an address", "t", keys, lambda _: None)
     with pytest.raises(unisono.StateError, match="callable"):
         unisono.Client("http://127.0.0.1:9", "t", keys, None)
+    for token, words in [("00112233", "128"), ("secret", "hexadecimal"), ("00" * 32, "same")]:
+        with pytest.raises(unisono.KeyFileError, match=words):
+            unisono.Client("http://127.0.0.1:9", "t", keys, lambda _: None, token=token)
 
 
 def _in_child(client, queue):

@@ -98,6 +98,52 @@ pub enum ReleaseError {
         /// Model id in the policy.
         expected: String,
     },
+    /// A base model where a release was asked for, or the other way.
+    #[error("the file is of kind {got}, kind {expected} was asked for (0: a release, 1: a base model)")]
+    WrongKind {
+        /// Number in the header.
+        got: i32,
+        /// Number asked for.
+        expected: i32,
+    },
+    /// Another version than the one asked for.
+    #[error("the file is of version {got}; version {expected} was asked for")]
+    WrongVersion {
+        /// Version in the header.
+        got: u64,
+        /// Version asked for.
+        expected: u64,
+    },
+    /// This device has opened another release under the same version.
+    #[error(
+        "this device has opened another release as version {version} of model {model_id:?}: the publisher released two, or \
+         somebody with its key did; ask the publisher, and for a later version"
+    )]
+    AnotherOfThisVersion {
+        /// Which model.
+        model_id: String,
+        /// Version of both.
+        version: u64,
+    },
+    /// The release follows another one than the one that this device has opened.
+    #[error(
+        "version {version} of model {model_id:?} does not follow the version before that this device has opened: the publisher \
+         went on from another one; ask the publisher, and for a later version"
+    )]
+    BrokenChain {
+        /// Which model.
+        model_id: String,
+        /// Version offered.
+        version: u64,
+    },
+    /// The release was made after now.
+    #[error("the release was made at {created_at} (Unix time); it is {now}: set this device's clock")]
+    FromTheFuture {
+        /// When it says that it was made.
+        created_at: u64,
+        /// Time of the check.
+        now: u64,
+    },
     /// The release is older than one that was seen, or than the policy allows.
     #[error(
         "version {got} of model {model_id:?} is older than version {minimum}, which this device has seen or requires: refusing to roll back"
@@ -137,7 +183,9 @@ pub enum ReleaseError {
         why: String,
     },
     /// The grant's signature does not verify under the issuer's key.
-    #[error("the issuer's signature on the grant does not verify: it is damaged or forged, ask for a new one")]
+    #[error(
+        "the issuer's signature on the grant, or its proof of the token, does not verify: it is damaged or forged, ask for a new one"
+    )]
     GrantSignature,
     /// The grant is for another release.
     #[error("the grant is for another release: ask for one for this release")]
@@ -156,9 +204,23 @@ pub enum ReleaseError {
     /// A wrapped content key does not open under the key-encryption key.
     #[error("the wrapped content key does not open: it is damaged, or wrapped by another key or key version")]
     WrappedKey,
+    /// A file can't be read or written.
+    #[error("{what} failed: {why}")]
+    Io {
+        /// Doing what.
+        what: &'static str,
+        /// The system's words.
+        why: String,
+    },
     /// The record of opened versions failed.
     #[error("the record of opened versions failed: {0}")]
     Record(String),
+}
+
+impl ReleaseError {
+    pub(crate) fn io(what: &'static str, error: &std::io::Error) -> Self {
+        Self::Io { what, why: error.to_string() }
+    }
 }
 
 /// A part of a release file, for [`ReleaseError::Truncated`].

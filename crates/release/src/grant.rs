@@ -1,4 +1,4 @@
-//! The content key of one release for one device: X-Wing KEM-DEM, bound to header, device and roster epoch, and signed.
+//! The content key of one sealed model for one device: X-Wing KEM-DEM, bound to header, device and roster epoch, and signed.
 
 use prost::Message;
 use rand_core::CryptoRng;
@@ -9,16 +9,44 @@ use unisono_crypto::secret::Secret32;
 use unisono_crypto::sign::{SigningKey, VerifyingKey};
 
 use crate::proto::{Grant, SignedGrant};
-use crate::{ContentKey, Header, ReleaseError, SUITE_V1};
+use crate::{ContentKey, Header, ReleaseError, SUITE_V1, Token};
 
-/// The device that a grant is for, as its roster leaf has it.
+/// Who issues a grant.
+#[derive(Clone, Copy)]
+pub enum Issuer<'a> {
+    /// Signs it: the publisher of a release, the coordinator of a base model.
+    Key(&'a SigningKey),
+    /// Proves the token, in semi-honest mode.
+    Token(&'a Token),
+}
+
+/// Whose grants a device takes.
+#[derive(Clone, Copy)]
+pub enum Issuers<'a> {
+    /// Those that one of these signed.
+    Keys(&'a [VerifyingKey]),
+    /// Those with a proof of the token.
+    Token(&'a Token),
+}
+
+impl Issuers<'_> {
+    fn issued(&self, signed: &SignedGrant) -> bool {
+        let (payload, signature) = (&signed.payload, &signed.signature);
+        match self {
+            Self::Keys(keys) => keys.iter().any(|key| key.verify(label::SIG_GRANT, payload, signature).is_ok()),
+            Self::Token(token) => token.verify(label::MAC_GRANT, payload, signature),
+        }
+    }
+}
+
+/// The device that a grant is for, as its roster leaf has it; in semi-honest mode, as it says itself.
 #[derive(Debug, Clone)]
 pub struct Recipient {
     /// Its id, 16 bytes.
     pub client_id: [u8; 16],
     /// Its X-Wing key for released models. That it is the one of the leaf is for the issuer to check.
     pub key: EncapsulationKey,
-    /// Epoch of the roster in which the issuer found it.
+    /// Epoch of the roster in which the issuer found it; 0 in semi-honest mode.
     pub roster_epoch: u64,
 }
 
@@ -40,7 +68,7 @@ pub fn grant<R: CryptoRng + ?Sized>(
     header: &Header,
     key: &ContentKey,
     recipient: &Recipient,
-    issuer: &SigningKey,
+    issuer: Issuer<'_>,
     rng: &mut R,
 ) -> Result<SignedGrant, ReleaseError> {
     if key.commitment(&header.fields.salt) != header.fields.key_commitment.as_slice() {
@@ -59,7 +87,10 @@ pub fn grant<R: CryptoRng + ?Sized>(
     grant.sealed_key = aead::seal(&sealing_key(&secret, &grant), &header.hash, key.0.expose())
         .map_err(|_| ReleaseError::WrappedKey)?;
     let payload = grant.encode_to_vec();
-    let signature = issuer.sign(label::SIG_GRANT, &payload);
+    let signature = match issuer {
+        Issuer::Key(key) => key.sign(label::SIG_GRANT, &payload),
+        Issuer::Token(token) => token.prove(label::MAC_GRANT, &payload),
+    };
     Ok(SignedGrant { payload, signature })
 }
 
@@ -73,11 +104,10 @@ pub fn open_grant(
     header: &Header,
     client_id: [u8; 16],
     key: &DecapsulationKey,
-    issuers: &[VerifyingKey],
+    issuers: Issuers<'_>,
     min_roster_epoch: u64,
 ) -> Result<ContentKey, ReleaseError> {
-    let verifies = |issuer: &VerifyingKey| issuer.verify(label::SIG_GRANT, &signed.payload, &signed.signature).is_ok();
-    if !issuers.iter().any(verifies) {
+    if !issuers.issued(signed) {
         return Err(ReleaseError::GrantSignature);
     }
     let grant = Grant::decode(signed.payload.as_slice());

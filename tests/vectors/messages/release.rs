@@ -2,7 +2,7 @@
 
 use hex::encode as hex;
 use serde_json::json;
-use unisono_release::proto::{Grant, PayloadType, Provenance, ProvenanceMode, ReleaseHeader, SignedGrant};
+use unisono_release::proto::{Grant, PayloadType, Provenance, ProvenanceMode, ReleaseHeader, SealedKind, SignedGrant};
 
 use super::{CLIENT, Cases, HASH, ROUND};
 use crate::wire::Field::{Bytes, Varint};
@@ -42,9 +42,16 @@ pub fn add_to(cases: &mut Cases) {
         provenance: Some(provenance.message.clone()),
         salt: vec![0x72; 32],
         key_commitment: vec![0x73; 32],
+        kind: SealedKind::BaseModel as i32,
     };
     // The first release of a model that no round has trained.
-    let first = ReleaseHeader { version: 1, previous: Vec::new(), provenance: None, ..header.clone() };
+    let first = ReleaseHeader {
+        version: 1,
+        previous: Vec::new(),
+        provenance: None,
+        kind: SealedKind::Release as i32,
+        ..header.clone()
+    };
     cases.add(
         "ReleaseHeader",
         header,
@@ -65,13 +72,14 @@ pub fn add_to(cases: &mut Cases) {
             provenance.at(14),
             Bytes(15, vec![0x72; 32]),
             Bytes(16, vec![0x73; 32]),
+            Varint(17, 1),
         ],
         json!({
             "suite": 1, "model_id": "digits", "version": 300, "previous": hex(HASH), "created_at": 1_800_000_000,
             "not_after": 1_900_000_000, "payload_type": "PAYLOAD_TYPE_SAFETENSORS", "payload_length": 5_000_000_000u64,
             "chunk_length": 65_536, "key_id": "default", "key_version": 2, "publisher_id": hex([0x71; 32]),
             "roster_epoch": 7, "provenance": provenance.json, "salt": hex([0x72; 32]),
-            "key_commitment": hex([0x73; 32]),
+            "key_commitment": hex([0x73; 32]), "kind": "SEALED_KIND_BASE_MODEL",
         }),
     );
     cases.add(
@@ -98,6 +106,7 @@ pub fn add_to(cases: &mut Cases) {
             "not_after": 1_900_000_000, "payload_type": "PAYLOAD_TYPE_SAFETENSORS", "payload_length": 5_000_000_000u64,
             "chunk_length": 65_536, "key_id": "default", "key_version": 2, "publisher_id": hex([0x71; 32]),
             "roster_epoch": 7, "provenance": null, "salt": hex([0x72; 32]), "key_commitment": hex([0x73; 32]),
+            "kind": "SEALED_KIND_RELEASE",
         }),
     );
     let grant = cases.add(

@@ -34,6 +34,14 @@ pub enum ConfigError {
         /// The cause.
         source: KeyFileError,
     },
+    /// A token is none.
+    #[error("{}: {source}", .path.display())]
+    Token {
+        /// Which file, or environment variable.
+        path: PathBuf,
+        /// The cause.
+        source: unisono_release::TokenError,
+    },
     /// A secret key's file that others than its owner may use.
     #[error("{} holds a secret key, and others than its owner may use it (mode {mode:o}): run `chmod 600 {}`, and make a new \
              key if somebody may have read it", .path.display(), .path.display())]

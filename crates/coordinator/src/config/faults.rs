@@ -169,6 +169,7 @@ impl Config {
             good(release.key_encryption_key(), "release.key_encryption_key", add);
             good(release.publisher_key(), "release.publisher", add)
         });
+        good(self.token(), "token", add);
         if self.malicious() {
             let registrar = good(self.registrar_key(), "registrar", add);
             let key = good(self.coordinator_key(), "key", add);

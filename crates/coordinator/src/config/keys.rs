@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use unisono_crypto::sign::{SigningKey, VerifyingKey};
 use unisono_protocol::keyfile::{self, KeyFileError, Role};
 use unisono_protocol::roster::Roster;
-use unisono_release::KeyEncryptionKey;
+use unisono_release::{KeyEncryptionKey, Token};
 use unisono_wire::model::Model;
+use zeroize::Zeroizing;
 
 use super::{Config, ConfigError, Release, read};
 
@@ -35,15 +36,22 @@ fn read_key<K>(path: &Path, parse: impl FnOnce(&str) -> Result<K, KeyFileError>)
     parse(&text).map_err(|source| ConfigError::Key { path: path.into(), source })
 }
 
-/// Reads the file of a secret key, which nobody but its owner may use, and parses it.
-fn read_secret<K>(path: &Path, parse: impl FnOnce(&str) -> Result<K, KeyFileError>) -> Result<K, ConfigError> {
+/// Environment variable of the token, where no file is set.
+pub const TOKEN_VARIABLE: &str = "UNISONO_TOKEN";
+
+/// Reads the file of a secret, which nobody but its owner may use.
+fn secret_text(path: &Path) -> Result<Zeroizing<String>, ConfigError> {
     let data = std::fs::metadata(path).map_err(|source| ConfigError::Read { path: path.into(), source })?;
     let mode = data.permissions().mode() & 0o777;
     if mode & 0o077 != 0 {
         return Err(ConfigError::Exposed { path: path.into(), mode });
     }
-    let text = keyfile::read_secret(path).map_err(|source| ConfigError::Read { path: path.into(), source })?;
-    parse(&text).map_err(|source| ConfigError::Key { path: path.into(), source })
+    keyfile::read_secret(path).map_err(|source| ConfigError::Read { path: path.into(), source })
+}
+
+/// Reads the file of a secret key, and parses it.
+fn read_secret<K>(path: &Path, parse: impl FnOnce(&str) -> Result<K, KeyFileError>) -> Result<K, ConfigError> {
+    parse(&secret_text(path)?).map_err(|source| ConfigError::Key { path: path.into(), source })
 }
 
 impl Config {
@@ -79,6 +87,28 @@ impl Config {
     pub fn release_keys(&self) -> Result<Option<ReleaseKeys>, ConfigError> {
         let Some(release) = &self.release else { return Ok(None) };
         Ok(Some(ReleaseKeys { publisher: release.publisher_key()?, key_encryption_key: release.key_encryption_key()? }))
+    }
+
+    /// The token of semi-honest mode, from its file, or from the environment where no file is set; `None` in malicious mode.
+    ///
+    /// # Errors
+    /// [`ConfigError`] when there is none, for a file that others may read, and for a text that is no token.
+    pub fn token(&self) -> Result<Option<Token>, ConfigError> {
+        if self.malicious() {
+            return Ok(None);
+        }
+        let Some(path) = &self.token else {
+            let why =
+                "a coordinator in semi-honest mode needs one: `unisono keys token FILE`, for itself and its devices";
+            let text = Zeroizing::new(std::env::var(TOKEN_VARIABLE).unwrap_or_default());
+            if text.is_empty() {
+                return Err(ConfigError::Missing { setting: "token", why });
+            }
+            let error = |source| ConfigError::Token { path: TOKEN_VARIABLE.into(), source };
+            return Token::from_text(&text).map(Some).map_err(error);
+        };
+        let text = secret_text(path)?;
+        Token::from_text(&text).map(Some).map_err(|source| ConfigError::Token { path: path.clone(), source })
     }
 
     /// The initial model.

@@ -16,7 +16,7 @@ use crate::learning::{EarlyStop, OptimizerConfig};
 
 pub use error::ConfigError;
 pub use faults::Fault;
-pub use keys::{ReleaseKeys, RoundKeys};
+pub use keys::{ReleaseKeys, RoundKeys, TOKEN_VARIABLE};
 pub use limits::Limits;
 pub use retention::{Keep, Retention};
 
@@ -43,6 +43,8 @@ pub struct Config {
     pub roster: Option<PathBuf>,
     /// The coordinator's secret key; needed in malicious mode.
     pub key: Option<PathBuf>,
+    /// The token that coordinator and devices share; needed in semi-honest mode, unless the environment has it.
+    pub token: Option<PathBuf>,
     /// What is learned.
     pub task: Task,
     /// How a round runs.
@@ -275,7 +277,7 @@ impl Config {
         let resolve = |path: &mut PathBuf| *path = folder.join(&path);
         resolve(&mut self.state_dir);
         resolve(&mut self.task.initial_model);
-        [&mut self.registrar, &mut self.roster, &mut self.key].into_iter().flatten().for_each(resolve);
+        [&mut self.registrar, &mut self.roster, &mut self.key, &mut self.token].into_iter().flatten().for_each(resolve);
         if let Some(release) = &mut self.release {
             resolve(&mut release.publisher);
             resolve(&mut release.key_encryption_key);

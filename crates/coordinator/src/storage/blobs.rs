@@ -4,7 +4,7 @@ use object_store::path::Path as BlobPath;
 use tokio_stream::StreamExt;
 use unisono_protocol::{ClientId, RoundId};
 
-use super::{Store, StoreError, StoredFile};
+use super::{Store, StoreError};
 
 fn model_path(task: &str, version: u64, what: &str) -> BlobPath {
     BlobPath::from_iter(["models", task, &version.to_string(), what])
@@ -91,14 +91,6 @@ impl Store {
     /// [`StoreError::Blob`].
     pub async fn get_model(&self, task: &str, version: u64) -> Result<Option<Vec<u8>>, StoreError> {
         self.get(&model_path(task, version, "model.safetensors")).await
-    }
-
-    /// The same, to be read in pieces.
-    ///
-    /// # Errors
-    /// [`StoreError::Blob`].
-    pub async fn model_file(&self, task: &str, version: u64) -> Result<Option<StoredFile>, StoreError> {
-        self.stored_file(model_path(task, version, "model.safetensors")).await
     }
 
     /// The optimiser's moments after that version.

@@ -9,9 +9,9 @@
 
 mod backup;
 mod blobs;
-mod releases;
 mod retention;
 mod rounds;
+mod sealed;
 mod settings;
 mod tally;
 mod tasks;
@@ -29,9 +29,9 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, S
 use tokio_stream::StreamExt;
 
 pub use backup::{BackupError, backup};
-pub use releases::StoredRelease;
 pub use retention::{DeletedRounds, Deleting, Outdated, Sizes};
 pub use rounds::{Event, FinishedRound, OpenRound};
+pub use sealed::StoredSeal;
 pub use tally::{EndedRound, StoredTally};
 
 /// The storage failed: a full disk, a missing permission, a damaged database.
@@ -109,10 +109,6 @@ CREATE TRIGGER IF NOT EXISTS forget_events AFTER UPDATE OF state ON rounds WHEN 
     BEGIN DELETE FROM events WHERE round_id = NEW.round_id; END;
 CREATE TABLE IF NOT EXISTS suspended (
     task TEXT NOT NULL, client_id BLOB NOT NULL, round INTEGER NOT NULL, PRIMARY KEY (task, client_id)
-);
-CREATE TABLE IF NOT EXISTS releases (
-    model_id TEXT NOT NULL, version INTEGER NOT NULL, header_hash BLOB NOT NULL UNIQUE, wrapped_key BLOB NOT NULL,
-    model_version INTEGER NOT NULL, PRIMARY KEY (model_id, version)
 );
 CREATE TABLE IF NOT EXISTS tasks (task TEXT PRIMARY KEY, round_floor INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS settings (
@@ -226,9 +222,12 @@ impl Store {
         retention::open_first(&options).await?;
         let db = SqlitePoolOptions::new().max_connections(2).connect_with(options).await?;
         sqlx::raw_sql(SCHEMA).execute(&db).await?;
+        sqlx::raw_sql(sealed::SCHEMA).execute(&db).await?;
         let folder = folder.join("blobs");
         let blobs = LocalFileSystem::new_with_prefix(&folder)?.with_fsync(true);
-        Ok(Self { db, blobs: Arc::new(blobs), folder, lock: Some(lock) })
+        let store = Self { db, blobs: Arc::new(blobs), folder, lock: Some(lock) };
+        store.take_over_releases().await?;
+        Ok(store)
     }
 
     /// Closes the database; used before the folder is handed to another process.

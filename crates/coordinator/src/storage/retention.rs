@@ -208,8 +208,9 @@ impl Store {
     /// # Errors
     /// [`StoreError::Database`].
     pub async fn released_versions(&self) -> Result<BTreeSet<u64>, StoreError> {
-        let versions: Vec<i64> =
-            sqlx::query_scalar("SELECT DISTINCT model_version FROM releases").fetch_all(&self.db).await?;
+        let versions: Vec<i64> = sqlx::query_scalar("SELECT DISTINCT model_version FROM sealed_models WHERE kind = 0")
+            .fetch_all(&self.db)
+            .await?;
         Ok(versions.into_iter().map(|version| version as u64).collect())
     }
 

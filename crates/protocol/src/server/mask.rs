@@ -39,6 +39,10 @@ impl Masking {
         Self { members, shared, sharers_hash, sent, headers: BTreeMap::new(), complete, sum }
     }
 
+    pub fn members(&self) -> &Members {
+        &self.members
+    }
+
     fn index_of(&self, client: ClientId) -> Result<u32, Reason> {
         let index = self.members.index_of(client)?;
         if self.shared[index as usize] { Ok(index) } else { Err(Reason::NotExpected) }

@@ -325,6 +325,18 @@ impl Server {
         authority.roster.leaf(client).map(|_| ()).ok_or_else(unknown)
     }
 
+    /// Whether `client` is in the cohort; nobody is before it is closed.
+    pub fn is_member(&self, client: ClientId) -> bool {
+        let members = match &self.state {
+            State::Advertising(_) => return false,
+            State::Sharing(state) => state.members(),
+            State::Masking(state) => state.members(),
+            State::Confirming(state) => &state.masked().members,
+            State::Unmasking(state) => &state.masked().members,
+        };
+        members.index_of(client).is_ok()
+    }
+
     /// Takes the whole packed vector whose header `client` has sent, and adds it to the sum.
     ///
     /// # Errors

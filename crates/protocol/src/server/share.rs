@@ -50,6 +50,10 @@ impl Sharing {
         Self { members, adverts, sent }
     }
 
+    pub fn members(&self) -> &Members {
+        &self.members
+    }
+
     pub fn absorb(&mut self, client: ClientId, shares: &proto::ShareKeys) -> Result<(), Reason> {
         let index = self.members.index_of(client)?;
         let signed_root = shares.root.as_ref().ok_or_else(|| Reason::shape(WHAT, "there is no signed root"))?;

@@ -108,6 +108,7 @@ class Client:
         ],
         *,
         registrar_key: bytes | None = None,
+        token: str | None = None,
         policy: Policy | None = None,
         state_dir: str | os.PathLike[str] | None = None,
         max_failures: int | None = None,
@@ -115,6 +116,7 @@ class Client:
     def run(self) -> dict[str, int]: ...
     def run_round(self) -> bool | None: ...
     def open_release(self, model_id: str, *, max_payload: int = ...) -> tuple[bytes, int]: ...
+    def model(self, version: int, *, max_payload: int = ...) -> bytes: ...
 
 @final
 class TrainingRound:
@@ -433,6 +435,7 @@ class Release:
         *,
         model_id: str | None = None,
         seen: int = 0,
+        seen_hash: bytes | None = None,
         min_roster_epoch: int = 0,
         max_payload: int = ...,
         now: int | None = None,

@@ -12,12 +12,15 @@ __all__ = ["Client"]
 class Client(_unisono.Client):
     """One device's part in one task.
 
-    ``Client(endpoint, task, keys, trainer, *, registrar_key=None, policy=None, state_dir=None, max_failures=None)``
+    ``Client(endpoint, task, keys, trainer, *, registrar_key=None, token=None, policy=None, state_dir=None,
+    max_failures=None)``
 
     ``trainer(round)`` gets a :class:`TrainingRound` and returns ``(update, weight)`` or ``(update, weight, metrics)``: the new
     weights minus ``round.parameters`` as float32, and a weight above 0 up to ``round.max_weight``. It is called on a thread of
     its own; an exception makes the device miss the round. ``state_dir`` holds the durable record; without it a restart
     forgets in which rounds this device took part.
+    ``token`` is the text of the token file that devices of a coordinator in semi-honest mode share with it; without it they get no
+    model there.
     ``max_failures`` is how many rounds in a row may be missed (0 or more) before the client gives up; None: it never does.
     A mistake in the arguments is an ``Error`` at once.
 

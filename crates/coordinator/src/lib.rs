@@ -322,10 +322,10 @@ impl Shared {
         self.changed();
     }
 
-    /// The roster in force; `None` in semi-honest mode.
+    /// The roster in force, after its file was read if it has changed; `None` in semi-honest mode.
     async fn roster(&self) -> Result<Option<Arc<unisono_protocol::roster::Roster>>, RosterRefused> {
         match &self.round_keys {
-            Some(keys) => self.rosters.current(&self.store, keys).await.map(Some),
+            Some(keys) => self.rosters.newest(&self.store, keys).await.map(Some),
             None => Ok(None),
         }
     }
@@ -377,6 +377,8 @@ pub struct Coordinator {
     admin: Option<JoinHandle<()>>,
     /// What is done from time to time.
     upkeep: JoinHandle<()>,
+    /// Reads a roster that has changed.
+    rosters: JoinHandle<()>,
     /// Taken when it has been waited for.
     training: Option<JoinHandle<Result<(), CoordinatorError>>>,
 }
@@ -401,7 +403,7 @@ impl Coordinator {
         let store = Store::open(&config.state_dir).await?;
         let rosters = roster::Rosters::open(&store, round_keys.as_ref()).await?;
         if let Some(keys) = &round_keys {
-            let roster = rosters.current(&store, keys).await?;
+            let roster = rosters.newest(&store, keys).await?;
             check_publisher(&roster, release_keys.as_ref())?;
         }
         settings::settle(&store, &config, accept).await?;
@@ -450,6 +452,12 @@ impl Coordinator {
                 gate.forget_old();
             }
         });
+        let for_rosters = shared.clone();
+        let rosters = tokio::spawn(async move {
+            if let Some(keys) = &for_rosters.round_keys {
+                for_rosters.rosters.watch(&for_rosters.store, keys).await;
+            }
+        });
         let service = tokio::spawn(async move {
             if let Err(error) = router.serve_with_incoming(incoming).await {
                 tracing::error!(%error, "the service stopped");
@@ -465,7 +473,7 @@ impl Coordinator {
         };
         let training = Some(tokio::spawn(training::run(shared.clone())));
         tracing::info!(%address, mode = if shared.config.malicious() { "malicious" } else { "semi-honest" }, "serving");
-        Ok(Self { shared, address, service, admin, upkeep, training })
+        Ok(Self { shared, address, service, admin, upkeep, rosters, training })
     }
 
     /// The address on which clients are served.
@@ -498,6 +506,8 @@ impl Coordinator {
     pub async fn stop(self) {
         self.service.abort();
         self.upkeep.abort();
+        self.rosters.abort();
+        let _ = self.rosters.await;
         if let Some(admin) = self.admin {
             admin.abort();
             let _ = admin.await;

@@ -112,27 +112,29 @@ impl Headers {
 pub(crate) async fn issue(shared: &Shared, caller: &Caller, request: &GrantRequest) -> Result<GrantResponse, Status> {
     let no_releases = || refuse(tonic::Code::FailedPrecondition, "no_releases", &"this coordinator releases no models");
     let keys = shared.release_keys.as_ref().ok_or_else(no_releases)?;
-    if shared.round_keys.is_none() {
-        return Err(no_releases());
-    }
+    let round_keys = shared.round_keys.as_ref().ok_or_else(no_releases)?;
     let malformed = |why: &dyn ToString| refuse(tonic::Code::InvalidArgument, "malformed", &why.to_string());
     let signed = request.request.as_ref().ok_or_else(|| malformed(&"there is no signed request"))?;
     let body = GrantRequestBody::decode(signed.payload.as_slice()).map_err(|e| malformed(&e))?;
     let client = ClientId::from_slice(&body.client_id).ok_or_else(|| malformed(&"the client id has no 16 bytes"))?;
     // The roster as it is now: a revoked device gets no grant.
-    let no_roster = |error: crate::RosterRefused| {
+    let no_roster = |error: &dyn std::fmt::Display| {
         if REFUSALS.admits(None, "no grant") {
             tracing::error!(%error, "no grant can be issued");
         }
         refuse(tonic::Code::Unavailable, "roster", &"the coordinator has no roster that it can use; try again")
     };
-    let roster = shared.roster().await.map_err(no_roster)?.ok_or_else(no_releases)?;
+    let roster = shared.rosters.newest_soon(round_keys).await.ok_or_else(|| no_roster(&"no roster is in force"))?;
     let epoch = roster.head().epoch;
     let unknown = || {
         let why = format!("the roster of epoch {epoch} has no client {client}: never enrolled, or revoked");
         refuse(tonic::Code::PermissionDenied, "unknown_client", &why)
     };
-    let leaf = roster.leaf(client).ok_or_else(unknown)?;
+    let leaf = roster.leaf(client).map_err(|error| {
+        shared.rosters.doubt();
+        no_roster(&error)
+    })?;
+    let leaf = leaf.ok_or_else(unknown)?;
     leaf.check_validity(now()).map_err(|e| refuse(tonic::Code::PermissionDenied, "expired_client", &e))?;
     shared.gate.device(caller, client)?;
     let verified = leaf.identity_key.verify(label::SIG_CLIENT_REQUEST, &signed.payload, &signed.signature);

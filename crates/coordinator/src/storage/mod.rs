@@ -10,6 +10,7 @@
 mod backup;
 mod blobs;
 mod releases;
+mod rosters;
 mod rounds;
 mod settings;
 mod tasks;
@@ -29,6 +30,7 @@ use unisono_protocol::RoundId;
 
 pub use backup::{BackupError, backup};
 pub use releases::StoredRelease;
+pub(crate) use rosters::{Positional, TakeError};
 pub use rounds::{Event, FinishedRound, OpenRound};
 
 /// The storage failed: a full disk, a missing permission, a damaged database.
@@ -54,6 +56,14 @@ pub enum StoreError {
     /// A blob.
     #[error("blob store: {0}")]
     Blob(#[from] object_store::Error),
+    /// A file of the state folder.
+    #[error("{}: {source}", .path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// The cause.
+        source: std::io::Error,
+    },
     /// Something that must be there is not, or is not what was written.
     #[error("the state is damaged: {0}")]
     Damaged(String),
@@ -81,6 +91,23 @@ impl StoreError {
             Self::Blob(error) => {
                 use object_store::Error::{InvalidPath, NotFound, NotSupported};
                 !matches!(error, NotFound { .. } | InvalidPath { .. } | NotSupported { .. })
+            }
+            Self::File { source, .. } => {
+                use std::io::ErrorKind::{
+                    FileTooLarge, InvalidInput, IsADirectory, NotADirectory, NotFound, PermissionDenied,
+                    ReadOnlyFilesystem, Unsupported,
+                };
+                !matches!(
+                    source.kind(),
+                    NotFound
+                        | PermissionDenied
+                        | ReadOnlyFilesystem
+                        | FileTooLarge
+                        | NotADirectory
+                        | IsADirectory
+                        | InvalidInput
+                        | Unsupported
+                )
             }
             Self::Folder { .. } | Self::InUse { .. } | Self::Damaged(_) => false,
         }

@@ -332,3 +332,6 @@ async fn take(newest: u64, store: &Store, keys: &RoundKeys) -> Result<Arc<Roster
     tracing::info!(epoch = head.epoch, devices = head.size, seconds, "a new roster is in force");
     Ok(Arc::new(roster))
 }
+
+#[cfg(test)]
+mod tests;

@@ -203,22 +203,81 @@ mod tests {
 
     use super::*;
 
+    fn leaf(i: u8) -> proto::RosterLeaf {
+        proto::RosterLeaf {
+            client_id: vec![i; 16],
+            identity_key: SigningKey::generate(Level::L44, &mut ChaCha8Rng::seed_from_u64(i.into()))
+                .verifying_key()
+                .as_bytes()
+                .to_vec(),
+            release_key_hash: vec![i; 32],
+            not_before: 1,
+            not_after: 2,
+            attributes: Vec::new(),
+        }
+    }
+
+    /// A file of these leaves, as they are, under a head that fits them.
+    fn file(leaves: &[proto::RosterLeaf], registrar: &SigningKey) -> Vec<u8> {
+        let leaves: Vec<Vec<u8>> = leaves.iter().map(Message::encode_to_vec).collect();
+        let tree = merkle::Tree::new(label::TREE_ROSTER, &leaves);
+        let mut file = Vec::new();
+        append_head(&sign_head(&tree, 3, 4, &[], &[], registrar), &mut file);
+        leaves.iter().for_each(|leaf| append_leaf(leaf, &mut file));
+        file
+    }
+
+    #[test]
+    fn a_file_of_anything_else_is_refused() {
+        let registrar = SigningKey::generate(Level::L65, &mut ChaCha8Rng::seed_from_u64(5));
+        let open = |file: &[u8]| Roster::from_bytes(file, &registrar.verifying_key()).map(drop);
+        let malformed = |file: &[u8], words: &str| match open(file) {
+            Err(RosterError::Signed(SignedError::Malformed { why, .. })) => assert!(why.contains(words), "{why}"),
+            other => panic!("{other:?} for {words}"),
+        };
+        let good = file(&[leaf(1), leaf(2), leaf(3)], &registrar);
+        open(&good).unwrap();
+        let mut last = Vec::new();
+        append_leaf(&leaf(3).encode_to_vec(), &mut last);
+        let shorter = good.len() - last.len();
+        malformed(&[], "no head");
+        malformed(&good[..10], "copied in part");
+        malformed(&good[..good.len() - 1], "copied in part");
+        malformed(&good[..shorter + 1], "copied in part");
+        assert_eq!(open(&good[..shorter]), Err(RosterError::Root { epoch: 3 }));
+        assert_eq!(open(&[&good[..], &last].concat()), Err(RosterError::Order(ClientId([3; 16]))));
+        malformed(&[&good[..], &[0x18, 1]].concat(), "nothing else");
+        malformed(&last, "nothing else");
+        malformed(&[&good[..], &[0x12, 0xff, 0xff, 0xff, 0x7f]].concat(), "65536 at most");
+        malformed(&[&[0x0a, 0xff, 0xff, 0xff, 0x7f], &good[..]].concat(), "1048576");
+        assert_eq!(open(&file(&[leaf(2), leaf(1)], &registrar)), Err(RosterError::Order(ClientId([1; 16]))));
+        assert_eq!(open(&file(&[leaf(2), leaf(2)], &registrar)), Err(RosterError::Order(ClientId([2; 16]))));
+        let short = proto::RosterLeaf { release_key_hash: vec![0; 31], ..leaf(1) };
+        malformed(&file(&[short], &registrar), "");
+        let larger = registrar.verifying_key().as_bytes().to_vec();
+        malformed(&file(&[proto::RosterLeaf { identity_key: larger, ..leaf(1) }], &registrar), "ML-DSA-44");
+        let other = SigningKey::generate(Level::L65, &mut ChaCha8Rng::seed_from_u64(6));
+        let refused = Roster::from_bytes(&good, &other.verifying_key()).err();
+        assert!(matches!(refused, Some(RosterError::Signed(SignedError::Signature { .. }))));
+    }
+
+    #[test]
+    fn a_leaf_whose_key_is_none_concerns_its_device_alone() {
+        let registrar = SigningKey::generate(Level::L65, &mut ChaCha8Rng::seed_from_u64(5));
+        // The Ed25519 half is of small order.
+        let mut identity_key = leaf(2).identity_key;
+        identity_key[..32].fill(0);
+        let file = file(&[leaf(1), proto::RosterLeaf { identity_key, ..leaf(2) }], &registrar);
+        let roster = Roster::from_bytes(&file, &registrar.verifying_key()).unwrap();
+        assert!(roster.leaf(ClientId([1; 16])).unwrap().is_some());
+        assert!(matches!(roster.leaf(ClientId([2; 16])), Err(RosterError::Signed(SignedError::Malformed { .. }))));
+    }
+
     #[test]
     fn a_roster_file_written_in_pieces_is_the_file_written_at_once() {
         let mut rng = ChaCha8Rng::seed_from_u64(5);
         let registrar = SigningKey::generate(Level::L65, &mut rng);
         for size in [0u8, 1, 3] {
-            let leaf = |i: u8| proto::RosterLeaf {
-                client_id: vec![i; 16],
-                identity_key: SigningKey::generate(Level::L44, &mut ChaCha8Rng::seed_from_u64(i.into()))
-                    .verifying_key()
-                    .as_bytes()
-                    .to_vec(),
-                release_key_hash: vec![i; 32],
-                not_before: 1,
-                not_after: 2,
-                attributes: Vec::new(),
-            };
             let leaves: Vec<_> = (0..size).map(leaf).collect();
             let keys = [registrar.verifying_key()];
             let roster = Roster::publish(leaves.clone(), 3, 4, &keys, &keys, &registrar).unwrap();

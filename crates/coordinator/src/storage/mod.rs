@@ -94,12 +94,13 @@ impl StoreError {
             }
             Self::File { source, .. } => {
                 use std::io::ErrorKind::{
-                    FileTooLarge, InvalidInput, IsADirectory, NotADirectory, NotFound, PermissionDenied,
+                    AlreadyExists, FileTooLarge, InvalidInput, IsADirectory, NotADirectory, NotFound, PermissionDenied,
                     ReadOnlyFilesystem, Unsupported,
                 };
                 !matches!(
                     source.kind(),
-                    NotFound
+                    AlreadyExists
+                        | NotFound
                         | PermissionDenied
                         | ReadOnlyFilesystem
                         | FileTooLarge

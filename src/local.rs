@@ -106,7 +106,7 @@ impl Deployment {
         let kek = keyfile::key_encryption_key_to_text(&Secret32::random(&mut UnwrapErr(SysRng)));
         files::create(&path("kek.key"), kek.as_bytes())?;
         let roster = registrar.publish(&[coordinator], &[publisher], now())?;
-        files::replace(&path("roster.bin"), &roster.to_bytes())?;
+        files::replace(&path("roster.bin"), &roster.to_bytes().map_err(RegistrarError::from)?)?;
         files::replace(&path("initial.safetensors"), &Softmax::zeros(PIXELS, DIGITS).to_model()?.to_safetensors()?)?;
 
         let n_min = n_min(plan);

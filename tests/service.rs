@@ -232,7 +232,7 @@ async fn a_revoked_device_is_told_so_and_gets_no_grant() {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
     registrar.revoke(deployment.device_keys(4).client_id, now).unwrap();
     let roster = registrar.publish(&[keys.signing_key.verifying_key()], &[publisher], now).unwrap();
-    unisono::files::replace(&deployment.folder().join("roster.bin"), &roster.to_bytes()).unwrap();
+    unisono::files::replace(&deployment.folder().join("roster.bin"), &roster.to_bytes().unwrap()).unwrap();
 
     let mut coordinator = Coordinator::start(deployment.config.clone()).await.unwrap();
     let endpoint = format!("http://{}", coordinator.address());

@@ -126,7 +126,7 @@ fn check_tells_everything_that_is_wrong_at_once_with_its_line() {
     let key = keyfile::signing_key_from_text(Role::Coordinator, &text).unwrap().verifying_key();
     let stranger = SigningKey::generate(Level::L65, &mut rand_core::UnwrapErr(getrandom::SysRng)).verifying_key();
     let roster = registrar.publish(std::slice::from_ref(&stranger), std::slice::from_ref(&stranger), now()).unwrap();
-    std::fs::write(folder.join("roster.bin"), roster.to_bytes()).unwrap();
+    std::fs::write(folder.join("roster.bin"), roster.to_bytes().unwrap()).unwrap();
     std::fs::write(folder.join("a-file"), "").unwrap();
     let busy = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = format!("listen = \"{}\"", busy.local_addr().unwrap());
@@ -166,7 +166,7 @@ fn check_tells_everything_that_is_wrong_at_once_with_its_line() {
 
     // A publisher that the roster does not name is told by a check and at the start, not when nobody can open the model.
     let roster = registrar.publish(&[key], std::slice::from_ref(&stranger), now()).unwrap();
-    std::fs::write(folder.join("roster.bin"), roster.to_bytes()).unwrap();
+    std::fs::write(folder.join("roster.bin"), roster.to_bytes().unwrap()).unwrap();
     let output = check(folder);
     let text = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success() && text.contains("release.publisher") && text.contains("round.n_min"), "{text}");

@@ -177,7 +177,11 @@ impl Recording {
         let endorsement = |&signer: &u32| proto::Endorsement {
             signer,
             signature: self.key(signer as usize).map_or_else(Vec::new, |key| key.sign(label::SIG_ENDORSEMENT, &bytes)),
-            roster: CAST.roster.proof(CAST.identities[signer as usize].client_id).filter(|_| !complete),
+            roster: CAST
+                .roster
+                .proof(CAST.identities[signer as usize].client_id)
+                .expect("in memory")
+                .filter(|_| !complete),
         };
         let colluders = graph.committee().iter().filter(|&&signer| signer != 0);
         view.endorsements = colluders.take(graph.quorum()).map(endorsement).collect();

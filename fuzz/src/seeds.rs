@@ -126,7 +126,7 @@ fn decoders(seeds: &mut Vec<Seed>) {
     let pair = proto::SharePair { from: 1, to: 2, self_mask_share: vec![1; 32], mask_share: vec![2; 32] };
     add(11, "share-pair", &pair.encode_to_vec());
 
-    let file = CAST.roster.to_bytes();
+    let file = CAST.roster.to_bytes().expect("in memory");
     let mut short = proto::RosterFile::decode(file.as_slice()).expect("a roster");
     add(3, "roster-head", &short.head.as_ref().expect("a head").payload);
     add(2, "leaf", &short.leaves[0]);
@@ -135,13 +135,13 @@ fn decoders(seeds: &mut Vec<Seed>) {
     add(4, "roster", &short.encode_to_vec());
     add(26, "roster-of-two", &short.encode_to_vec());
     let first = &CAST.identities[0];
-    let mut proof = CAST.roster.proof(first.client_id).expect("an enrolled device");
+    let mut proof = CAST.roster.proof(first.client_id).expect("in memory").expect("an enrolled device");
     shorten(&mut proof.leaf);
     add(5, "roster-proof", &proof.encode_to_vec());
     // One leaf and no keys in the head: the registrar's signature alone has 3.4 kB.
     let leaves = vec![world::leaf(first, NOW + 1000)];
     let small = Roster::publish(leaves, 7, NOW, &[], &[], &CAST.registrar).expect("one leaf");
-    add(25, "roster-checked", &small.to_bytes());
+    add(25, "roster-checked", &small.to_bytes().expect("in memory"));
 
     let mut rng = ChaCha8Rng::seed_from_u64(31);
     let keys = DeviceKeys::generate(&mut rng);

@@ -25,7 +25,7 @@ use serde::Serialize;
 use unisono_crypto::sign::{Level, SigningKey, VerifyingKey};
 use unisono_protocol::ClientId;
 use unisono_protocol::keyfile::{self, Enrolment, Role};
-use unisono_protocol::proto::{Attribute, RosterFile, RosterLeaf, Signed};
+use unisono_protocol::proto::{Attribute, RosterLeaf, Signed};
 use unisono_protocol::roster::{self, Head, Roster, release_key_hash};
 
 use crate::files;
@@ -470,14 +470,14 @@ impl Registrar {
         let _lock = lock(&self.folder)?;
         let plan = Plan { coordinators, publishers, now, after_epoch: 0, out: None };
         let signed = self.sign(&plan)?;
-        let mut leaves = Vec::with_capacity(signed.devices.len());
+        let mut file = Vec::new();
+        roster::append_head(&signed.head, &mut file);
         each_leaf(&self.db, &signed.devices, |leaf| {
-            leaves.push(leaf.to_vec());
+            roster::append_leaf(leaf, &mut file);
             Ok::<_, rusqlite::Error>(())
         })
         .map_err(self.database())?;
-        let file = RosterFile { head: Some(signed.head), leaves }.encode_to_vec();
-        Ok(Roster::from_bytes(&file, &self.public)?)
+        Ok(Roster::open(file, Vec::new(), &self.public)?)
     }
 
     /// Signs the next roster and writes it to `out`, which is replaced atomically. The roster may be larger than memory. When an
@@ -813,7 +813,7 @@ mod tests {
         assert!(matches!(again, Err(RegistrarError::Revoked(_))));
         let roster = registrar.publish(std::slice::from_ref(&coordinator), &[], 2000).unwrap();
         assert_eq!(roster.head().epoch, 2);
-        assert!(roster.leaf(one.client_id).is_none() && roster.leaf(two.client_id).is_some());
+        assert_eq!(roster.clients(), [two.client_id]);
         // Device two's enrolment has ended: it is left out, and may be renewed.
         let later = 1000 + 2 * DAY + 1;
         assert_eq!(registrar.publish(&[coordinator], &[], later).unwrap().head().size, 0);

@@ -23,7 +23,10 @@ pub struct Member {
 /// The member that an advert makes.
 pub fn member(message: &ClientMessage) -> Member {
     let Some(Step::Advert(advert)) = &message.step else { panic!("it has not advertised, or has gone on") };
-    Member { advert: advert.clone(), roster: CAST.roster.proof(ClientId::from_slice(&message.client_id).unwrap()) }
+    Member {
+        advert: advert.clone(),
+        roster: CAST.roster.proof(ClientId::from_slice(&message.client_id).unwrap()).unwrap(),
+    }
 }
 
 /// The advert that a device has made.

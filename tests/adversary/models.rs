@@ -164,7 +164,7 @@ fn revoke(deployment: &Deployment, i: u32) {
     let coordinator = deployment.config.round_keys().unwrap().unwrap().signing_key.verifying_key();
     let publisher = deployment.config.release_keys().unwrap().unwrap().publisher.verifying_key();
     let roster = registrar.publish(&[coordinator], &[publisher], now()).unwrap();
-    unisono::files::replace(&deployment.folder().join("roster.bin"), &roster.to_bytes()).unwrap();
+    unisono::files::replace(&deployment.folder().join("roster.bin"), &roster.to_bytes().unwrap()).unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -76,7 +76,7 @@ fn an_unenrolled_client_with_a_leaf_of_a_roster_that_the_coordinator_made() {
             &[],
             &CAST.coordinator,
         );
-        member.roster = own.unwrap().proof(device.id());
+        member.roster = own.unwrap().proof(device.id()).unwrap();
         members[5] = member;
     });
     assert_eq!(why(error), (5, RosterError::NotInRoster(ClientId([5; 16])).into()));
@@ -86,7 +86,7 @@ fn an_unenrolled_client_with_a_leaf_of_a_roster_that_the_coordinator_made() {
 fn an_unenrolled_client_with_another_ones_leaf() {
     let error = cohort(|stage, members| {
         let (_, mut member) = stranger(stage, 5);
-        member.roster = CAST.roster.proof(ClientId([5; 16]));
+        member.roster = CAST.roster.proof(ClientId([5; 16])).unwrap();
         members[5] = member;
     });
     assert_eq!(why(error), (5, SignedError::Signature { what: "neighbour's advert" }.into()));
@@ -163,7 +163,7 @@ fn a_revoked_client_with_its_leaf_of_the_epoch_before() {
     devices.iter_mut().for_each(|device| device.join(server.offer()).unwrap());
     let mut members = members(&devices);
     for (member, device) in members.iter_mut().zip(&devices).filter(|(_, device)| device.id() != ClientId([4; 16])) {
-        member.roster = roster.proof(device.id());
+        member.roster = roster.proof(device.id()).unwrap();
     }
     let view = Forged::new(server.params(), &members, |_| {}).view(0);
     let before = devices[0].message().cloned();
@@ -178,7 +178,7 @@ fn a_duplicated_client() {
     let error = cohort(|stage, members| {
         let mut again = Device::new(3, stage.server(), 99);
         again.join(stage.server().offer()).unwrap();
-        members[4] = Member { advert: advert_of(&again), roster: CAST.roster.proof(again.id()) };
+        members[4] = Member { advert: advert_of(&again), roster: CAST.roster.proof(again.id()).unwrap() };
     });
     assert_eq!(why(error), (4, NeighbourFault::Place));
 }
@@ -192,7 +192,7 @@ fn a_duplicated_client_of_which_nobody_sees_both_places() {
     let mut all = members(&stage.devices);
     let mut again = Device::new(3, stage.server(), 99);
     again.join(stage.server().offer()).unwrap();
-    all[4] = Member { advert: advert_of(&again), roster: CAST.roster.proof(again.id()) };
+    all[4] = Member { advert: advert_of(&again), roster: CAST.roster.proof(again.id()).unwrap() };
     let params = stage.server().params().clone();
     let forged = Forged::new(&params, &all, |_| {});
     let mut saw_one = 0;
@@ -230,11 +230,11 @@ fn a_list_of_members_that_lies() {
     // And a list that is signed, in which device 4's place is another one's.
     let params = stage.server().params().clone();
     let mut all = members(&stage.devices);
-    all[4].roster = CAST.roster.proof(ClientId([5; 16]));
-    all[5].roster = CAST.roster.proof(ClientId([6; 16]));
+    all[4].roster = CAST.roster.proof(ClientId([5; 16])).unwrap();
+    all[5].roster = CAST.roster.proof(ClientId([6; 16])).unwrap();
     let mut view = Forged::new(&params, &all, |_| {}).view(0);
     for (neighbour, id) in view.neighbours.iter_mut().zip(1..) {
-        neighbour.roster = CAST.roster.proof(ClientId([id; 16]));
+        neighbour.roster = CAST.roster.proof(ClientId([id; 16])).unwrap();
     }
     assert_eq!(why(stage.refuses(0, View::Cohort(view))), (4, NeighbourFault::Place));
     stage.completes(&[], 6);

@@ -300,8 +300,8 @@ impl Round {
 }
 
 fn roster(cast: &Cast, of: &Client) -> Value {
-    let file = proto::RosterFile::decode(cast.roster.to_bytes().as_slice()).unwrap();
-    let proof = cast.roster.proof(of.id()).unwrap();
+    let file = proto::RosterFile::decode(cast.roster.to_bytes().unwrap().as_slice()).unwrap();
+    let proof = cast.roster.proof(of.id()).unwrap().unwrap();
     json!({
         "registrar_seed": hex([1; 32]), "head": signed(file.head.as_ref().unwrap()),
         "leaves": file.leaves.iter().map(hex).collect::<Vec<_>>(), "root": hex(cast.roster.head().root),

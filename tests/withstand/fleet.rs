@@ -154,7 +154,7 @@ async fn a_device_that_is_enrolled_and_not_published_yet_waits_until_it_is() {
     let round_keys = deployment.config.round_keys().unwrap().unwrap();
     let publisher = deployment.config.release_keys().unwrap().unwrap().publisher.verifying_key();
     let roster = registrar.publish(&[round_keys.signing_key.verifying_key()], &[publisher], now()).unwrap();
-    unisono::files::replace(&deployment.folder().join("roster.bin"), &roster.to_bytes()).unwrap();
+    unisono::files::replace(&deployment.folder().join("roster.bin"), &roster.to_bytes().unwrap()).unwrap();
     // The round at hand is under the roster before.
     let abort = unisono::coordinator::admin::Request::AbortRound { task: None };
     unisono::coordinator::admin::call(&deployment.config.state_dir, &abort).await.unwrap();

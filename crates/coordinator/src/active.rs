@@ -117,9 +117,9 @@ impl Active {
                     (Some(roster), _) => roster,
                     (None, Some(copy)) => Arc::new(Roster::from_bytes(copy, &keys.registrar)?),
                     (None, None) => {
-                        let kept = store.get_roster(&keys.registrar, params.roster_epoch).await?;
+                        let kept = store.open_roster(&keys.registrar, params.roster_epoch).await?;
                         let missing = || diverged(&format!("its roster, of epoch {}, is missing", params.roster_epoch));
-                        Arc::new(Roster::from_bytes(&kept.ok_or_else(missing)?, &keys.registrar)?)
+                        Arc::new(kept.ok_or_else(missing)?)
                     }
                 };
                 Some(Authority { signing_key: keys.signing_key.clone(), roster })

@@ -2,6 +2,7 @@
 //! section 13: nothing costs a public-key operation before it is known that the device may ask.
 
 use std::collections::{HashMap, VecDeque};
+use std::fmt::Display;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use getrandom::SysRng;
@@ -13,7 +14,7 @@ use unisono_crypto::kdf::{hash, label};
 use unisono_crypto::kem::EncapsulationKey;
 use unisono_protocol::ClientId;
 use unisono_protocol::proto::Signed;
-use unisono_protocol::roster::{Roster, release_key_hash};
+use unisono_protocol::roster::{Leaf, Roster, release_key_hash};
 use unisono_protocol::server::Phase;
 use unisono_release::proto::{SealedKind, SignedGrant};
 use unisono_release::{Issuer, Recipient, Token, grant};
@@ -117,14 +118,18 @@ impl<'a> Asked<'a> {
         Ok(())
     }
 
-    /// Whether the roster has this device with this key, before its signature is looked at.
-    fn check_member(&self, shared: &Shared, caller: &Caller, roster: &Roster) -> Result<(), Status> {
+    /// The device's entry in the roster, if it is there with this key, before its signature is looked at.
+    fn check_member(&self, shared: &Shared, caller: &Caller, roster: &Roster) -> Result<Leaf, Status> {
         let (client, epoch) = (self.client, roster.head().epoch);
         let unknown = || {
             let why = format!("the roster of epoch {epoch} has no client {client}: never enrolled, or revoked");
             refuse(Code::PermissionDenied, "unknown_client", &why)
         };
-        let leaf = roster.leaf(client).ok_or_else(unknown)?;
+        let leaf = roster.leaf(client).map_err(|error| {
+            shared.rosters.doubt();
+            no_roster(&error)
+        })?;
+        let leaf = leaf.ok_or_else(unknown)?;
         leaf.check_validity(now()).map_err(|e| refuse(Code::PermissionDenied, "expired_client", &e))?;
         shared.gate.device(caller, client)?;
         self.check_clock()?;
@@ -132,7 +137,7 @@ impl<'a> Asked<'a> {
             let why = "the release key is not the enrolled one: enrol the device again";
             return Err(refuse(Code::PermissionDenied, "release_key", &why));
         }
-        Ok(())
+        Ok(leaf)
     }
 
     /// Whether the sender has the token.
@@ -177,9 +182,7 @@ impl<'a> Asked<'a> {
         }
     }
 
-    fn check_signature(&self, caller: &Caller, roster: &Roster) -> Result<(), Status> {
-        let unknown = || refuse(Code::PermissionDenied, "unknown_client", &"the roster does not have the device");
-        let leaf = roster.leaf(self.client).ok_or_else(unknown)?;
+    fn check_signature(&self, caller: &Caller, leaf: &Leaf) -> Result<(), Status> {
         let Signed { payload, signature } = self.signed;
         let verified = leaf.identity_key.verify(label::SIG_CLIENT_REQUEST, payload, signature);
         verified.map_err(|e| refuse(Code::PermissionDenied, "signature", &e))?;
@@ -188,14 +191,17 @@ impl<'a> Asked<'a> {
     }
 }
 
-/// The roster in force; `None` in semi-honest mode.
+fn no_roster(error: &dyn Display) -> Status {
+    if REFUSALS.admits(None, "no grant") {
+        tracing::error!(%error, "no grant can be issued");
+    }
+    refuse(Code::Unavailable, "roster", &"the coordinator has no roster that it can use; try again")
+}
+
+/// The roster in force, the newest one if that can be had soon; `None` in semi-honest mode.
 async fn roster(shared: &Shared) -> Result<Option<Arc<Roster>>, Status> {
-    shared.roster().await.map_err(|error| {
-        if REFUSALS.admits(None, "no grant") {
-            tracing::error!(%error, "no grant can be issued");
-        }
-        refuse(Code::Unavailable, "roster", &"the coordinator has no roster that it can use; try again")
-    })
+    let Some(keys) = &shared.round_keys else { return Ok(None) };
+    shared.rosters.newest_soon(keys).await.map(Some).ok_or_else(|| no_roster(&"no roster is in force"))
 }
 
 /// Checks a device's request, and answers it with its grant.
@@ -203,11 +209,14 @@ pub(crate) async fn issue(shared: &Shared, caller: &Caller, request: &GrantReque
     let asked = Asked::read(request)?;
     // The roster as it is now: a revoked device gets no grant.
     let roster = roster(shared).await?;
-    match (&roster, &shared.token) {
-        (Some(roster), _) => asked.check_member(shared, caller, roster)?,
-        (None, Some(token)) => asked.check_token(shared, caller, token)?,
+    let leaf = match (&roster, &shared.token) {
+        (Some(roster), _) => Some(asked.check_member(shared, caller, roster)?),
+        (None, Some(token)) => {
+            asked.check_token(shared, caller, token)?;
+            None
+        }
         (None, None) => return Err(refuse(Code::PermissionDenied, "token", &"this coordinator has no token")),
-    }
+    };
     let epoch = roster.as_ref().map_or(0, |roster| roster.head().epoch);
     let response = |grant| {
         let roster_head = roster.as_ref().map(|roster| roster.signed_head().clone());
@@ -225,8 +234,8 @@ pub(crate) async fn issue(shared: &Shared, caller: &Caller, request: &GrantReque
         counter!("unisono_grants_repeated_total").increment(1);
         return response(grant);
     }
-    if let Some(roster) = &roster {
-        asked.check_signature(caller, roster)?;
+    if let Some(leaf) = &leaf {
+        asked.check_signature(caller, leaf)?;
     }
     let sealed = match kept {
         Some(sealed) => sealed,

@@ -335,10 +335,10 @@ impl Shared {
         self.changed();
     }
 
-    /// The roster in force; `None` in semi-honest mode.
+    /// The roster in force, after its file was read if it has changed; `None` in semi-honest mode.
     async fn roster(&self) -> Result<Option<Arc<unisono_protocol::roster::Roster>>, RosterRefused> {
         match &self.round_keys {
-            Some(keys) => self.rosters.current(&self.store, keys).await.map(Some),
+            Some(keys) => self.rosters.newest(&self.store, keys).await.map(Some),
             None => Ok(None),
         }
     }
@@ -378,6 +378,8 @@ pub struct Coordinator {
     upkeep: JoinHandle<()>,
     /// Deletes what is over.
     retention: JoinHandle<()>,
+    /// Reads a roster that has changed.
+    rosters: JoinHandle<()>,
     /// Taken when it has been waited for.
     training: Option<JoinHandle<Result<(), CoordinatorError>>>,
 }
@@ -404,7 +406,7 @@ impl Coordinator {
         let store = Store::open(&config.state_dir).await?;
         let rosters = roster::Rosters::open(&store, round_keys.as_ref()).await?;
         if let Some(keys) = &round_keys {
-            let roster = rosters.current(&store, keys).await?;
+            let roster = rosters.newest(&store, keys).await?;
             check_publisher(&roster, release_keys.as_ref())?;
         }
         settings::settle(&store, &config, accept).await?;
@@ -457,6 +459,12 @@ impl Coordinator {
                 gate.forget_old();
             }
         });
+        let for_rosters = shared.clone();
+        let rosters = tokio::spawn(async move {
+            if let Some(keys) = &for_rosters.round_keys {
+                for_rosters.rosters.watch(&for_rosters.store, keys).await;
+            }
+        });
         let service = tokio::spawn(async move {
             if let Err(error) = router.serve_with_incoming(incoming).await {
                 tracing::error!(%error, "the service stopped");
@@ -473,7 +481,7 @@ impl Coordinator {
         let retention = tokio::spawn(retention::run(shared.clone()));
         let training = Some(tokio::spawn(training::run(shared.clone())));
         tracing::info!(%address, mode = if shared.config.malicious() { "malicious" } else { "semi-honest" }, "serving");
-        Ok(Self { shared, address, service, admin, upkeep, retention, training })
+        Ok(Self { shared, address, service, admin, upkeep, retention, rosters, training })
     }
 
     /// The address on which clients are served.
@@ -508,6 +516,8 @@ impl Coordinator {
         self.upkeep.abort();
         self.retention.abort();
         let _ = self.retention.await;
+        self.rosters.abort();
+        let _ = self.rosters.await;
         if let Some(admin) = self.admin {
             admin.abort();
             let _ = admin.await;

@@ -3,14 +3,18 @@
 
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use metrics::{counter, gauge};
-use tokio::sync::Mutex;
-use unisono_protocol::roster::{Roster, RosterError};
+use tokio::sync::{Mutex, Notify, watch};
+use unisono_protocol::proto::Signed;
+use unisono_protocol::roster::{Head, ReadAt, Roster, RosterError, head_of_file, scan};
+use unisono_protocol::signed::SignedError;
 
 use crate::config::RoundKeys;
-use crate::storage::{Store, StoreError};
+use crate::storage::{Positional, Store, StoreError, TakeError};
 
 /// Why a roster is not taken.
 #[derive(Debug, thiserror::Error)]
@@ -85,62 +89,161 @@ impl RosterRefused {
 /// What tells whether a file was changed: inode, length, seconds and nanoseconds of the last change. `None`: it can't be asked.
 type Stamp = Option<(u64, u64, i64, i64)>;
 
-struct Kept {
-    roster: Option<Arc<Roster>>,
+/// How often the roster's file is looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// First pause after the storage failed to take a roster; it doubles, up to a minute.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// The kept copy is verified again at most so often when something read of it is not what was verified.
+const VERIFY_EVERY: Duration = Duration::from_secs(60);
+/// So long a call waits for a roster that is being read, if the newest is needed.
+const MOST_PATIENCE: Duration = Duration::from_secs(2);
+
+/// What only who loads a roster has.
+struct Loader {
     newest: u64,
     /// Of the file that was read last, whether it was taken or not.
     stamp: Option<Stamp>,
+    /// After the storage failed: when it is tried again, and after which pause.
+    again: Option<(Instant, Duration)>,
+    /// When the kept copy was verified last because of a doubt.
+    verified: Option<Instant>,
 }
 
-/// The roster in force, and how it changes.
-pub(crate) struct Rosters(Mutex<Kept>);
+/// The roster in force, and how it changes. A roster is read beside the calls that are served: none of them waits for that.
+pub(crate) struct Rosters {
+    in_force: RwLock<Option<Arc<Roster>>>,
+    loader: Mutex<Loader>,
+    /// As [`Loader::stamp`], for who waits for a file to be read.
+    read: watch::Sender<Option<Stamp>>,
+    /// Somebody needs the newest.
+    wanted: Notify,
+    /// Something read of the roster in force is not what was verified.
+    doubted: AtomicBool,
+}
 
 impl Rosters {
-    /// What the storage keeps.
+    /// What the storage keeps. It is read from the start to the end.
     ///
     /// # Errors
     /// The storage. A kept roster that is damaged counts as none.
     pub async fn open(store: &Store, keys: Option<&RoundKeys>) -> Result<Self, StoreError> {
-        let mut kept = Kept { roster: None, newest: 0, stamp: None };
+        let mut loader = Loader { newest: 0, stamp: None, again: None, verified: None };
+        let mut in_force = None;
         if let Some(keys) = keys {
-            kept.newest = store.roster_epoch(&keys.registrar).await?;
-            let stored = store.get_roster(&keys.registrar, kept.newest).await?;
-            let parsed = stored.and_then(|bytes| Roster::from_bytes(&bytes, &keys.registrar).ok());
-            kept.roster =
-                parsed.filter(|roster| names(roster, keys) && roster.head().epoch >= kept.newest).map(Arc::new);
+            loader.newest = store.roster_epoch(&keys.registrar).await?;
+            tracing::info!(epoch = loader.newest, "reading the kept roster");
+            let kept = kept(store, keys, loader.newest).await?;
+            in_force = kept.filter(|roster| names(roster.head(), keys) && roster.head().epoch >= loader.newest);
         }
-        Ok(Self(Mutex::new(kept)))
+        Ok(Self {
+            in_force: RwLock::new(in_force.map(Arc::new)),
+            loader: Mutex::new(loader),
+            read: watch::Sender::new(None),
+            wanted: Notify::new(),
+            doubted: AtomicBool::new(false),
+        })
     }
 
-    /// The roster in force. The file is read again when it has changed.
+    /// The roster in force. Nothing is read.
+    pub fn in_force(&self) -> Option<Arc<Roster>> {
+        self.in_force.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn put_in_force(&self, roster: Arc<Roster>) {
+        *self.in_force.write().unwrap_or_else(PoisonError::into_inner) = Some(roster);
+    }
+
+    /// The roster in force, after its file was read if it has changed: that takes seconds for a million devices.
     ///
     /// # Errors
     /// Why the file is refused, if no roster was in force before.
-    pub async fn current(&self, store: &Store, keys: &RoundKeys) -> Result<Arc<Roster>, RosterRefused> {
-        let mut kept = self.0.lock().await;
-        let stamp = stamp(keys);
-        if let (Some(roster), true) = (&kept.roster, kept.stamp == Some(stamp)) {
-            return Ok(roster.clone());
+    pub async fn newest(&self, store: &Store, keys: &RoundKeys) -> Result<Arc<Roster>, RosterRefused> {
+        let mut loader = self.loader.lock().await;
+        if self.doubted.swap(false, Ordering::Relaxed) {
+            self.verify_kept(&mut loader, store, keys).await;
         }
-        match read(&kept, store, keys).await {
+        let stamp = stamp(keys);
+        let waits = loader.again.is_some_and(|(at, _)| Instant::now() < at);
+        if let (Some(roster), true) = (self.in_force(), loader.stamp == Some(stamp) || waits) {
+            return Ok(roster);
+        }
+        let result = read(&loader, self.in_force(), store, keys).await;
+        let result = match result {
             Ok(roster) => {
                 gauge!("unisono_roster_epoch").set(roster.head().epoch as f64);
                 gauge!("unisono_roster_refused").set(0.0);
-                kept.newest = roster.head().epoch;
-                kept.roster = Some(roster.clone());
-                kept.stamp = Some(stamp);
+                (loader.newest, loader.stamp, loader.again) = (roster.head().epoch, Some(stamp), None);
+                self.put_in_force(roster.clone());
                 Ok(roster)
             }
-            Err(refused) => {
-                counter!("unisono_roster_refusals_total", "reason" => refused.code()).increment(1);
-                gauge!("unisono_roster_refused").set(1.0);
-                // What the storage refused may be taken the next time.
-                kept.stamp = (!matches!(refused, RosterRefused::Store(_))).then_some(stamp);
-                let Some(roster) = &kept.roster else { return Err(refused) };
-                let epoch = roster.head().epoch;
-                tracing::error!(error = %refused, epoch, "roster file refused; the last good one stays in force");
-                Ok(roster.clone())
-            }
+            Err(refused) => self.refuse(&mut loader, refused, stamp),
+        };
+        self.read.send_replace(Some(stamp));
+        result
+    }
+
+    /// Counts and tells a refusal. The last good roster stays in force.
+    fn refuse(&self, loader: &mut Loader, refused: RosterRefused, stamp: Stamp) -> Result<Arc<Roster>, RosterRefused> {
+        counter!("unisono_roster_refusals_total", "reason" => refused.code()).increment(1);
+        gauge!("unisono_roster_refused").set(1.0);
+        // What the storage failed to take may be taken later, if that may pass.
+        let passing = matches!(&refused, RosterRefused::Store(error) if error.may_pass());
+        loader.stamp = (!passing).then_some(stamp);
+        let pause = loader.again.map_or(FIRST_PAUSE, |(_, pause)| (pause * 2).min(LONGEST_PAUSE));
+        loader.again = passing.then(|| (Instant::now() + pause, pause));
+        let Some(roster) = self.in_force() else { return Err(refused) };
+        let epoch = roster.head().epoch;
+        tracing::error!(error = %refused, epoch, "roster file refused; the last good one stays in force");
+        Ok(roster)
+    }
+
+    /// As [`Self::newest`], for a call: it waits for a roster that is being read for 2 s at most, then the one before counts.
+    pub async fn newest_soon(&self, keys: &RoundKeys) -> Option<Arc<Roster>> {
+        let stamp = Some(stamp(keys));
+        let mut read = self.read.subscribe();
+        if *read.borrow_and_update() != stamp {
+            self.wanted.notify_one();
+            let _ = tokio::time::timeout(MOST_PATIENCE, read.wait_for(|read| *read == stamp)).await;
+        }
+        self.in_force()
+    }
+
+    /// Says that something read of the roster in force is not what was verified: the kept copy is verified again.
+    pub fn doubt(&self) {
+        self.doubted.store(true, Ordering::Relaxed);
+        self.wanted.notify_one();
+    }
+
+    /// Reads the file when it has changed, for ever.
+    pub async fn watch(&self, store: &Store, keys: &RoundKeys) {
+        loop {
+            let _ = tokio::time::timeout(LOOK_EVERY, self.wanted.notified()).await;
+            // It was told and counted.
+            let _ = self.newest(store, keys).await;
+        }
+    }
+
+    /// Opens the kept copy anew. A damaged one is replaced by what the roster's file is now.
+    async fn verify_kept(&self, loader: &mut Loader, store: &Store, keys: &RoundKeys) {
+        if loader.verified.is_some_and(|last| last.elapsed() < VERIFY_EVERY) {
+            return;
+        }
+        loader.verified = Some(Instant::now());
+        counter!("unisono_roster_doubts_total").increment(1);
+        match kept(store, keys, loader.newest).await {
+            Ok(Some(roster)) => self.put_in_force(Arc::new(roster)),
+            Ok(None) => match take(loader.newest, store, keys).await {
+                Ok(roster) => {
+                    tracing::warn!(epoch = roster.head().epoch, "the kept roster was damaged, and was copied again");
+                    loader.newest = roster.head().epoch;
+                    self.put_in_force(roster);
+                }
+                Err(error) => {
+                    tracing::error!(%error, "the kept roster is damaged and can't be copied again: publish it")
+                }
+            },
+            Err(error) => tracing::error!(%error, "the kept roster can't be read"),
         }
     }
 }
@@ -150,28 +253,85 @@ fn stamp(keys: &RoundKeys) -> Stamp {
     Some((data.ino(), data.len(), data.mtime(), data.mtime_nsec()))
 }
 
-fn names(roster: &Roster, keys: &RoundKeys) -> bool {
-    roster.head().coordinator_keys.contains(&keys.signing_key.verifying_key())
+fn names(head: &Head, keys: &RoundKeys) -> bool {
+    head.coordinator_keys.contains(&keys.signing_key.verifying_key())
 }
 
-async fn read(kept: &Kept, store: &Store, keys: &RoundKeys) -> Result<Arc<Roster>, RosterRefused> {
-    let path = keys.roster.clone();
-    let bytes = std::fs::read(&path).map_err(|source| RosterRefused::Read { path: path.clone(), source })?;
-    let parsed = Roster::from_bytes(&bytes, &keys.registrar);
-    let roster = parsed.map_err(|source| RosterRefused::Roster { path: path.clone(), source })?;
-    let epoch = roster.head().epoch;
-    if epoch < kept.newest {
-        return Err(RosterRefused::Older { path, epoch, newest: kept.newest });
+/// The kept roster of this epoch; `None` when it is missing or damaged.
+async fn kept(store: &Store, keys: &RoundKeys, epoch: u64) -> Result<Option<Roster>, StoreError> {
+    match store.open_roster(&keys.registrar, epoch).await {
+        Err(error @ StoreError::Damaged(_)) => {
+            tracing::error!(%error, "the kept roster can't be used");
+            Ok(None)
+        }
+        other => other,
     }
-    if !names(&roster, keys) {
+}
+
+/// The start of the roster's file, which is all that is needed to refuse most: its head, verified.
+fn examine(newest: u64, keys: &RoundKeys) -> Result<(Positional, Signed, Head), RosterRefused> {
+    let path = keys.roster.clone();
+    let unreadable = |source| RosterRefused::Read { path: path.clone(), source };
+    let damaged = |source| RosterRefused::Roster { path: path.clone(), source };
+    let file = Positional::open(&path).map_err(unreadable)?;
+    let start = file.start().map_err(unreadable)?;
+    let why = "it does not begin with a head: it is none, or was copied in part".to_owned();
+    let no_head = || damaged(SignedError::Malformed { what: "roster", why }.into());
+    let signed = head_of_file(&start).ok_or_else(no_head)?;
+    let head = Head::verify(&signed, &keys.registrar).map_err(damaged)?;
+    let epoch = head.epoch;
+    if epoch < newest {
+        return Err(RosterRefused::Older { path, epoch, newest });
+    }
+    if !names(&head, keys) {
         return Err(RosterRefused::NotNamed { path, epoch });
     }
-    if let Some(last) = kept.roster.as_ref().filter(|last| last.head().epoch == epoch) {
-        if last.signed_head().payload != roster.signed_head().payload {
-            return Err(RosterRefused::SameEpoch { path, epoch });
-        }
-        return Ok(last.clone());
+    Ok((file, signed, head))
+}
+
+/// Reads the roster's file: as far as the head, if it is the one in force.
+async fn read(
+    loader: &Loader,
+    in_force: Option<Arc<Roster>>,
+    store: &Store,
+    keys: &RoundKeys,
+) -> Result<Arc<Roster>, RosterRefused> {
+    let (file, signed, head) = examine(loader.newest, keys)?;
+    let Some(last) = in_force.filter(|last| last.head().epoch == head.epoch) else {
+        return take(loader.newest, store, keys).await;
+    };
+    let path = keys.roster.clone();
+    if last.signed_head().payload != signed.payload {
+        return Err(RosterRefused::SameEpoch { path, epoch: head.epoch });
     }
-    store.put_roster(&keys.registrar, epoch, bytes).await?;
+    // The same head has the same leaves; of another length, some are missing or there is something else.
+    let size = |file: &dyn ReadAt| file.size().ok();
+    if size(&file) != last.size().ok() {
+        let registrar = keys.registrar.clone();
+        let scanned = tokio::task::spawn_blocking(move || scan(&file, &registrar, |_| Ok(()), |_| Ok(()))).await;
+        scanned.map_or(Ok(()), |scanned| scanned.map(drop)).map_err(|source| RosterRefused::Roster { path, source })?;
+    }
+    Ok(last)
+}
+
+/// Copies the roster's file, and puts the copy in force.
+async fn take(newest: u64, store: &Store, keys: &RoundKeys) -> Result<Arc<Roster>, RosterRefused> {
+    let (file, signed, head) = examine(newest, keys)?;
+    let (path, began) = (keys.roster.clone(), Instant::now());
+    tracing::info!(epoch = head.epoch, devices = head.size, "reading a new roster");
+    let roster = store.take_roster(&keys.registrar, head.epoch, file).await.map_err(|error| match error {
+        TakeError::Store(error) => RosterRefused::Store(error),
+        TakeError::Roster(source) => RosterRefused::Roster { path: path.clone(), source },
+    })?;
+    if roster.signed_head() != &signed {
+        let source = std::io::Error::other("it was changed while it was read");
+        return Err(RosterRefused::Read { path, source });
+    }
+    store.set_roster_epoch(&keys.registrar, head.epoch).await?;
+    let seconds = began.elapsed().as_secs_f64();
+    tracing::info!(epoch = head.epoch, devices = head.size, seconds, "a new roster is in force");
     Ok(Arc::new(roster))
 }
+
+#[cfg(test)]
+mod tests;

@@ -15,6 +15,7 @@ use tonic::metadata::MetadataValue;
 use tonic::{Code, Request, Response, Status, Streaming};
 use unisono_crypto::kdf::label;
 use unisono_protocol::proto::{ClientMessage, client_message::Step};
+use unisono_protocol::roster::RosterError;
 use unisono_protocol::server::{Accepted, Phase, Reason, Refusal};
 use unisono_protocol::{ClientId, RoundId, signed};
 use unisono_wire::proto::coordinator_server::Coordinator;
@@ -60,6 +61,7 @@ pub(crate) fn refuse(code: Code, reason: &'static str, message: &dyn Display) ->
 
 fn status_of(refusal: &Refusal) -> Status {
     let code = match &refusal.reason {
+        Reason::Roster(RosterError::Unreadable(_)) => Code::Unavailable,
         Reason::Unknown { .. } | Reason::Roster(_) => Code::PermissionDenied,
         Reason::OtherRound
         | Reason::WrongPhase { .. }
@@ -176,6 +178,9 @@ impl Service {
         let mut status = status_of(&refusal);
         if matches!(refusal.reason, Reason::Full { .. }) {
             status.metadata_mut().insert(RETRY_AFTER_KEY, MetadataValue::from(self.retry_after_ms()));
+        }
+        if let Reason::Roster(RosterError::Unreadable(_)) = &refusal.reason {
+            self.shared.rosters.doubt();
         }
         let phase = refusal.phase.name();
         counter!("unisono_refusals_total", "phase" => phase, "reason" => refusal.reason.code()).increment(1);
@@ -342,11 +347,7 @@ impl Service {
         let shared = &self.shared;
         // Not the caller's number, which anybody may send: the word for a high one could be kept, and used once the task goes on.
         let round = shared.asked.reached();
-        let no_roster = |error: crate::RosterRefused| {
-            tracing::error!(%error, "devices can't be told that the task is finished");
-            failed("roster")
-        };
-        let roster_head = shared.roster().await.map_err(no_roster)?.map(|roster| roster.signed_head().clone());
+        let roster_head = shared.rosters.in_force().map(|roster| roster.signed_head().clone());
         let mut farewell = shared.farewell.lock().await;
         let finished = match &*farewell {
             Some((known, signed)) if *known == round => signed.clone(),

@@ -21,28 +21,90 @@ pub struct Tree {
     levels: Vec<Vec<[u8; 32]>>,
 }
 
-impl Tree {
-    /// Hashes `leaves` under `label`.
-    pub fn new<L: AsRef<[u8]>>(label: Label, leaves: impl IntoIterator<Item = L>) -> Self {
-        let mut levels: Vec<Vec<[u8; 32]>> =
-            vec![leaves.into_iter().map(|leaf| leaf_hash(label, leaf.as_ref())).collect()];
-        while let Some(last) = levels.last().filter(|last| last.len() > 1) {
+/// Makes a tree level by level, so that its nodes can be kept elsewhere than in memory: 32 bytes a leaf are held, and half as many
+/// while the levels are made.
+pub struct Builder {
+    label: Label,
+    hashes: Vec<[u8; 32]>,
+}
+
+impl Builder {
+    /// A tree without leaves.
+    pub fn new(label: Label) -> Self {
+        Self { label, hashes: Vec::new() }
+    }
+
+    /// Adds the next leaf.
+    pub fn push(&mut self, leaf: &[u8]) {
+        self.hashes.push(leaf_hash(self.label, leaf));
+    }
+
+    /// Number of leaves.
+    pub fn len(&self) -> usize {
+        self.hashes.len()
+    }
+
+    /// Whether there are no leaves.
+    pub fn is_empty(&self) -> bool {
+        self.hashes.is_empty()
+    }
+
+    /// Hands out the levels, from the leaves' hashes up to the root, and returns the root.
+    ///
+    /// # Errors
+    /// The first error of `level`.
+    pub fn finish<E>(self, mut level: impl FnMut(Vec<[u8; 32]>) -> Result<(), E>) -> Result<[u8; 32], E> {
+        let mut last = self.hashes;
+        while last.len() > 1 {
             let next = last
                 .chunks(2)
                 .map(|pair| match pair {
-                    [left, right] => node_hash(label, left, right),
+                    [left, right] => node_hash(self.label, left, right),
                     _ => pair[0],
                 })
                 .collect();
-            levels.push(next);
+            level(std::mem::replace(&mut last, next))?;
         }
+        let root = last.first().copied();
+        level(last)?;
+        Ok(root.unwrap_or_else(|| root_of_none(self.label)))
+    }
+}
+
+fn root_of_none(label: Label) -> [u8; 32] {
+    Hasher::new(label).update(&[2]).finalize()
+}
+
+/// Numbers of the nodes on the path of leaf `index` in a tree of `size` leaves, from the leaf's sibling upwards. Nodes are numbered
+/// from 0, level by level as [`Builder::finish`] hands them out. Empty for a leaf beyond the end.
+pub fn path_nodes(size: u64, index: u64) -> Vec<u64> {
+    let (mut nodes, mut at, mut width, mut before) = (Vec::new(), index, size, 0);
+    while index < size && width > 1 {
+        if at ^ 1 < width {
+            nodes.push(before + (at ^ 1));
+        }
+        (before, at, width) = (before + width, at / 2, width.div_ceil(2));
+    }
+    nodes
+}
+
+impl Tree {
+    /// Hashes `leaves` under `label`.
+    pub fn new<L: AsRef<[u8]>>(label: Label, leaves: impl IntoIterator<Item = L>) -> Self {
+        let hashes = leaves.into_iter().map(|leaf| leaf_hash(label, leaf.as_ref())).collect();
+        let mut levels = Vec::new();
+        let made = Builder { label, hashes }.finish(|level| {
+            levels.push(level);
+            Ok::<_, std::convert::Infallible>(())
+        });
+        let Ok(_) = made;
         Self { label, levels }
     }
 
     /// The root, 32 bytes; for no leaves, the labelled hash of the prefix 2.
     pub fn root(&self) -> [u8; 32] {
         let top = self.levels.last().and_then(|level| level.first());
-        top.copied().unwrap_or_else(|| Hasher::new(self.label).update(&[2]).finalize())
+        top.copied().unwrap_or_else(|| root_of_none(self.label))
     }
 
     /// Number of leaves.
@@ -104,9 +166,18 @@ mod tests {
             let leaves: Vec<Vec<u8>> = (0..size).map(|i| vec![i as u8; 3]).collect();
             let tree = Tree::new(TREE_ROSTER, &leaves);
             let root = tree.root();
+            let (mut builder, mut nodes) = (Builder::new(TREE_ROSTER), Vec::new());
+            leaves.iter().for_each(|leaf| builder.push(leaf));
+            let built = builder.finish(|level| {
+                nodes.extend(level);
+                Ok::<_, ()>(())
+            });
+            assert_eq!(built, Ok(root));
             for index in 0..size {
                 let leaf = &leaves[index as usize];
                 let path = tree.path(index as usize).unwrap();
+                let from_nodes: Vec<_> = path_nodes(size, index).iter().map(|&node| nodes[node as usize]).collect();
+                assert_eq!(from_nodes, path, "{index} of {size}");
                 assert_eq!(verify(TREE_ROSTER, &root, size, index, leaf, &path), Ok(()), "{index} of {size}");
                 assert!(verify(TREE_ADVERTS, &root, size, index, leaf, &path).is_err());
                 assert!(verify(TREE_ROSTER, &root, size, index, b"other", &path).is_err());
@@ -119,6 +190,7 @@ mod tests {
                 }
             }
             assert_eq!(tree.path(size as usize), None);
+            assert_eq!(path_nodes(size, size), []);
         }
     }
 

@@ -3,8 +3,6 @@
 //! A leaf and its Merkle path replace a certificate; revocation is the next epoch without the leaf. The registrar signs
 //! only the head, so the file can be carried by anybody.
 
-use std::collections::BTreeMap;
-
 use prost::Message;
 use unisono_crypto::kdf::{hash, label};
 use unisono_crypto::merkle;
@@ -13,6 +11,12 @@ use unisono_crypto::sign::{Level, SigningKey, VerifyingKey};
 use crate::ids::ClientId;
 use crate::proto::{self, Signed};
 use crate::signed::{self, SignedError, fixed};
+
+mod file;
+mod whole;
+
+pub use file::{MAX_HEAD, MAX_LEAF, ReadAt, Scanned, append_head, append_leaf, head_of_file, scan};
+pub use whole::Roster;
 
 /// Why a roster, a head or a leaf was not accepted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -29,6 +33,9 @@ pub enum RosterError {
         /// Epoch of the head.
         epoch: u64,
     },
+    /// The file can't be read, or is not any more what it was when it was verified.
+    #[error("the roster's file can't be read: {0}")]
+    Unreadable(String),
     /// The leaf does not lead to the root.
     #[error("the leaf of client {0} is not in the roster")]
     NotInRoster(ClientId),
@@ -189,120 +196,6 @@ pub fn sign_head(
     signed::sign(&head, label::SIG_ROSTER, Some(registrar))
 }
 
-/// Appends what a roster file begins with: its head. The leaves follow by [`append_leaf`], in order.
-pub fn append_head(head: &Signed, out: &mut Vec<u8>) {
-    append_field(1, &head.encode_to_vec(), out);
-}
-
-/// Appends the next leaf, encoded, of a roster file. A file may be written in pieces by these two.
-pub fn append_leaf(leaf: &[u8], out: &mut Vec<u8>) {
-    append_field(2, leaf, out);
-}
-
-/// The head that a roster file begins with, of its first bytes; not verified. `None` when they are not the start of such a file.
-pub fn head_of_file(start: &[u8]) -> Option<Signed> {
-    let mut rest = start.strip_prefix(&[1 << 3 | 2])?;
-    let len = prost::decode_length_delimiter(&mut rest).ok()?;
-    Signed::decode(rest.get(..len)?).ok()
-}
-
-/// A field of `RosterFile` with a length in front (wire type 2).
-fn append_field(number: u8, content: &[u8], out: &mut Vec<u8>) {
-    out.push(number << 3 | 2);
-    // A vector grows.
-    let _ = prost::encode_length_delimiter(content.len(), out);
-    out.extend_from_slice(content);
-}
-
-/// A whole roster, as the registrar publishes it and the coordinator uses it.
-pub struct Roster {
-    head: Head,
-    signed_head: Signed,
-    leaves: Vec<Vec<u8>>,
-    by_id: BTreeMap<ClientId, (usize, Leaf)>,
-    tree: merkle::Tree,
-}
-
-impl Roster {
-    /// Signs a roster of the next `epoch` over `leaves` (in any order). `issued_at` is Unix time in seconds.
-    ///
-    /// # Errors
-    /// [`RosterError::Order`] when two leaves have one client id.
-    pub fn publish(
-        mut leaves: Vec<proto::RosterLeaf>,
-        epoch: u64,
-        issued_at: u64,
-        coordinators: &[VerifyingKey],
-        publishers: &[VerifyingKey],
-        registrar: &SigningKey,
-    ) -> Result<Self, RosterError> {
-        leaves.sort_by(|a, b| a.client_id.cmp(&b.client_id));
-        let leaves: Vec<Vec<u8>> = leaves.iter().map(Message::encode_to_vec).collect();
-        let tree = merkle::Tree::new(label::TREE_ROSTER, &leaves);
-        let head = sign_head(&tree, epoch, issued_at, coordinators, publishers, registrar);
-        Self::verify(proto::RosterFile { head: Some(head), leaves }, &registrar.verifying_key())
-    }
-
-    /// Reads a roster file, verifying the head's signature and that the leaves give its root.
-    ///
-    /// # Errors
-    /// Any [`RosterError`] but those about validity: expired leaves are kept, and refused when they are used.
-    pub fn from_bytes(bytes: &[u8], registrar: &VerifyingKey) -> Result<Self, RosterError> {
-        let file = proto::RosterFile::decode(bytes).map_err(|e| SignedError::malformed("roster", e))?;
-        Self::verify(file, registrar)
-    }
-
-    fn verify(file: proto::RosterFile, registrar: &VerifyingKey) -> Result<Self, RosterError> {
-        let signed_head = file.head.ok_or_else(|| SignedError::malformed("roster", "no head"))?;
-        let head = Head::verify(&signed_head, registrar)?;
-        let tree = merkle::Tree::new(label::TREE_ROSTER, &file.leaves);
-        if tree.root() != head.root || file.leaves.len() as u64 != head.size {
-            return Err(RosterError::Root { epoch: head.epoch });
-        }
-        let mut by_id: BTreeMap<ClientId, (usize, Leaf)> = BTreeMap::new();
-        for (index, bytes) in file.leaves.iter().enumerate() {
-            let leaf = Leaf::from_bytes(bytes)?;
-            if by_id.last_key_value().is_some_and(|(&last, _)| last >= leaf.client_id) {
-                return Err(RosterError::Order(leaf.client_id));
-            }
-            by_id.insert(leaf.client_id, (index, leaf));
-        }
-        Ok(Self { head, signed_head, leaves: file.leaves, by_id, tree })
-    }
-
-    /// The roster as a file.
-    pub fn to_bytes(&self) -> Vec<u8> {
-        proto::RosterFile { head: Some(self.signed_head.clone()), leaves: self.leaves.clone() }.encode_to_vec()
-    }
-
-    /// The verified head.
-    pub fn head(&self) -> &Head {
-        &self.head
-    }
-
-    /// The head as signed by the registrar.
-    pub fn signed_head(&self) -> &Signed {
-        &self.signed_head
-    }
-
-    /// The leaf of a device, valid or not.
-    pub fn leaf(&self, client: ClientId) -> Option<&Leaf> {
-        self.by_id.get(&client).map(|(_, leaf)| leaf)
-    }
-
-    /// All leaves in order of client id.
-    pub fn leaves(&self) -> impl Iterator<Item = &Leaf> {
-        self.by_id.values().map(|(_, leaf)| leaf)
-    }
-
-    /// The leaf of a device with its Merkle path; `None` for a stranger.
-    pub fn proof(&self, client: ClientId) -> Option<proto::RosterProof> {
-        let (index, _) = self.by_id.get(&client)?;
-        let path = self.tree.path(*index)?.iter().map(|hash| hash.to_vec()).collect();
-        Some(proto::RosterProof { leaf: self.leaves[*index].clone(), index: *index as u64, path })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use rand_chacha::ChaCha8Rng;
@@ -310,22 +203,81 @@ mod tests {
 
     use super::*;
 
+    fn leaf(i: u8) -> proto::RosterLeaf {
+        proto::RosterLeaf {
+            client_id: vec![i; 16],
+            identity_key: SigningKey::generate(Level::L44, &mut ChaCha8Rng::seed_from_u64(i.into()))
+                .verifying_key()
+                .as_bytes()
+                .to_vec(),
+            release_key_hash: vec![i; 32],
+            not_before: 1,
+            not_after: 2,
+            attributes: Vec::new(),
+        }
+    }
+
+    /// A file of these leaves, as they are, under a head that fits them.
+    fn file(leaves: &[proto::RosterLeaf], registrar: &SigningKey) -> Vec<u8> {
+        let leaves: Vec<Vec<u8>> = leaves.iter().map(Message::encode_to_vec).collect();
+        let tree = merkle::Tree::new(label::TREE_ROSTER, &leaves);
+        let mut file = Vec::new();
+        append_head(&sign_head(&tree, 3, 4, &[], &[], registrar), &mut file);
+        leaves.iter().for_each(|leaf| append_leaf(leaf, &mut file));
+        file
+    }
+
+    #[test]
+    fn a_file_of_anything_else_is_refused() {
+        let registrar = SigningKey::generate(Level::L65, &mut ChaCha8Rng::seed_from_u64(5));
+        let open = |file: &[u8]| Roster::from_bytes(file, &registrar.verifying_key()).map(drop);
+        let malformed = |file: &[u8], words: &str| match open(file) {
+            Err(RosterError::Signed(SignedError::Malformed { why, .. })) => assert!(why.contains(words), "{why}"),
+            other => panic!("{other:?} for {words}"),
+        };
+        let good = file(&[leaf(1), leaf(2), leaf(3)], &registrar);
+        open(&good).unwrap();
+        let mut last = Vec::new();
+        append_leaf(&leaf(3).encode_to_vec(), &mut last);
+        let shorter = good.len() - last.len();
+        malformed(&[], "no head");
+        malformed(&good[..10], "copied in part");
+        malformed(&good[..good.len() - 1], "copied in part");
+        malformed(&good[..shorter + 1], "copied in part");
+        assert_eq!(open(&good[..shorter]), Err(RosterError::Root { epoch: 3 }));
+        assert_eq!(open(&[&good[..], &last].concat()), Err(RosterError::Order(ClientId([3; 16]))));
+        malformed(&[&good[..], &[0x18, 1]].concat(), "nothing else");
+        malformed(&last, "nothing else");
+        malformed(&[&good[..], &[0x12, 0xff, 0xff, 0xff, 0x7f]].concat(), "65536 at most");
+        malformed(&[&[0x0a, 0xff, 0xff, 0xff, 0x7f], &good[..]].concat(), "1048576");
+        assert_eq!(open(&file(&[leaf(2), leaf(1)], &registrar)), Err(RosterError::Order(ClientId([1; 16]))));
+        assert_eq!(open(&file(&[leaf(2), leaf(2)], &registrar)), Err(RosterError::Order(ClientId([2; 16]))));
+        let short = proto::RosterLeaf { release_key_hash: vec![0; 31], ..leaf(1) };
+        malformed(&file(&[short], &registrar), "");
+        let larger = registrar.verifying_key().as_bytes().to_vec();
+        malformed(&file(&[proto::RosterLeaf { identity_key: larger, ..leaf(1) }], &registrar), "ML-DSA-44");
+        let other = SigningKey::generate(Level::L65, &mut ChaCha8Rng::seed_from_u64(6));
+        let refused = Roster::from_bytes(&good, &other.verifying_key()).err();
+        assert!(matches!(refused, Some(RosterError::Signed(SignedError::Signature { .. }))));
+    }
+
+    #[test]
+    fn a_leaf_whose_key_is_none_concerns_its_device_alone() {
+        let registrar = SigningKey::generate(Level::L65, &mut ChaCha8Rng::seed_from_u64(5));
+        // The Ed25519 half is of small order.
+        let mut identity_key = leaf(2).identity_key;
+        identity_key[..32].fill(0);
+        let file = file(&[leaf(1), proto::RosterLeaf { identity_key, ..leaf(2) }], &registrar);
+        let roster = Roster::from_bytes(&file, &registrar.verifying_key()).unwrap();
+        assert!(roster.leaf(ClientId([1; 16])).unwrap().is_some());
+        assert!(matches!(roster.leaf(ClientId([2; 16])), Err(RosterError::Signed(SignedError::Malformed { .. }))));
+    }
+
     #[test]
     fn a_roster_file_written_in_pieces_is_the_file_written_at_once() {
         let mut rng = ChaCha8Rng::seed_from_u64(5);
         let registrar = SigningKey::generate(Level::L65, &mut rng);
         for size in [0u8, 1, 3] {
-            let leaf = |i: u8| proto::RosterLeaf {
-                client_id: vec![i; 16],
-                identity_key: SigningKey::generate(Level::L44, &mut ChaCha8Rng::seed_from_u64(i.into()))
-                    .verifying_key()
-                    .as_bytes()
-                    .to_vec(),
-                release_key_hash: vec![i; 32],
-                not_before: 1,
-                not_after: 2,
-                attributes: Vec::new(),
-            };
             let leaves: Vec<_> = (0..size).map(leaf).collect();
             let keys = [registrar.verifying_key()];
             let roster = Roster::publish(leaves.clone(), 3, 4, &keys, &keys, &registrar).unwrap();
@@ -336,7 +288,7 @@ mod tests {
             let mut file = Vec::new();
             append_head(&head, &mut file);
             leaves.iter().for_each(|leaf| append_leaf(leaf, &mut file));
-            assert_eq!(file, roster.to_bytes());
+            assert_eq!(file, roster.to_bytes().unwrap());
             assert_eq!(head_of_file(&file), Some(head));
             assert_eq!(head_of_file(&file[..100]), None);
         }

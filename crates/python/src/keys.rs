@@ -244,8 +244,8 @@ impl Roster {
     }
 
     /// The roster as a file. It is public.
-    fn to_bytes<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
-        PyBytes::new(py, &self.inner.to_bytes())
+    fn to_bytes<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
+        Ok(PyBytes::new(py, &self.inner.to_bytes().map_err(errors::roster)?))
     }
 
     /// Number of the roster; a device refuses one below the highest that it has seen.
@@ -257,11 +257,11 @@ impl Roster {
     /// All devices, ascending.
     #[getter]
     fn client_ids<'py>(&self, py: Python<'py>) -> Vec<Bound<'py, PyBytes>> {
-        self.inner.leaves().map(|leaf| PyBytes::new(py, &leaf.client_id.0)).collect()
+        self.inner.clients().iter().map(|client| PyBytes::new(py, &client.0)).collect()
     }
 
     fn __len__(&self) -> usize {
-        self.inner.leaves().count()
+        self.inner.clients().len()
     }
 
     fn __repr__(&self) -> String {

@@ -7,9 +7,11 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 use toml::de::{DeTable, DeValue};
-use unisono_protocol::roster::Roster;
+use unisono_crypto::sign::VerifyingKey;
+use unisono_protocol::roster::{Head, Scanned, scan};
 
 use super::{Config, ConfigError};
+use crate::storage::Positional;
 
 /// Something that is wrong with a configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -176,39 +178,32 @@ impl Config {
             if self.roster.is_none() {
                 add("roster", "it is missing".into(), "a round in malicious mode needs it");
             }
-            if let (Some(path), Some(registrar)) = (&self.roster, registrar) {
-                let bytes = super::read(path);
-                let roster = bytes.and_then(|bytes| {
-                    let error = |source| ConfigError::Roster { path: path.clone(), source };
-                    Roster::from_bytes(&bytes, &registrar).map_err(error)
-                });
-                if let Some(roster) = good(roster, "roster", add) {
-                    let (head, publish) = (roster.head(), "publish a roster that does: `unisono registrar publish");
-                    if key.is_some_and(|key| !head.coordinator_keys.contains(&key.verifying_key())) {
-                        let problem =
-                            format!("the roster of epoch {} does not name this coordinator's key", head.epoch);
-                        add(
-                            "key",
-                            format!("{problem}: devices would refuse every round"),
-                            &format!("{publish} --coordinator`"),
-                        );
-                    }
-                    if publisher.is_some_and(|key| !head.publisher_keys.contains(&key.verifying_key())) {
-                        let problem = format!("the roster of epoch {} does not name this publisher's key", head.epoch);
-                        add(
-                            "release.publisher",
-                            format!("{problem}: no device could open the model"),
-                            &format!("{publish} --publisher`"),
-                        );
-                    }
-                    let valid = roster.leaves().filter(|leaf| leaf.check_validity(now).is_ok()).count();
-                    if valid < self.round.n_min as usize {
-                        let problem = format!(
-                            "the roster of epoch {} has {valid} devices that are valid now, fewer than n_min: no round could begin",
-                            head.epoch
-                        );
-                        add("round.n_min", problem, "enrol more devices and publish again, or lower n_min");
-                    }
+            if let (Some(path), Some(registrar)) = (&self.roster, registrar)
+                && let Some((head, valid)) = good(examine_roster(path, &registrar, now), "roster", add)
+            {
+                let publish = "publish a roster that does: `unisono registrar publish";
+                if key.is_some_and(|key| !head.coordinator_keys.contains(&key.verifying_key())) {
+                    let problem = format!("the roster of epoch {} does not name this coordinator's key", head.epoch);
+                    add(
+                        "key",
+                        format!("{problem}: devices would refuse every round"),
+                        &format!("{publish} --coordinator`"),
+                    );
+                }
+                if publisher.is_some_and(|key| !head.publisher_keys.contains(&key.verifying_key())) {
+                    let problem = format!("the roster of epoch {} does not name this publisher's key", head.epoch);
+                    add(
+                        "release.publisher",
+                        format!("{problem}: no device could open the model"),
+                        &format!("{publish} --publisher`"),
+                    );
+                }
+                if valid < self.round.n_min as usize {
+                    let problem = format!(
+                        "the roster of epoch {} has {valid} devices that are valid now, fewer than n_min: no round could begin",
+                        head.epoch
+                    );
+                    add("round.n_min", problem, "enrol more devices and publish again, or lower n_min");
                 }
             }
         }
@@ -246,6 +241,20 @@ impl Config {
                 add(setting, format!("can't listen there: {error}"), "give a free port of an address of this machine");
             }
         }
+    }
+}
+
+/// Reads a roster from the start to the end: its head, and how many of its devices are valid at `now`.
+fn examine_roster(path: &Path, registrar: &VerifyingKey, now: u64) -> Result<(Head, usize), ConfigError> {
+    let file = Positional::open(path).map_err(|source| ConfigError::Read { path: path.into(), source })?;
+    let mut valid = 0;
+    let count = |leaf: Scanned<'_>| {
+        valid += usize::from((leaf.fields.not_before..=leaf.fields.not_after).contains(&now));
+        Ok(())
+    };
+    match scan(&file, registrar, count, |_| Ok(())) {
+        Ok((_, head)) => Ok((head, valid)),
+        Err(source) => Err(ConfigError::Roster { path: path.into(), source }),
     }
 }
 

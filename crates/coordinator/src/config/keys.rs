@@ -138,13 +138,13 @@ fn needed<'a>(path: &'a Option<PathBuf>, setting: &'static str) -> Result<&'a Pa
 }
 
 impl RoundKeys {
-    /// Reads the roster as it is now.
+    /// Reads the roster as it is now, into memory.
     ///
     /// # Errors
     /// [`ConfigError::Read`] or [`ConfigError::Roster`].
     pub fn read_roster(&self) -> Result<Roster, ConfigError> {
         let bytes = read(&self.roster)?;
         let error = |source| ConfigError::Roster { path: self.roster.clone(), source };
-        Roster::from_bytes(&bytes, &self.registrar).map_err(error)
+        Roster::open(bytes, Vec::new(), &self.registrar).map_err(error)
     }
 }

@@ -10,6 +10,7 @@
 mod backup;
 mod blobs;
 mod retention;
+mod rosters;
 mod rounds;
 mod sealed;
 mod settings;
@@ -30,6 +31,7 @@ use tokio_stream::StreamExt;
 
 pub use backup::{BackupError, backup};
 pub use retention::{DeletedRounds, Deleting, Outdated, Sizes};
+pub(crate) use rosters::{Positional, TakeError};
 pub use rounds::{Event, FinishedRound, OpenRound};
 pub use sealed::StoredSeal;
 pub use tally::{EndedRound, StoredTally};
@@ -57,6 +59,14 @@ pub enum StoreError {
     /// A blob.
     #[error("blob store: {0}")]
     Blob(#[from] object_store::Error),
+    /// A file of the state folder.
+    #[error("{}: {source}", .path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// The cause.
+        source: std::io::Error,
+    },
     /// Something that must be there is not, or is not what was written.
     #[error("the state is damaged: {0}")]
     Damaged(String),
@@ -84,6 +94,24 @@ impl StoreError {
             Self::Blob(error) => {
                 use object_store::Error::{InvalidPath, NotFound, NotSupported};
                 !matches!(error, NotFound { .. } | InvalidPath { .. } | NotSupported { .. })
+            }
+            Self::File { source, .. } => {
+                use std::io::ErrorKind::{
+                    AlreadyExists, FileTooLarge, InvalidInput, IsADirectory, NotADirectory, NotFound, PermissionDenied,
+                    ReadOnlyFilesystem, Unsupported,
+                };
+                !matches!(
+                    source.kind(),
+                    AlreadyExists
+                        | NotFound
+                        | PermissionDenied
+                        | ReadOnlyFilesystem
+                        | FileTooLarge
+                        | NotADirectory
+                        | IsADirectory
+                        | InvalidInput
+                        | Unsupported
+                )
             }
             Self::Folder { .. } | Self::InUse { .. } | Self::Damaged(_) => false,
         }

@@ -52,12 +52,12 @@ impl Advertising {
 
     pub fn absorb(&mut self, client: ClientId, signed: &Signed, now: u64) -> Result<(), Reason> {
         let params = &self.context.params;
-        let unknown = |epoch| Reason::Unknown { epoch };
-        let mut identity = None;
+        let (mut identity, mut roster) = (None, None);
         if let Some(authority) = &self.context.authority {
-            let leaf = authority.roster.leaf(client).ok_or_else(|| unknown(authority.roster.head().epoch))?;
+            let unknown = || Reason::Unknown { epoch: authority.roster.head().epoch };
+            let (leaf, proof) = authority.roster.entry(client)?.ok_or_else(unknown)?;
             leaf.check_validity(now)?;
-            identity = Some(leaf.identity_key.clone());
+            (identity, roster) = (Some(leaf.identity_key), Some(proof));
         }
         // Before the signature, which takes most of the time.
         let place = (place_in_draw(params.round_id, client), client);
@@ -74,13 +74,6 @@ impl Advertising {
         if mask == channel || self.keys.contains(mask) || self.keys.contains(channel) {
             return Err(Reason::KeysRepeat);
         }
-        let roster = match &self.context.authority {
-            Some(authority) => {
-                let proof = authority.roster.proof(client);
-                Some(proof.ok_or_else(|| unknown(authority.roster.head().epoch))?)
-            }
-            None => None,
-        };
         advert.insert_keys(&mut self.keys);
         self.members.insert(client, Member { advert, signed: signed.clone(), roster, identity });
         self.places.insert(place);

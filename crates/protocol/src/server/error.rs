@@ -42,7 +42,7 @@ pub enum Reason {
         /// Epoch of the roster.
         epoch: u64,
     },
-    /// Its enrolment is not valid now.
+    /// Its enrolment is not valid now, or can't be read.
     #[error(transparent)]
     Roster(#[from] RosterError),
     /// The step belongs to another phase.
@@ -114,6 +114,7 @@ impl Reason {
             Self::Signed(SignedError::Malformed { .. }) => "malformed",
             Self::Unknown { .. } => "unknown_client",
             Self::Roster(RosterError::Expired { .. }) => "expired_client",
+            Self::Roster(RosterError::Unreadable(_)) => "roster_unreadable",
             Self::Roster(_) => "roster",
             Self::WrongPhase { .. } => "wrong_phase",
             Self::Conflict => "conflict",

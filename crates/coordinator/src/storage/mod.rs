@@ -9,6 +9,7 @@
 
 mod backup;
 mod blobs;
+mod pages;
 mod releases;
 mod retention;
 mod rounds;
@@ -223,7 +224,7 @@ impl Store {
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true);
-        retention::open_first(&options).await?;
+        pages::open_first(&options).await?;
         let db = SqlitePoolOptions::new().max_connections(2).connect_with(options).await?;
         sqlx::raw_sql(SCHEMA).execute(&db).await?;
         let folder = folder.join("blobs");

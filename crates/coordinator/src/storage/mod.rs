@@ -9,6 +9,7 @@
 
 mod backup;
 mod blobs;
+mod pages;
 mod retention;
 mod rosters;
 mod rounds;
@@ -247,7 +248,7 @@ impl Store {
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true);
-        retention::open_first(&options).await?;
+        pages::open_first(&options).await?;
         let db = SqlitePoolOptions::new().max_connections(2).connect_with(options).await?;
         sqlx::raw_sql(SCHEMA).execute(&db).await?;
         sqlx::raw_sql(sealed::SCHEMA).execute(&db).await?;

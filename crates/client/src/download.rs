@@ -98,6 +98,10 @@ impl<'a, S: Sink> Download<'a, S> {
         if self.length > limit {
             return Err(Error::TooLong { what, limit });
         }
+        let end = |header: &Option<Header>| header.as_ref().map_or(u64::MAX, Header::file_len);
+        if self.length > end(&self.header) {
+            return Err(Error::Answer(format!("the {what} is longer than its header says")));
+        }
         self.sink.append(chunk).map_err(Error::Download)?;
         if self.header.is_none() {
             self.start.extend_from_slice(chunk);
@@ -107,8 +111,10 @@ impl<'a, S: Sink> Download<'a, S> {
                 return Err(Error::TooLong { what, limit });
             }
         }
-        let more = self.header.as_ref().is_some_and(|header| self.length > header.file_len());
-        if more { Err(Error::Answer(format!("the {what} is longer than its header says"))) } else { Ok(()) }
+        if self.length > end(&self.header) {
+            return Err(Error::Answer(format!("the {what} is longer than its header says")));
+        }
+        Ok(())
     }
 
     /// The header of the file, if all of it is there.
@@ -243,7 +249,7 @@ mod tests {
             assert!(download.whole().is_some());
             // Another one is there meanwhile.
             download.clear().unwrap();
-            for piece in super::tests::file().chunks(9_999) {
+            for piece in self::file().chunks(9_999) {
                 download.take(piece).unwrap();
             }
             assert!(download.whole().is_some());

@@ -21,7 +21,7 @@ use unisono_release::{Issuer, Recipient, Token, grant};
 use unisono_wire::proto::{GrantRequest, GrantRequestBody, GrantResponse};
 
 use crate::gate::Caller;
-use crate::models::Sealed;
+use crate::models::{Sealed, starting};
 use crate::sampled::REFUSALS;
 use crate::service::{malformed, refuse, storage};
 use crate::{Shared, Stage, now};
@@ -175,9 +175,7 @@ impl<'a> Asked<'a> {
                 let why = format!("client {} is not in the cohort of the round at hand", self.client);
                 Err(refuse(Code::PermissionDenied, "not_a_member", &why))
             }
-            Stage::Starting | Stage::Failed(_) => {
-                Err(refuse(Code::Unavailable, "starting", &"the coordinator is starting; try again"))
-            }
+            Stage::Starting | Stage::Failed(_) => Err(starting()),
             Stage::Idle | Stage::Finished => not_granted("no round is at hand"),
         }
     }
@@ -256,6 +254,9 @@ pub(crate) async fn issue(shared: &Shared, caller: &Caller, request: &GrantReque
 /// The release that is asked for; of base models, only the one of the round at hand can be had.
 async fn release(shared: &Shared, header_hash: &[u8]) -> Result<Arc<Sealed>, Status> {
     let found = shared.models.release(shared, header_hash).await.map_err(|e| storage(&e))?;
+    if found.is_none() {
+        crate::models::check_started(shared).await?;
+    }
     let missing = "there is no such release, and it is not the base model of the round at hand";
     found.ok_or_else(|| refuse(Code::NotFound, "no_such_release", &missing))
 }

@@ -183,14 +183,25 @@ pub(crate) async fn release(shared: &Shared, last: Option<&FinishedRound>) -> Re
     Ok(())
 }
 
+/// The refusal of what a round that is not at hand yet may have.
+pub(crate) fn starting() -> Status {
+    refuse(Code::Unavailable, "starting", &"the coordinator is starting; try again")
+}
+
+/// Until the round that a restart interrupted is at hand, nobody is told that there is no such model.
+pub(crate) async fn check_started(shared: &Shared) -> Result<(), Status> {
+    match &*shared.stage.lock().await {
+        Stage::Starting | Stage::Failed(_) => Err(starting()),
+        _ => Ok(()),
+    }
+}
+
 /// The sealed base model that is asked for, and the first byte that is wanted.
 pub(crate) async fn base_file(shared: &Shared, request: &GetModelRequest) -> Result<(StoredFile, u64), Status> {
     let GetModelRequest { task, version, offset, header_hash } = request;
     let base = shared.models.base().filter(|base| base.stored.name == *task && base.stored.version == *version);
     let Some(base) = base else {
-        if matches!(&*shared.stage.lock().await, Stage::Starting | Stage::Failed(_)) {
-            return Err(refuse(Code::Unavailable, "starting", &"the coordinator is starting; try again"));
-        }
+        check_started(shared).await?;
         let why = format!("version {version} of the model of task {task:?} is not the base model of the round at hand");
         return Err(refuse(Code::NotFound, "no_such_model", &why));
     };

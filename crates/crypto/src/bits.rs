@@ -72,12 +72,14 @@ fn pack_by<const B: usize, T: Element>(values: &[T], out: &mut [u8]) {
 
 #[inline(always)]
 fn pack_block<const B: usize, T: Element>(block: &[T; 8]) -> [u8; 64] {
-    let mut words = [0u64; 8];
+    let (mask, mut words) = (u64::MAX >> (64 - B), [0u64; 8]);
     for (i, value) in block.iter().enumerate() {
         let (word, shift) = (i * B / 64, i * B % 64);
-        words[word] |= value.widen() << shift;
+        // Whatever an element is, it stays in its own place.
+        let value = value.widen() & mask;
+        words[word] |= value << shift;
         if shift + B > 64 {
-            words[word + 1] |= value.widen() >> (64 - shift);
+            words[word + 1] |= value >> (64 - shift);
         }
     }
     let mut bytes = [0; 64];
@@ -108,5 +110,27 @@ fn add_block<const B: usize, T: Element>(bytes: &[u8], block: &mut [T]) {
             value |= words[word + 1] << (64 - shift);
         }
         *x = x.add(value & mask, mask);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_element_that_is_too_large_stays_in_its_own_place() {
+        for bits in [1, 5, 13, 17, 31, 33, 47, 63] {
+            let mask = u64::MAX >> (64 - bits);
+            let values: Vec<u64> = (0..19u64).map(|i| i.wrapping_mul(0x9e37_79b9_7f4a_7c15) & mask).collect();
+            let mut packed = vec![0; (19 * bits).div_ceil(8)];
+            pack(bits, &values, &mut packed);
+            for large in [0, 7, 8, 18] {
+                let mut changed = values.clone();
+                changed[large] |= !mask;
+                let mut again = vec![0; packed.len()];
+                pack(bits, &changed, &mut again);
+                assert_eq!(again, packed, "{bits} bits, element {large}");
+            }
+        }
     }
 }

@@ -1,4 +1,5 @@
-//! NumPy arrays as slices, without a copy; what does not fit is refused with what to do about it.
+//! NumPy arrays in and out; what does not fit is refused with what to do about it. Input is copied before it is looked at: another thread
+//! may change an array while the GIL is released.
 
 use numpy::{
     Element, PyArray1, PyArrayDescrMethods, PyArrayMethods, PyReadonlyArray1, PyReadwriteArray1, PyUntypedArray,
@@ -38,11 +39,16 @@ fn checked<'py, 'a, T: Element>(object: &'a Bound<'py, PyAny>, what: &str) -> Py
         .map_err(|_| errors::array(format!("the {what} is not aligned or not in native byte order: x.copy()")))
 }
 
-/// An array to read from.
-pub fn readable<'py, T: Element>(object: &Bound<'py, PyAny>, what: &str) -> PyResult<PyReadonlyArray1<'py, T>> {
+/// An array to read from, as long as the GIL is held.
+fn readable<'py, T: Element>(object: &Bound<'py, PyAny>, what: &str) -> PyResult<PyReadonlyArray1<'py, T>> {
     checked::<T>(object, what)?
         .try_readonly()
         .map_err(|_| errors::array(format!("the {what} is being written to by another call")))
+}
+
+/// A copy of an array, made while no Python code of another thread runs: what is checked is what is used.
+pub fn copied<T: Element + Copy>(object: &Bound<'_, PyAny>, what: &str) -> PyResult<Vec<T>> {
+    Ok(readable::<T>(object, what)?.as_slice().map_err(gaps)?.to_vec())
 }
 
 /// An array to change in place.
@@ -67,13 +73,12 @@ pub fn ring_to_array<'py>(py: Python<'py>, vector: &RingVector) -> Bound<'py, Py
     }
 }
 
-/// Ring elements from an array in the dtype of the modulus: one copy, made without the GIL.
+/// Ring elements from an array in the dtype of the modulus.
 pub fn array_to_ring(object: &Bound<'_, PyAny>, modulus: Modulus, what: &str) -> PyResult<RingVector> {
     let py = object.py();
     macro_rules! copy {
         ($t:ty) => {{
-            let array = readable::<$t>(object, what)?;
-            let values = array.as_slice().map_err(gaps)?;
+            let values = copied::<$t>(object, what)?;
             threads::detach(py, || {
                 RingVector::from_chunks(modulus, values.len(), |start, out| {
                     out.iter_mut().zip(&values[start..]).for_each(|(x, &value)| *x = value.into());
@@ -86,9 +91,8 @@ pub fn array_to_ring(object: &Bound<'_, PyAny>, modulus: Modulus, what: &str) ->
         ..=16 => copy!(u16),
         17..=32 => copy!(u32),
         _ => {
-            let array = readable::<u64>(object, what)?;
-            let values = array.as_slice().map_err(gaps)?;
-            threads::detach(py, || RingVector::from_u64(modulus, values))
+            let values = copied::<u64>(object, what)?;
+            threads::detach(py, || RingVector::from_u64(modulus, &values))
         }
     };
     vector?.map_err(errors::crypto)

@@ -105,7 +105,7 @@ impl sdk::Trainer for PyTrainer {
                     ));
                 }
             };
-            let update = arrays::readable::<f32>(&update, "update")?.as_slice().map_err(arrays::gaps)?.to_vec();
+            let update = arrays::copied::<f32>(&update, "update")?;
             Ok(sdk::Update { update, weight, metrics })
         })
         .map_err(|error: PyErr| sdk::TrainError::from(error.to_string()))

@@ -150,12 +150,11 @@ impl ClientRound {
     ) -> PyResult<Bound<'py, PyBytes>> {
         let view = proto::ServerMessage::decode(view).map_err(|error| errors::malformed("view", error))?;
         let view = view.view.ok_or_else(|| errors::class::ClientError::new_err("the view is empty"))?;
-        let array = update.map(|update| arrays::readable::<f32>(update, "update")).transpose()?;
-        let update = array.as_ref().map(|array| array.as_slice()).transpose().map_err(arrays::gaps)?;
+        let update = update.map(|update| arrays::copied::<f32>(update, "update")).transpose()?;
         let mut record = PyRecord(self.record.clone_ref(py));
         let params = &self.params;
         let message = self.session.with(py, |session| {
-            let input = match (session.wants_input() && matches!(view, View::Masking(_)), update) {
+            let input = match (session.wants_input() && matches!(view, View::Masking(_)), update.as_deref()) {
                 (false, None) => None,
                 (true, Some(update)) => {
                     let contribution = Contribution { update, metrics: &metrics, weight };

@@ -107,10 +107,9 @@ pub fn quantise<'py>(
     #[pyo3(from_py_with = named::seed)] seed: Option<[u8; 32]>,
 ) -> PyResult<Bound<'py, PyAny>> {
     let modulus = modulus(modulus_bits)?;
-    let array = arrays::readable::<f32>(update, "update")?;
-    let update = array.as_slice().map_err(arrays::gaps)?;
+    let update = arrays::copied::<f32>(update, "update")?;
     let vector = threads::detach(py, || {
-        let contribution = Contribution { update, metrics: &metrics, weight };
+        let contribution = Contribution { update: &update, metrics: &metrics, weight };
         quantiser.inner.encode(contribution, update.len(), modulus, &mut *rng(seed))
     })?
     .map_err(errors::encoding)?;

@@ -98,7 +98,7 @@ fn ask(
                 return Err(errors::returned("updates(client, round)", &result, wanted));
             }
         };
-        let values = arrays::readable::<f32>(&update, "update")?.as_slice().map_err(arrays::gaps)?.to_vec();
+        let values = arrays::copied::<f32>(&update, "update")?;
         if values.len() != dimension {
             let got = values.len();
             return Err(errors::array(format!("the update has {got} elements; the simulation has {dimension}")));

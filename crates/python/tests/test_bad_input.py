@@ -1,5 +1,7 @@
 """What can't be right is refused with a Python exception that says what to change; the interpreter goes on."""
 
+import threading
+
 import numpy as np
 import pytest
 import unisono
@@ -267,3 +269,30 @@ def test_what_a_callable_returns_is_checked():
 def test_updates_without_a_clip_are_not_clipped_by_a_guess():
     with pytest.raises(unisono.ParamsError, match="quantiser=.*clip"):
         unisono.simulate(clients=5, dim=10, updates=lambda *_: (np.zeros(10, np.float32), 1.0))
+
+
+def test_an_array_that_another_thread_changes_spoils_no_other_element():
+    values = np.arange(1, 200_001, dtype=np.uint64)
+    ends = threading.Event()
+
+    def change():
+        while not ends.is_set():
+            values[0] = np.uint64(2**64 - 1)
+            values[0] = 1
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    packed = 0
+    try:
+        for _ in range(60):
+            try:
+                vector = unisono.unpack(unisono.pack(values, 40), 40, len(values))
+            except unisono.CryptoError:
+                continue
+            packed += 1
+            assert vector[0] == 1
+            assert (vector[1:] == values[1:]).all()
+    finally:
+        ends.set()
+        thread.join()
+    assert packed > 0

@@ -1,13 +1,12 @@
 //! What every call passes before anything is done for it: rates for each address and device, and room in memory, a part of which is kept
 //! for known devices when strangers fill the rest.
 
-use std::collections::HashMap;
 use std::hash::Hash;
 use std::net::{IpAddr, Ipv6Addr};
 use std::num::NonZeroU32;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use governor::clock::{Clock, DefaultClock};
 use governor::{DefaultKeyedRateLimiter, Quota};
@@ -21,12 +20,9 @@ use unisono_wire::{MAX_MESSAGE_LEN, RETRY_AFTER_KEY};
 
 use crate::config::Limits;
 use crate::connections::Peer;
+use crate::known::Known;
 use crate::service::refuse;
 
-/// An address from which a known device came counts as known for so long.
-const KNOWN_FOR: Duration = Duration::from_secs(86_400);
-/// Most addresses that are remembered, for rates and as known.
-const MOST_ADDRESSES: usize = 100_000;
 /// After a pause, so many seconds' calls may come at once.
 const BURST: u32 = 10;
 /// Calls that wait for room in memory; further ones are refused at once.
@@ -92,7 +88,7 @@ impl Caller {
     pub fn authenticated(&self) {
         self.peer.authenticated();
         if let Some(address) = self.address {
-            self.peer.gate().remember(address);
+            self.peer.gate().known.add(address);
         }
     }
 
@@ -212,7 +208,7 @@ pub(crate) struct Gate {
     pub limits: Limits,
     addresses: Rates<IpAddr>,
     devices: Rates<(Origin, ClientId)>,
-    known: Mutex<HashMap<IpAddr, Instant>>,
+    known: Known,
     calls: Room,
     bytes: Room,
     waiting: AtomicUsize,
@@ -222,12 +218,12 @@ pub(crate) struct Gate {
 }
 
 impl Gate {
-    pub fn new(limits: Limits, max_connections: usize) -> Self {
+    pub fn new(limits: Limits, max_connections: usize, known: Known) -> Self {
         let reserved = limits.reserved_percent;
         Self {
             addresses: Rates::new(limits.calls_per_address),
             devices: Rates::new(limits.calls_per_device),
-            known: Mutex::default(),
+            known,
             // A device makes one call at a time, or two.
             calls: Room::new(max_connections.saturating_mul(2).max(200), reserved),
             bytes: Room::new(limits.total_bytes, reserved),
@@ -310,26 +306,15 @@ impl Gate {
         Ok(Held::new(permits, bytes))
     }
 
-    fn known(&self) -> std::sync::MutexGuard<'_, HashMap<IpAddr, Instant>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Whether a known device came from there.
     pub fn knows(&self, address: IpAddr) -> bool {
-        self.known().get(&address).is_some_and(|since| since.elapsed() < KNOWN_FOR)
+        self.known.has(address)
     }
 
-    fn remember(&self, address: IpAddr) {
-        let mut known = self.known();
-        if known.len() < MOST_ADDRESSES || known.contains_key(&address) {
-            known.insert(address, Instant::now());
-        }
-    }
-
-    /// Forgets who has not come for long.
+    /// Forgets who has not come for long, and keeps whom it knows.
     pub fn forget_old(&self) {
         self.addresses.forget_old();
         self.devices.forget_old();
-        self.known().retain(|_, since| since.elapsed() < KNOWN_FOR);
+        self.known.keep();
     }
 }

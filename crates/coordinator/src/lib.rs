@@ -10,7 +10,7 @@
 //! - `models`: every model goes out sealed; `grants`: who gets its key; `content_keys`: content keys at rest;
 //! - `tally`: what all rounds add up to; `retention`: what is over is deleted;
 //! - `plausible`: which sums are used; `roster`: which roster is in force;
-//! - `connections`: who may connect; `gate`: rates and room; `calls`: every call on its way in and out; `sampled`: lines about refusals;
+//! - `connections`: who may connect; `gate`: rates and room; `known`: for whom room is kept; `calls`: every call on its way in and out; `sampled`: lines about refusals;
 //! - `service`: the gRPC calls and their errors; `health`: whether devices can be served; `asked`: devices that wait for a round;
 //! - `admin`: what an operator asks of a running coordinator.
 
@@ -24,6 +24,7 @@ mod content_keys;
 mod gate;
 mod grants;
 mod health;
+mod known;
 pub mod learning;
 mod models;
 mod plausible;
@@ -421,7 +422,11 @@ impl Coordinator {
             token,
             content_keys,
             models: models::Models::default(),
-            gate: Arc::new(gate::Gate::new(config.limits.clone(), config.max_connections)),
+            gate: Arc::new(gate::Gate::new(
+                config.limits.clone(),
+                config.max_connections,
+                known::Known::open(&config.state_dir),
+            )),
             stage: Mutex::new(Stage::Starting),
             unready: std::sync::Mutex::new(Some("starting".into())),
             farewell: Mutex::new(None),

@@ -241,11 +241,13 @@ async fn a_roster_file_that_is_older_truncated_or_foreign_is_refused_and_the_las
     let newer = registrar
         .publish(&[keys.signing_key.verifying_key()], std::slice::from_ref(&publisher), now())
         .unwrap()
-        .to_bytes();
+        .to_bytes()
+        .unwrap();
     let foreign = registrar
         .publish(std::slice::from_ref(&publisher), std::slice::from_ref(&publisher), now())
         .unwrap()
-        .to_bytes();
+        .to_bytes()
+        .unwrap();
     let put = |bytes: &[u8]| unisono::files::replace(&file, bytes).unwrap();
     put(&newer);
     let mut coordinator = Coordinator::start(deployment.config.clone()).await.unwrap();

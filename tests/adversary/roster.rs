@@ -76,7 +76,7 @@ fn an_unenrolled_client_with_a_leaf_of_a_roster_that_the_coordinator_made() {
             &[],
             &CAST.coordinator,
         );
-        member.roster = own.unwrap().proof(device.id());
+        member.roster = own.unwrap().proof(device.id()).unwrap();
         members[5] = member;
     });
     assert_eq!(why(error), (5, RosterError::NotInRoster(ClientId([5; 16])).into()));

@@ -156,7 +156,7 @@ fn leaves_at_another_place_of_another_roster_or_missing() {
     // The next epoch, with another key for the same device at the same place: it counts for later rounds.
     let leaves = CAST.identities.iter().map(|identity| leaf(identity, NOW + 2000)).collect();
     let next = Roster::publish(leaves, 8, NOW, &[CAST.coordinator.verifying_key()], &[], &CAST.registrar).unwrap();
-    let next = next.proof(id).unwrap();
+    let next = next.proof(id).unwrap().unwrap();
     assert_eq!(leaf_fault(&|roster, _| *roster = Some(next.clone())), RosterError::NotInRoster(id));
     scene.ends();
 }

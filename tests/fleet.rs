@@ -196,21 +196,24 @@ fn measure(count: u32) -> Vec<Cost> {
     ];
     let roster = world.roster();
     let (clients, tries) = (roster.clients(), 10_000);
-    let began = Instant::now();
-    for i in 0..tries {
-        let client = clients[i * 7919 % clients.len()];
-        let (_, proof) = roster.entry(client).unwrap().unwrap();
-        assert!(proof.path.len() <= 32);
-    }
-    println!("a leaf with its proof: {:.1} us", began.elapsed().as_secs_f64() * 1e6 / tries as f64);
+    let mut took: Vec<Duration> = (0..tries)
+        .map(|i| {
+            let began = Instant::now();
+            let (_, proof) = roster.entry(clients[i * 7919 % clients.len()]).unwrap().unwrap();
+            assert!(proof.path.len() <= 32);
+            began.elapsed()
+        })
+        .collect();
+    took.sort_unstable();
+    println!("a leaf with its proof: {:?}, one of a hundred {:?} or more", took[tries / 2], took[tries * 99 / 100]);
     costs
 }
 
 #[test]
 fn a_coordinator_does_not_hold_its_roster_in_memory() {
-    // The roster's file has 28 MB. The coordinator without devices needs about 25 MB; with the roster's leaves in memory it had 130.
+    // Without devices a coordinator has 19 MB. The roster's file has 28 MB.
     for cost in measure(20_000) {
-        assert!(cost.peak < 60, "{} MB", cost.peak);
+        assert!(cost.peak < 40, "{} MB", cost.peak);
     }
 }
 

@@ -119,7 +119,7 @@ mod tests {
 
     #[test]
     fn an_element_that_is_too_large_stays_in_its_own_place() {
-        for bits in [1, 5, 13, 17, 31, 33, 47, 63] {
+        for bits in [1usize, 5, 13, 17, 31, 33, 47, 63] {
             let mask = u64::MAX >> (64 - bits);
             let values: Vec<u64> = (0..19u64).map(|i| i.wrapping_mul(0x9e37_79b9_7f4a_7c15) & mask).collect();
             let mut packed = vec![0; (19 * bits).div_ceil(8)];

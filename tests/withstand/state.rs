@@ -175,3 +175,21 @@ async fn a_missing_upload_ends_its_round_and_a_restart_goes_on() {
     assert_eq!(all(devices(&deployment, &endpoint, 0..5)).await, vec![Summary { completed: 1, missed: 0 }; 5]);
     coordinator.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_key_encryption_key_than_that_of_the_release_is_noticed_at_the_start() {
+    let deployment = deployment(1);
+    let mut coordinator = Coordinator::start(deployment.config.clone()).await.unwrap();
+    all(devices(&deployment, &format!("http://{}", coordinator.address()), 0..5)).await;
+    coordinator.trained().await.unwrap();
+    coordinator.stop().await;
+    let path = deployment.folder().join("kek.key");
+    let good = std::fs::read_to_string(&path).unwrap();
+    let (head, digits) = good.trim_end().rsplit_once(' ').unwrap();
+    let other: String = digits.chars().rev().collect();
+    std::fs::write(&path, format!("{head} {other}\n")).unwrap();
+    let error = Coordinator::start(deployment.config.clone()).await.err().unwrap().to_string();
+    assert!(error.contains("release.key_encryption_key") && error.contains("version 1"), "{error}");
+    std::fs::write(&path, good).unwrap();
+    Coordinator::start(deployment.config.clone()).await.unwrap().stop().await;
+}

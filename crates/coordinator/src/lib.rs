@@ -112,6 +112,17 @@ pub enum CoordinatorError {
         /// Epoch of the roster in force.
         epoch: u64,
     },
+    /// The key-encryption key is another one than before: nobody could get a grant.
+    #[error(
+        "`release.key_encryption_key` is not the key under which version {version} of model `{model_id}` was released, so no device \
+             could get its grant: configure the key of before"
+    )]
+    OtherKeyEncryptionKey {
+        /// Which model.
+        model_id: String,
+        /// Its latest release.
+        version: u64,
+    },
     /// An error of this software.
     #[error("the training loop panicked: {0}")]
     Panicked(String),
@@ -130,6 +141,7 @@ impl CoordinatorError {
             Self::Release(_) => "release",
             Self::Changed { .. } | Self::NoSuchSetting { .. } => "settings",
             Self::PublisherNotNamed { .. } => "publisher",
+            Self::OtherKeyEncryptionKey { .. } => "key_encryption_key",
             Self::Panicked(_) => "panic",
         }
     }
@@ -409,6 +421,13 @@ impl Coordinator {
         if let Some(keys) = &round_keys {
             let roster = rosters.newest(&store, keys).await?;
             check_publisher(&roster, release_keys.as_ref())?;
+        }
+        if let Some(release) = &config.release
+            && let Some(latest) = store.latest_release(&release.model_id).await?
+            && content_keys.unwrap(&latest.wrapped_key, &latest.header_hash).is_err()
+        {
+            let (model_id, version) = (latest.name, latest.version);
+            return Err(CoordinatorError::OtherKeyEncryptionKey { model_id, version });
         }
         settings::settle(&store, &config, accept).await?;
         let listen_error = |source| CoordinatorError::Listen { address: config.listen, source };

@@ -23,8 +23,8 @@ pub const CLIENTS: u32 = 5;
 
 pub fn deployment(rounds: u64) -> Deployment {
     let mut deployment = Deployment::make(&Plan { clients: CLIENTS, rounds, delta: 0.2, max_examples: 10 }).unwrap();
-    // Several chunks of 650 elements; phases that wait for all who live.
-    deployment.config.round.chunk_elements = 64;
+    // Several chunks of 650 elements; phases that wait for all who live, on a busy machine, too.
+    (deployment.config.round.chunk_elements, deployment.config.round.straggler_grace_ms) = (64, Some(1_500));
     deployment
 }
 

@@ -58,9 +58,9 @@ pub fn cases() -> Vec<Value> {
     vec![
         case(
             "GetRoundRequest",
-            &GetRoundRequest { task: "digits".into(), after_round: 300, wait_ms: 20_000, ..Default::default() },
-            &[Bytes(1, b"digits".into()), Varint(2, 300), Varint(3, 20_000)],
-            json!({ "task": "digits", "after_round": 300, "wait_ms": 20_000 }),
+            &GetRoundRequest { task: "digits".into(), after_round: 300, wait_ms: 20_000, missed: "trainer".into() },
+            &[Bytes(1, b"digits".into()), Varint(2, 300), Varint(3, 20_000), Bytes(4, b"trainer".into())],
+            json!({ "task": "digits", "after_round": 300, "wait_ms": 20_000, "missed": "trainer" }),
         ),
         case(
             "GetRoundResponse",
@@ -121,6 +121,18 @@ pub fn cases() -> Vec<Value> {
             &answer(Answer::View(view)),
             &[Bytes(1, view_bytes)],
             json!({ "view": { "survivors": { "cohort_id": hex(hash), "survivors": hex(survivors) } } }),
+        ),
+        case(
+            "LeftOut",
+            &LeftOut { reason: "others were drawn".into(), after_ms: 5_000 },
+            &[Bytes(1, b"others were drawn".into()), Varint(2, 5_000)],
+            json!({ "reason": "others were drawn", "after_ms": 5_000 }),
+        ),
+        case(
+            "PollResponse",
+            &answer(Answer::LeftOut(LeftOut { reason: "others were drawn".into(), after_ms: 5_000 })),
+            &[Bytes(4, encode(&[Bytes(1, b"others were drawn".into()), Varint(2, 5_000)]))],
+            json!({ "left_out": { "reason": "others were drawn", "after_ms": 5_000 } }),
         ),
         case(
             "Waiting",

@@ -7,7 +7,7 @@ use unisono::client::{Error, TrainingRound, Update};
 use unisono::coordinator::{Coordinator, Event as Happened};
 use unisono::protocol::client::ClientError;
 use unisono::protocol::policy::Policy;
-use unisono::protocol::proto::client_message::Step;
+use unisono::protocol::proto::{ClientMessage, client_message::Step};
 use unisono::protocol::server::Phase;
 
 use crate::deployed::{Raw, all, builder, constant, deployment, devices, finished};
@@ -93,8 +93,8 @@ async fn late_upload(header_in_time: bool) {
     assert!((result.aggregate.mean[0] - 0.025).abs() < 1e-3, "{}", result.aggregate.mean[0]);
     let error = late.await.unwrap();
     assert!(error.to_string().contains("the certified set of survivors is without this device"), "{error}");
-    let sent = sent.lock().unwrap();
-    let endorsed = sent.messages.iter().filter(|message| matches!(message.step, Some(Step::Endorsement(_)))).count();
+    let endorses = |message: &&ClientMessage| matches!(message.step, Some(Step::Endorsement(_)));
+    let endorsed = sent.lock().unwrap().messages.iter().filter(endorses).count();
     assert_eq!(endorsed, 1);
     assert!(silent.await.unwrap().is_err());
     assert!(all(honest).await.iter().all(|summary| summary.completed == 1));

@@ -8,7 +8,7 @@ use prost::Message;
 use rand_core::UnwrapErr;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use unisono::client::{Client, ClientBuilder, Error, Retry, Summary};
+use unisono::client::{Client, ClientBuilder, Error, Event, Retry, Summary};
 use unisono::coordinator::config::Mode;
 use unisono::coordinator::{Coordinator, CoordinatorError};
 use unisono::crypto::kem::EncapsulationKey;
@@ -198,7 +198,12 @@ async fn broken(mut deployment: Deployment) -> (u64, u64) {
     let mut set = JoinSet::new();
     for i in 0..CLIENTS {
         let endpoint = if i == 4 { &tap.endpoint } else { &others.endpoint };
-        let mut client = builder(&deployment, endpoint, i).build(held(i, wait.clone())).unwrap();
+        let tell = move |event: &Event<'_>| {
+            if let Event::Missed { error, .. } = event {
+                eprintln!("device {i}: {error}");
+            }
+        };
+        let mut client = builder(&deployment, endpoint, i).on_event(tell).build(held(i, wait.clone())).unwrap();
         set.spawn(async move { client.run().await });
     }
     tap.cut.notified().await;

@@ -170,6 +170,11 @@ impl Error {
         matches!(self, Self::Refused { reason, .. } if reason == "wrong_phase")
     }
 
+    /// Whether the coordinator does not know a sealed file any more that it served.
+    pub(crate) fn is_unknown_file(&self) -> bool {
+        matches!(self, Self::Refused { reason, .. } if reason == "no_such_release")
+    }
+
     /// Whether the coordinator takes this device again in some later round, and not in this one.
     pub(crate) fn is_suspension(&self) -> bool {
         matches!(self, Self::Refused { reason, .. } if reason == "suspended")

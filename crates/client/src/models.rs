@@ -25,6 +25,8 @@ use crate::{Client, Error, now};
 
 /// Bytes of header, tags and signatures that a file may have beyond its payload.
 const SEALED_OVERHEAD: u64 = 1 << 20;
+/// A file that nobody grants is fetched again so often: it was sealed anew.
+const MOST_FILES: u32 = 3;
 /// A request for a grant is signed anew after so many seconds of tries: the coordinator takes none that is older than 300.
 const REQUEST_AGE: u64 = 120;
 
@@ -106,10 +108,18 @@ impl Client {
     }
 
     async fn open_sealed(&self, wanted: Wanted) -> Result<OpenedModel, Error> {
-        let mut file = Vec::new();
-        self.fetch_sealed(&wanted, &mut file).await?;
+        let mut tries = 0;
+        let (file, (content, policy)) = loop {
+            let mut file = Vec::new();
+            let header = self.fetch_sealed(&wanted, &mut file).await?;
+            tries += 1;
+            match self.granted(&header, &wanted).await {
+                // The coordinator has sealed the model anew meanwhile, as after a restart without a key-encryption key.
+                Err(error) if error.is_unknown_file() && tries < MOST_FILES => {}
+                result => break (file, result?),
+            }
+        };
         let release = Release::parse(&file)?;
-        let (content, policy) = self.granted(&release.header, wanted).await?;
         let plaintext = open(&release, &content, &policy, &mut self.record.clone(), now())?;
         Ok(OpenedModel { header: release.header.fields.clone(), plaintext })
     }
@@ -130,13 +140,13 @@ impl Client {
         let folder = self.record.folder().unwrap_or_else(std::env::temp_dir);
         let mut file = tempfile::tempfile_in(folder).map_err(Error::Download)?;
         let header = self.fetch_sealed(&wanted, &mut file).await?;
-        let (content, policy) = self.granted(&header, wanted).await?;
+        let (content, policy) = self.granted(&header, &wanted).await?;
         let header = open_to(&mut file, &content, &policy, &mut self.record.clone(), now(), out)?;
         Ok(header.fields)
     }
 
     /// The content key of a file, out of this device's grant, and what is asked of the file.
-    async fn granted(&self, header: &Header, wanted: Wanted) -> Result<(ContentKey, OpenPolicy), Error> {
+    async fn granted(&self, header: &Header, wanted: &Wanted) -> Result<(ContentKey, OpenPolicy), Error> {
         let GrantResponse { grant, roster_head } = self.request_grant(&header.hash, wanted.authority).await?;
         let grant = grant.ok_or_else(|| Error::Answer("there is no grant in it".into()))?;
 
@@ -161,8 +171,9 @@ impl Client {
                 (content, Signers::Keys(keys))
             }
         };
-        let Wanted { kind, name, version, max_payload, .. } = wanted;
-        let policy = OpenPolicy { signers, kind, model_id: Some(name), version, min_roster_epoch, max_payload };
+        let &Wanted { kind, version, max_payload, .. } = wanted;
+        let model_id = Some(wanted.name.clone());
+        let policy = OpenPolicy { signers, kind, model_id, version, min_roster_epoch, max_payload };
         Ok((content, policy))
     }
 

@@ -317,12 +317,16 @@ async fn play(shared: &Shared, tally: &mut Tally) -> Result<bool, CoordinatorErr
             Ok(Some(outcome)) => Ok(outcome),
             Err(abort) => Err(abort),
         };
+        // Told before the round is gone: a device that asks in between would take it for a missed one.
+        *shared.last_end.lock().await = Some(match &result {
+            Ok(_) => End::with_sum(round_id),
+            Err(abort) => End { round_id, gave_sum: false, reason: format!("the round was aborted: {abort}") },
+        });
         *stage = Stage::Idle;
         drop(stage);
         reset_gauges();
         let sum = match result {
             Ok(outcome) => {
-                *shared.last_end.lock().await = Some(End::with_sum(round_id));
                 let after_advertise: f64 = seconds.iter().skip(1).map(|(_, seconds)| seconds).sum();
                 *shared.pace.lock().unwrap_or_else(PoisonError::into_inner) =
                     Duration::try_from_secs_f64(after_advertise).ok();
@@ -335,8 +339,6 @@ async fn play(shared: &Shared, tally: &mut Tally) -> Result<bool, CoordinatorErr
                 record_suspects(shared, round, &suspects, abort.code()).await?;
                 shared.store.abort_round(round_id, &abort.to_string()).await?;
                 counter!("unisono_rounds_total", "result" => abort.code()).increment(1);
-                *shared.last_end.lock().await =
-                    Some(End { round_id, gave_sum: false, reason: format!("the round was aborted: {abort}") });
                 shared.emit(Event::RoundAborted { round, reason: abort.to_string(), suspects });
                 false
             }

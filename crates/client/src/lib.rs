@@ -41,6 +41,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use rand::RngExt;
 use unisono_crypto::ring::RingVector;
 use unisono_crypto::sign::VerifyingKey;
 use unisono_protocol::client::{Identity, Trust};
@@ -229,6 +230,9 @@ impl ClientBuilder {
     }
 }
 
+/// A device that was left out of a round comes back no earlier.
+const SHORTEST_REST: Duration = Duration::from_millis(100);
+
 /// One device's part in one task.
 pub struct Client {
     connection: Connection,
@@ -334,7 +338,9 @@ impl Client {
             Err(error) => {
                 if let Some(after) = error.left_out() {
                     self.tell(&Event::LeftOut { round: self.attempted, after });
-                    tokio::time::sleep(after).await;
+                    // All who were left out are told the same, and whoever says it has not to be believed.
+                    let pause = after.max(SHORTEST_REST).mul_f64(rand::rng().random_range(1.0..1.25));
+                    tokio::time::sleep(pause).await;
                     return Ok(Some(Err(error)));
                 }
                 self.tell(&Event::Missed { round: self.attempted, error: &error });

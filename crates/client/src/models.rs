@@ -187,7 +187,7 @@ impl Client {
         let head = head.ok_or_else(|| Error::Answer("there is no roster head in it".into()))?;
         let head = Head::verify(head, registrar)?;
         let mut record = self.record.clone();
-        let seen = record.roster_epoch()?;
+        let seen = record.roster_epoch()?.max(self.trust.policy.min_roster_epoch);
         if head.epoch < seen {
             return Err(ClientError::StaleRoster { epoch: head.epoch, seen }.into());
         }

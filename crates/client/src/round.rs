@@ -204,12 +204,17 @@ impl Client {
                     waiting.still(&format!("round {}, before phase {phase}: {}", params.wire.round, answer.reason));
                 }
                 Some(Answer::Ended(Ended { reason, gave_sum })) => return Err(Error::Ended { reason, gave_sum }),
-                Some(Answer::LeftOut(LeftOut { reason, after_ms })) => {
+                Some(Answer::LeftOut(LeftOut { reason, after_ms })) if phase == Phase::Share => {
                     return Err(Error::left_out_for(reason, after_ms));
                 }
                 Some(Answer::View(view)) => {
                     let empty = || Error::Answer(format!("phase {phase} came without a view"));
                     return view.view.ok_or_else(empty);
+                }
+                Some(Answer::LeftOut(_)) => {
+                    return Err(Error::Answer(format!(
+                        "left out of a cohort in phase {phase}, of which it is a member"
+                    )));
                 }
                 None => return Err(Error::Answer("an empty answer to a poll".into())),
             }

@@ -14,7 +14,7 @@ use unisono_crypto::kdf::{hash, label};
 use unisono_crypto::kem::EncapsulationKey;
 use unisono_protocol::ClientId;
 use unisono_protocol::proto::Signed;
-use unisono_protocol::roster::{Leaf, Roster, release_key_hash};
+use unisono_protocol::roster::{Leaf, Roster, RosterError, release_key_hash};
 use unisono_protocol::server::Phase;
 use unisono_release::proto::{SealedKind, SignedGrant};
 use unisono_release::{Issuer, Recipient, Token, grant};
@@ -125,9 +125,13 @@ impl<'a> Asked<'a> {
             let why = format!("the roster of epoch {epoch} has no client {client}: never enrolled, or revoked");
             refuse(Code::PermissionDenied, "unknown_client", &why)
         };
-        let leaf = roster.leaf(client).map_err(|error| {
-            shared.rosters.doubt();
-            no_roster(&error)
+        let leaf = roster.leaf(client).map_err(|error| match error {
+            RosterError::Unreadable(_) => {
+                shared.rosters.doubt();
+                no_roster(&error)
+            }
+            // What the registrar has signed about this one device is of no use.
+            _ => refuse(Code::PermissionDenied, "roster", &error),
         })?;
         let leaf = leaf.ok_or_else(unknown)?;
         leaf.check_validity(now()).map_err(|e| refuse(Code::PermissionDenied, "expired_client", &e))?;
@@ -147,8 +151,9 @@ impl<'a> Asked<'a> {
             let why = "the proof of the token is missing or wrong: give the device the coordinator's token";
             return Err(refuse(Code::PermissionDenied, "token", &why));
         }
+        self.check_clock()?;
         caller.authenticated();
-        self.check_clock()
+        Ok(())
     }
 
     /// Whether the device may have the base model now: it is the one of the round at hand, and the device is in its cohort.

@@ -232,8 +232,10 @@ impl Rosters {
         loader.verified = Some(Instant::now());
         counter!("unisono_roster_doubts_total").increment(1);
         match kept(store, keys, loader.newest).await {
-            Ok(Some(roster)) => self.put_in_force(Arc::new(roster)),
-            Ok(None) => match take(loader.newest, store, keys).await {
+            Ok(Some(roster)) if names(roster.head(), keys) && roster.head().epoch == loader.newest => {
+                self.put_in_force(Arc::new(roster));
+            }
+            Ok(_) => match take(loader.newest, store, keys).await {
                 Ok(roster) => {
                     tracing::warn!(epoch = roster.head().epoch, "the kept roster was damaged, and was copied again");
                     loader.newest = roster.head().epoch;

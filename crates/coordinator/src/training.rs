@@ -470,6 +470,9 @@ async fn wait(shared: &Shared) -> Next {
                     }
                     tracing::info!(round = number, %phase, answered, expected, n_min, late, open_for, waiting, ahead, "phase is open");
                 }
+                if late && let Some(end) = newer_roster(shared, server) {
+                    return end;
+                }
                 if late && let Some(end) = jump(shared, number, n_min.saturating_sub(answered)) {
                     return end;
                 }
@@ -515,6 +518,20 @@ fn ordered(order: Order, number: u64) -> Option<Next> {
         }
     };
     Some(Next::End { reason, code, skip_to, order: Some(order) })
+}
+
+/// When phase 0 is over, too few have come, and a newer roster is in force: who was enrolled since can't come to this round, and who has
+/// seen the newer one takes no older one.
+fn newer_roster(shared: &Shared, server: &Server) -> Option<Next> {
+    let (epoch, newest) = (server.params().wire.roster_epoch, shared.rosters.in_force()?.head().epoch);
+    let reason =
+        || format!("too few came under the roster of epoch {epoch}, and one of epoch {newest} is in force now");
+    (server.phase() == Phase::Advertise && newest > epoch).then(|| Next::End {
+        reason: reason(),
+        code: "roster",
+        skip_to: None,
+        order: None,
+    })
 }
 
 /// When phase 0 is over and `needed` devices are missing, while as many are in later rounds already: on with their number.

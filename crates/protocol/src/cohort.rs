@@ -208,6 +208,12 @@ impl Advert {
         let channel = seen.insert(self.channel_ek.as_bytes().to_vec());
         mask && channel
     }
+
+    /// Undoes [`Self::insert_keys`].
+    pub(crate) fn remove_keys(&self, seen: &mut BTreeSet<Vec<u8>>) {
+        seen.remove(self.mask_ek.as_bytes());
+        seen.remove(self.channel_ek.as_bytes());
+    }
 }
 
 #[cfg(test)]

@@ -118,7 +118,11 @@ fn copy_folder(from: &Path, to: &Path) -> io::Result<()> {
             copy_folder(&source, &target)?;
         } else if !entry.file_name().to_string_lossy().contains('#') {
             // `object_store` writes to a name with `#`, and renames.
-            std::fs::copy(&source, &target)?;
+            match std::fs::copy(&source, &target) {
+                // A sealed base model or an older roster, which the next round deletes. They are made anew where they are needed.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                copied => copied?,
+            };
             std::fs::set_permissions(&target, Permissions::from_mode(0o600))?;
             File::open(&target)?.sync_all()?;
         }

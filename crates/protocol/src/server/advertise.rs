@@ -28,6 +28,9 @@ pub fn place_in_draw(round: RoundId, client: ClientId) -> [u8; 32] {
     hash(label::COHORT_DRAW, &[&round.0, &client.0])
 }
 
+/// In semi-honest mode: so many times `n_max` clients are left out for others at most, then who is in stays.
+const MOST_LEFT_OUT: usize = 4;
+
 pub(super) struct Advertising {
     context: Context,
     members: BTreeMap<ClientId, Member>,
@@ -52,18 +55,21 @@ impl Advertising {
 
     pub fn absorb(&mut self, client: ClientId, signed: &Signed, now: u64) -> Result<(), Reason> {
         let params = &self.context.params;
+        // Before the roster is read and the signature verified, which take most of the time.
+        let place = (place_in_draw(params.round_id, client), client);
+        let n_max = params.wire.n_max as usize;
+        let full = self.members.len() >= n_max;
+        // Where ids are free, somebody could take one place after the other.
+        let too_many = self.context.authority.is_none() && self.left_out.len() >= MOST_LEFT_OUT * n_max;
+        if full && (too_many || self.places.last().is_none_or(|last| place > *last)) {
+            return Err(Reason::Full { n_max: params.wire.n_max });
+        }
         let (mut identity, mut roster) = (None, None);
         if let Some(authority) = &self.context.authority {
             let unknown = || Reason::Unknown { epoch: authority.roster.head().epoch };
             let (leaf, proof) = authority.roster.entry(client)?.ok_or_else(unknown)?;
             leaf.check_validity(now)?;
             (identity, roster) = (Some(leaf.identity_key), Some(proof));
-        }
-        // Before the signature, which takes most of the time.
-        let place = (place_in_draw(params.round_id, client), client);
-        let full = self.members.len() >= params.wire.n_max as usize;
-        if full && self.places.last().is_none_or(|last| place > *last) {
-            return Err(Reason::Full { n_max: params.wire.n_max });
         }
         signed::verify::<proto::Advert>(signed, label::SIG_ADVERT, identity.as_ref(), "advert")?;
         let advert = Advert::from_payload(&signed.payload, params.round_id)?;
@@ -84,7 +90,9 @@ impl Advertising {
     }
 
     fn leave_out(&mut self, client: ClientId) {
-        self.members.remove(&client);
+        if let Some(member) = self.members.remove(&client) {
+            member.advert.remove_keys(&mut self.keys);
+        }
         self.left_out.insert(client);
     }
 

@@ -244,36 +244,14 @@ impl Active {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn config() -> crate::Config {
-        let text = r#"
-            listen = "127.0.0.1:0"
-            state_dir = "state"
-            [task]
-            name = "t"
-            rounds = 1
-            initial_model = "m"
-            [round]
-            mode = "semi-honest"
-            n_min = 3
-            n_max = 5
-            gamma = 0.05
-            delta = 0.2
-            advertise_ms = 60000
-            [quantiser]
-            bits = 8
-            clip = 1.0
-            max_weight = 1.0
-        "#;
-        toml::from_str(text).unwrap()
-    }
+    use crate::config::example;
 
     #[tokio::test]
     async fn after_a_restart_a_phase_has_its_remaining_time() {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(folder.path()).await.unwrap();
         let left = async |number: u64, ago_s: u64| {
-            let mut params = config().params(number, 0, [0; 32], 8, (0, Vec::new())).unwrap();
+            let mut params = example("").params(number, 0, [0; 32], 8, (0, Vec::new())).unwrap();
             params.opened_at = crate::now() - ago_s;
             let opened = Active::open(&store, &params, None).await.unwrap();
             let stored = store.open_round("t").await.unwrap().unwrap();
@@ -286,7 +264,7 @@ mod tests {
         assert!((8.0..=10.0).contains(&some), "{some}");
         assert_eq!(left(2, 500).await, 0.0);
         // A clock that was set back does not lengthen it.
-        let mut params = config().params(3, 0, [0; 32], 8, (0, Vec::new())).unwrap();
+        let mut params = example("").params(3, 0, [0; 32], 8, (0, Vec::new())).unwrap();
         params.opened_at = crate::now() + 5_000;
         Active::open(&store, &params, None).await.unwrap();
         let stored = store.open_round("t").await.unwrap().unwrap();

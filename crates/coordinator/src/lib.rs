@@ -6,7 +6,7 @@
 //!
 //! - `config`: one TOML file; `storage`: SQLite and blobs; `active`: the round at hand, made durable;
 //! - `settings`: what a task learns with may not change unnoticed;
-//! - `training`: the loop over rounds; `learning`: optimisers and early stop;
+//! - `training`: the loop over rounds; `waiting`: how long a phase stays open; `sums`: what a sum gives; `learning`: optimisers and early stop;
 //! - `models`: every model goes out sealed; `grants`: who gets its key; `content_keys`: content keys at rest;
 //! - `tally`: what all rounds add up to; `retention`: what is over is deleted;
 //! - `plausible`: which sums are used; `roster`: which roster is in force;
@@ -35,8 +35,10 @@ mod sampled;
 mod service;
 mod settings;
 pub mod storage;
+mod sums;
 mod tally;
 mod training;
+mod waiting;
 
 use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError};

@@ -201,36 +201,13 @@ mod tests {
     use super::*;
     use crate::storage::{FinishedRound, Outdated};
 
-    fn config(initial_model: &Path) -> Config {
-        let text = format!(
-            r#"
-            listen = "127.0.0.1:0"
-            state_dir = "state"
-            [task]
-            name = "t"
-            rounds = 5
-            initial_model = {initial_model:?}
-            [round]
-            mode = "semi-honest"
-            n_min = 3
-            n_max = 5
-            gamma = 0.05
-            delta = 0.2
-            [quantiser]
-            bits = 8
-            clip = 1.0
-            max_weight = 1.0
-        "#
-        );
-        toml::from_str(&text).unwrap()
-    }
-
     #[tokio::test]
     async fn the_first_version_may_go_once_something_is_learned() {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(&folder.path().join("state")).await.unwrap();
         let file = folder.path().join("initial.safetensors");
-        let config = config(&file);
+        let mut config = crate::config::example("");
+        config.task.initial_model = file.clone();
         let model = |x: f32| Model::new([("w", vec![2], vec![x, x])]).unwrap().to_safetensors().unwrap();
         // A state of an earlier version: it has the model and no settings, and the file is gone.
         store.put_model("t", 0, model(1.0), None).await.unwrap();

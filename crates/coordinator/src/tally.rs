@@ -176,35 +176,10 @@ mod tests {
     use unisono_protocol::RoundId;
 
     use super::*;
-    use crate::storage::DeletedRounds;
+    use crate::config::example;
+    use crate::storage::{DeletedRounds, Event};
 
     const TASK: &str = "t";
-
-    fn config(more: &str) -> Config {
-        let text = format!(
-            r#"
-            listen = "127.0.0.1:0"
-            state_dir = "state"
-            [task]
-            name = "{TASK}"
-            rounds = 1000
-            initial_model = "m"
-            [round]
-            mode = "semi-honest"
-            n_min = 3
-            n_max = 5
-            gamma = 0.05
-            delta = 0.2
-            [quantiser]
-            bits = 8
-            clip = 1.0
-            l2_clip = 1.0
-            max_weight = 1.0
-            {more}
-        "#
-        );
-        toml::from_str(&text).unwrap()
-    }
 
     const PRIVATE: &str = "[privacy]\nnoise_multiplier = 2.0\ndelta = 1e-5";
 
@@ -223,7 +198,7 @@ mod tests {
 
     impl World {
         fn new(more: &str) -> Self {
-            Self { folder: tempfile::tempdir().unwrap(), config: config(more), learned: 0 }
+            Self { folder: tempfile::tempdir().unwrap(), config: example(more), learned: 0 }
         }
 
         async fn open(&self) -> (Store, Tally) {
@@ -260,6 +235,26 @@ mod tests {
             account.add(&params(config, number).1, 4 + (number % 2) as u32, 5, 0.5);
         }
         account
+    }
+
+    #[tokio::test]
+    async fn a_round_that_is_given_up_in_its_last_phase_may_have_given_its_sum_and_counts() {
+        let world = World::new(PRIVATE);
+        let (store, _) = world.open().await;
+        for (number, closed) in [(1, 2), (2, 3)] {
+            let round_id = RoundId([number as u8; 32]);
+            store.insert_round(round_id, TASK, number, &params(&world.config, number).0).await.unwrap();
+            store.append_events(round_id, 0, &vec![Event::Close(1); closed]).await.unwrap();
+            let stored = store.open_round(TASK).await.unwrap().unwrap();
+            store.give_up_round(&stored, "its model can't be stored").await.unwrap();
+        }
+        let counted = store.ended_rounds(TASK, 0).await.unwrap();
+        assert_eq!(counted.len(), 1);
+        let round = &counted[0];
+        // As few clients as it can have had, of as many: with the least noise.
+        assert_eq!((round.number, round.survivors, round.cohort, &round.used), (2, 3, 5, &None));
+        let tally = Tally::open(&store, &world.config).await.unwrap();
+        assert!(tally.discarded == 1 && tally.epsilon().unwrap() > 0.0);
     }
 
     #[tokio::test]
@@ -338,7 +333,7 @@ mod tests {
         store.delete_rounds(TASK, Some(0), Some(0)).await.unwrap();
         store.close().await;
         drop(store);
-        world.config = config(PRIVATE);
+        world.config = example(PRIVATE);
         assert_eq!(world.open().await.1.epsilon(), Some(f64::INFINITY));
     }
 

@@ -7,18 +7,17 @@ use std::time::{Duration, Instant};
 
 use metrics::{counter, gauge, histogram};
 use unisono_protocol::degree::drop_outs;
-use unisono_protocol::encoding::{Aggregate, EncodingError};
 use unisono_protocol::params::RoundParams;
-use unisono_protocol::server::{Authority, Outcome, Phase, Progress, Report, Server};
+use unisono_protocol::server::{Authority, Outcome, Phase, Report, Server};
 use unisono_protocol::{ClientId, RoundId};
-use unisono_wire::model::{Model, ModelError, model_hash};
+use unisono_wire::model::{Model, model_hash};
 
 use crate::active::{Active, RecoverError};
-use crate::admin::{Order, What};
-use crate::learning::{self, Moments};
-use crate::plausible::{self, Implausible};
+use crate::admin::What;
 use crate::storage::FinishedRound;
+use crate::sums::{Applied, apply};
 use crate::tally::Tally;
+use crate::waiting::{Next, wait};
 use crate::{CoordinatorError, End, Event, Failed, PrivacySpent, RoundResult, Shared, Stage, StoreError, models, now};
 
 /// First pause before what failed is tried again; it doubles.
@@ -29,15 +28,6 @@ const LONGEST_PASSING: Duration = Duration::from_secs(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// A round that fails so often in the same way when it is replayed is aborted.
 const MOST_REPLAYS: u64 = 2;
-/// After a restart a phase stays open for at least so long, and grace for stragglers does not begin before: devices dial again after
-/// pauses.
-const RECONNECT: Duration = Duration::from_secs(15);
-/// A phase that does not close says why at this interval.
-const REPORT_EVERY: Duration = Duration::from_secs(60);
-/// How long phase 0 stays open at least, unless it is set, where the roster has more devices than a cohort: slow ones are drawn, too.
-const DRAW: Duration = Duration::from_secs(2);
-/// How often a phase 0 whose time is over looks for devices that are ahead.
-const LATE_TICK: Duration = Duration::from_secs(1);
 
 /// Runs rounds until the task is finished. What fails is told, counted and tried again: devices are asked to wait meanwhile, and never
 /// told that the task is finished.
@@ -102,7 +92,9 @@ async fn failed_again(shared: &Shared, round_id: RoundId, reason: &str) -> Resul
     let reason = format!("it failed in the same way when it was replayed {times} times: {reason}");
     tracing::error!(%round_id, %reason, "round aborted");
     counter!("unisono_rounds_total", "result" => "replay_failed").increment(1);
-    shared.store.abort_round(round_id, &reason).await?;
+    let stored = shared.store.open_round(&shared.config.task.name).await?;
+    let Some(stored) = stored.filter(|stored| stored.round_id == round_id) else { return Ok(()) };
+    shared.store.give_up_round(&stored, &reason).await?;
     shared.emit(Event::RoundAborted { round: shared.asked.reached(), reason: reason.clone(), suspects: Vec::new() });
     *shared.last_end.lock().await = Some(End { round_id, gave_sum: false, reason });
     Ok(())
@@ -141,7 +133,7 @@ async fn order_at_rest(shared: &Shared, what: &What) -> Result<Result<String, St
         }
     };
     if let Some(open) = open {
-        shared.store.abort_round(open.round_id, &reason).await?;
+        shared.store.give_up_round(&open, &reason).await?;
         *shared.last_end.lock().await = Some(End { round_id: open.round_id, gave_sum: false, reason: reason.clone() });
     }
     Ok(Ok(reason))
@@ -227,7 +219,7 @@ async fn recover(shared: &Shared, replayed: &Mutex<Option<RoundId>>) -> Result<O
             let reason = format!("it can't go on after a restart: {error}");
             tracing::warn!(round_id = %stored.round_id, %reason, "round aborted");
             counter!("unisono_rounds_total", "result" => "not_recovered").increment(1);
-            shared.store.abort_round(stored.round_id, &reason).await?;
+            shared.store.give_up_round(&stored, &reason).await?;
             *shared.last_end.lock().await = Some(End { round_id: stored.round_id, gave_sum: false, reason });
             *replayed.lock().unwrap_or_else(PoisonError::into_inner) = None;
             Ok(None)
@@ -271,7 +263,7 @@ async fn suspend(shared: &Shared, active: &mut Active) -> Result<(), Coordinator
     Ok(())
 }
 
-async fn stored_model(shared: &Shared, version: u64) -> Result<(Model, Vec<u8>), CoordinatorError> {
+pub async fn stored_model(shared: &Shared, version: u64) -> Result<(Model, Vec<u8>), CoordinatorError> {
     let bytes = shared.store.get_model(&shared.config.task.name, version).await?;
     let damaged = || crate::StoreError::Damaged(format!("version {version} of the model is missing"));
     let bytes = bytes.ok_or_else(damaged)?;
@@ -402,240 +394,6 @@ async fn record_suspects(
     Ok(())
 }
 
-/// What comes after waiting in a phase.
-enum Next {
-    /// The phase is closed.
-    Close,
-    /// The round ends without a sum.
-    End { reason: String, code: &'static str, skip_to: Option<u64>, order: Option<Order> },
-}
-
-/// Waits until the phase may be closed: everybody has answered, its time is over, or the grace for stragglers is. Phase 0 also
-/// waits for `n_min` clients, unless some are suspended: then the round ends, so that their time passes; and where more devices may come
-/// than there is room for, it stays open so long that slow ones can be drawn. It ends as well when an
-/// operator says so, and when as many devices as are needed are in later rounds already: this coordinator's state went back.
-async fn wait(shared: &Shared) -> Next {
-    let began = tokio::time::Instant::now();
-    let (number, phase, remaining, back, drawn) = match &*shared.stage.lock().await {
-        Stage::Running(active) => {
-            let phase = active.server().phase();
-            let limit =
-                Duration::from_millis(phase.deadline_ms(&active.server().params().wire.deadlines.unwrap_or_default()));
-            let back = active.interrupted.then(|| began + RECONNECT.min(limit));
-            let remaining = active.remaining(phase);
-            // Counted from the phase's beginning, also after a restart.
-            let drawn = began + draw(shared, active.server()).min(limit).saturating_sub(limit - remaining);
-            (active.number, phase, remaining, back.unwrap_or(began), drawn)
-        }
-        _ => return Next::Close,
-    };
-    gauge!("unisono_phase").set(f64::from(phase as u32));
-    let grace = shared.config.round.straggler_grace_ms.map(Duration::from_millis);
-    let mut deadline = (began + remaining).max(back);
-    let (mut graced, mut report) = (false, began + REPORT_EVERY);
-    loop {
-        let now = tokio::time::Instant::now();
-        let late = now >= deadline;
-        let (accepted, given) = (shared.accepted.notified(), shared.orders.given.notified());
-        if let Some(order) = shared.orders.take()
-            && let Some(end) = ordered(order, number)
-        {
-            return end;
-        }
-        let devices = shared.asked.count();
-        match &*shared.stage.lock().await {
-            Stage::Running(active) => {
-                let server = active.server();
-                let (Progress { answered, expected }, n_min) = (server.progress(), server.params().wire.n_min as usize);
-                gauge!("unisono_phase_answered").set(answered as f64);
-                gauge!("unisono_phase_expected").set(expected as f64);
-                gauge!("unisono_phase_late").set(f64::from(u8::from(late)));
-                let enough = phase != Phase::Advertise || answered >= n_min;
-                let ready = || now >= drawn && tokio::task::block_in_place(|| server.ready());
-                if (late && (enough || server.suspends())) || ready() {
-                    return Next::Close;
-                }
-                if now >= report {
-                    report = now + REPORT_EVERY;
-                    let (waiting, ahead) = (devices.waiting, devices.ahead);
-                    let open_for = began.elapsed().as_secs();
-                    if ahead > 0 {
-                        let highest = devices.highest;
-                        tracing::warn!(
-                            round = number,
-                            ahead,
-                            highest,
-                            "devices are ahead: if this state went back, `unisono admin skip-to-round` mends it"
-                        );
-                    }
-                    tracing::info!(round = number, %phase, answered, expected, n_min, late, open_for, waiting, ahead, "phase is open");
-                }
-                if late && let Some(end) = newer_roster(shared, server) {
-                    return end;
-                }
-                if late && let Some(end) = jump(shared, number, n_min.saturating_sub(answered)) {
-                    return end;
-                }
-                if let Some(grace) = grace.filter(|_| !graced && as_promised(server)) {
-                    graced = true;
-                    deadline = deadline.min((now.max(back) + grace).max(drawn));
-                    continue;
-                }
-            }
-            _ => return Next::Close,
-        }
-        let tick = match late {
-            true => now + LATE_TICK,
-            false if now < drawn => drawn,
-            false => deadline,
-        };
-        tokio::select! {
-            () = accepted => {}
-            () = given => {}
-            () = tokio::time::sleep_until(tick.min(report)) => {}
-        }
-    }
-}
-
-/// How long phase 0 stays open at least, from its beginning.
-fn draw(shared: &Shared, server: &Server) -> Duration {
-    if server.phase() != Phase::Advertise {
-        return Duration::ZERO;
-    }
-    let crowded = server.fleet().is_some_and(|fleet| fleet > server.params().wire.n_max as usize);
-    let unset = if crowded { DRAW } else { Duration::ZERO };
-    shared.config.round.draw_ms.map_or(unset, Duration::from_millis)
-}
-
-/// What an operator's order makes of the round at hand; one that can't be carried out is answered here.
-fn ordered(order: Order, number: u64) -> Option<Next> {
-    let (reason, code, skip_to) = match order.what {
-        What::Abort => ("an operator aborted it".to_owned(), "operator", None),
-        What::SkipTo(to) if to > number => (format!("an operator skipped to round {to}"), "operator", Some(to)),
-        What::SkipTo(to) => {
-            order.done(Err(format!("round {to} is not above round {number}, which is at hand")));
-            return None;
-        }
-    };
-    Some(Next::End { reason, code, skip_to, order: Some(order) })
-}
-
-/// When phase 0 is over, too few have come, and a newer roster is in force: who was enrolled since can't come to this round, and who has
-/// seen the newer one takes no older one.
-fn newer_roster(shared: &Shared, server: &Server) -> Option<Next> {
-    let (epoch, newest) = (server.params().wire.roster_epoch, shared.rosters.in_force()?.head().epoch);
-    let reason =
-        || format!("too few came under the roster of epoch {epoch}, and one of epoch {newest} is in force now");
-    (server.phase() == Phase::Advertise && newest > epoch).then(|| Next::End {
-        reason: reason(),
-        code: "roster",
-        skip_to: None,
-        order: None,
-    })
-}
-
-/// When phase 0 is over and `needed` devices are missing, while as many are in later rounds already: on with their number.
-fn jump(shared: &Shared, number: u64, needed: usize) -> Option<Next> {
-    let most = shared.config.task.max_round_jump;
-    let to = shared.asked.jump(needed, most).filter(|&to| to > number)?;
-    let devices = shared.asked.count();
-    counter!("unisono_round_jumps_total").increment(1);
-    let reason = format!(
-        "{} devices are ahead of this coordinator, whose state went back (a restored backup?): on with round {to}",
-        devices.ahead
-    );
-    tracing::error!(
-        round = number,
-        to,
-        ahead = devices.ahead,
-        highest = devices.highest,
-        "the state went back; skipping rounds"
-    );
-    Some(Next::End { reason, code: "behind", skip_to: Some(to), order: None })
-}
-
-/// Whether as many clients have answered as the assumed drop-out fraction leaves of those who may.
-fn as_promised(server: &Server) -> bool {
-    // Fewer than the quorum are no use, and the quorum closes the phase.
-    if server.phase() == Phase::Confirm {
-        return false;
-    }
-    let Progress { answered, expected } = server.progress();
-    let promised = (1.0 - server.params().wire.delta) * expected as f64;
-    answered as f64 + 1e-9 >= promised && answered >= server.params().wire.n_min as usize
-}
-
-/// Why a sum is not used.
-#[derive(Debug, thiserror::Error)]
-enum Unused {
-    #[error("it can't be decoded: {0}")]
-    Decode(#[from] EncodingError),
-    #[error("it is none of honest updates: {0}")]
-    Implausible(#[from] Implausible),
-    #[error("the model that it gives is none: {0}")]
-    Model(#[from] ModelError),
-    #[error("the model that it gives has elements that are no finite numbers")]
-    NotFinite,
-    #[error("what it is applied to is lost: {0}")]
-    Base(String),
-}
-
-impl Unused {
-    /// A short name for metrics, stable over versions.
-    fn code(&self) -> &'static str {
-        match self {
-            Self::Decode(EncodingError::ZeroWeight { .. }) => "zero_weight",
-            Self::Decode(_) => "undecodable_sum",
-            Self::Implausible(implausible) => implausible.code(),
-            Self::Model(_) | Self::NotFinite => "model",
-            Self::Base(_) => "base_model",
-        }
-    }
-}
-
-/// What a sum gives.
-struct Applied {
-    aggregate: Aggregate,
-    model: Vec<u8>,
-    moments: Option<Vec<u8>>,
-}
-
-/// Decodes a sum and applies it to the model. Nothing that devices can send is an error of the coordinator.
-async fn apply(
-    shared: &Shared,
-    params: &RoundParams,
-    outcome: &Outcome,
-) -> Result<Result<Applied, Unused>, StoreError> {
-    let survivors = outcome.survivors.len() as u32;
-    let aggregate = tokio::task::block_in_place(|| {
-        let aggregate = params.quantiser.decode(&outcome.sum, params.wire.dimension as usize, survivors)?;
-        plausible::check(&params.quantiser, shared.config.quantiser.min_weight, &aggregate, survivors)?;
-        Ok::<_, Unused>(aggregate)
-    });
-    let aggregate = match aggregate {
-        Ok(aggregate) => aggregate,
-        Err(unused) => return Ok(Err(unused)),
-    };
-    let (task, base) = (&shared.config.task.name, params.wire.model_version);
-    let model = match stored_model(shared, base).await {
-        Ok((model, _)) => model,
-        Err(CoordinatorError::Store(error)) if error.may_pass() => return Err(error),
-        Err(error) => return Ok(Err(Unused::Base(error.to_string()))),
-    };
-    let moments = shared.store.get_moments(task, base).await?;
-    let step = || {
-        let mut moments = read_moments(moments).map_err(|error| Unused::Base(error.to_string()))?;
-        let values = learning::step(&shared.config.optimizer, &mut moments, model.values(), &aggregate.mean);
-        if !values.iter().chain(&moments.first).chain(&moments.second).all(|x| x.is_finite()) {
-            return Err(Unused::NotFinite);
-        }
-        let model = model.with_values(values)?.to_safetensors()?;
-        Ok((model, write_moments(&moments)?))
-    };
-    let stepped = tokio::task::block_in_place(step);
-    Ok(stepped.map(|(model, moments)| Applied { aggregate, model, moments }))
-}
-
 /// Applies a sum to the model, and records both; whether it was used. One that is not ends its round, and training goes on.
 async fn finish(
     shared: &Shared,
@@ -695,20 +453,4 @@ async fn finish(
 
 fn named((metric, value): (&crate::config::Metric, &f32)) -> String {
     format!("{}={value:.4}", metric.name)
-}
-
-fn read_moments(bytes: Option<Vec<u8>>) -> Result<Moments, ModelError> {
-    let Some(bytes) = bytes else { return Ok(Moments::default()) };
-    let stored = Model::from_safetensors(&bytes)?;
-    let part = |name| stored.tensor(name).map(|(_, values)| values.to_vec()).unwrap_or_default();
-    Ok(Moments { first: part("first"), second: part("second") })
-}
-
-fn write_moments(moments: &Moments) -> Result<Option<Vec<u8>>, ModelError> {
-    if moments.first.is_empty() {
-        return Ok(None);
-    }
-    let tensor = |name, values: &Vec<f32>| (name, vec![values.len()], values.clone());
-    let model = Model::new([tensor("first", &moments.first), tensor("second", &moments.second)])?;
-    Ok(Some(model.to_safetensors()?))
 }

@@ -294,3 +294,29 @@ impl Config {
         self.metrics.iter().position(|metric| metric.name == name)
     }
 }
+
+/// A small configuration in semi-honest mode, for unit tests; `more` is appended. Its fields are set as a test needs them.
+#[cfg(test)]
+pub(crate) fn example(more: &str) -> Config {
+    let text = r#"
+        listen = "127.0.0.1:0"
+        state_dir = "state"
+        [task]
+        name = "t"
+        rounds = 1000
+        initial_model = "m"
+        [round]
+        mode = "semi-honest"
+        n_min = 3
+        n_max = 5
+        gamma = 0.05
+        delta = 0.2
+        advertise_ms = 60000
+        [quantiser]
+        bits = 8
+        clip = 1.0
+        l2_clip = 1.0
+        max_weight = 1.0
+    "#;
+    toml::from_str(&format!("{text}\n{more}")).unwrap()
+}

@@ -2,6 +2,8 @@
 
 use sqlx::sqlite::SqliteRow;
 use sqlx::{QueryBuilder, Row};
+use unisono_protocol::params::RoundParams;
+use unisono_protocol::server::Phase;
 use unisono_protocol::{ClientId, RoundId};
 
 use super::{Store, StoreError, bytes32};
@@ -194,6 +196,22 @@ impl Store {
         .execute(&self.db)
         .await?;
         Ok(())
+    }
+
+    /// Records the end of a stored round that can't go on. If its last phase had begun it may have given its sum, of which nothing
+    /// else was recorded: for privacy it counts as one with the fewest clients that it can have had.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn give_up_round(&self, stored: &OpenRound, reason: &str) -> Result<(), StoreError> {
+        let closed = stored.events.iter().filter(|event| matches!(event, Event::Close(_))).count();
+        match RoundParams::from_payload(&stored.params) {
+            Ok(params) if closed + 1 >= Phase::ALL.len() - usize::from(!params.malicious()) => {
+                let (n_min, n_max) = (params.wire.n_min, params.wire.n_max);
+                self.discard_round(stored.round_id, reason, n_max, n_min).await
+            }
+            _ => self.abort_round(stored.round_id, reason).await,
+        }
     }
 
     /// Records a successful round, whose model was put before, and forgets what it accepted, as [`Self::abort_round`] does.

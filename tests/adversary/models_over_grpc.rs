@@ -15,6 +15,7 @@ use unisono::crypto::kem::EncapsulationKey;
 use unisono::crypto::secret::Secret32;
 use unisono::crypto::sign::SigningKey;
 use unisono::local::{Deployment, TASK};
+use unisono::protocol::client::ClientError;
 use unisono::protocol::policy::Policy;
 use unisono::protocol::server::Phase;
 use unisono::release::proto::{PayloadType, ReleaseHeader, SealedKind, SignedGrant};
@@ -172,6 +173,12 @@ async fn a_release_that_is_older_or_another_one_of_its_version() {
     device.open_release(TASK, 1 << 20).await.unwrap();
     device.open_release(TASK, 1 << 20).await.unwrap();
     drop(device);
+    // An old head still names publishers that were revoked since: a device may demand a newer one.
+    let policy = Policy { n_min: deployment.n_min, min_roster_epoch: 2, ..Policy::default() };
+    let mut demanding = builder(&deployment, &endpoint, 1).policy(policy).build(constant(1)).unwrap();
+    let error = demanding.open_release(TASK, 1 << 20).await.err().unwrap();
+    let Error::Protocol(why) = &error else { panic!("{error}") };
+    assert_eq!(**why, ClientError::StaleRoster { epoch: 1, seen: 2 });
     // What it opened is in its record, over restarts.
     let model_id = || TASK.to_owned();
     assert_eq!(lying(1).await, Some(ReleaseError::AnotherOfThisVersion { model_id: model_id(), version: 1 }));

@@ -142,6 +142,25 @@ fn members_are_drawn_among_those_who_come_whoever_was_first() {
 }
 
 #[test]
+fn in_semi_honest_mode_free_ids_take_places_a_bounded_number_of_times() {
+    let mut server = open(&params(false, 3, 5, 0.0, 0.25, 20));
+    let mut devices: Vec<Device> = (0..40).map(|i| Device::new(i, &server, 3)).collect();
+    // Each one takes the place of another: as somebody would who can choose ids.
+    let round = server.params().round_id;
+    devices.sort_by_key(|device| std::cmp::Reverse(place_in_draw(round, device.id())));
+    let mut accepted = 0;
+    for device in &mut devices {
+        device.join(server.offer()).unwrap();
+        match server.absorb(device.message().unwrap(), NOW) {
+            Ok(new) => accepted += usize::from(new == Accepted::New),
+            Err(refusal) => assert_eq!(refusal.reason, Reason::Full { n_max: 5 }),
+        }
+    }
+    assert_eq!(accepted, 5 + 4 * 5);
+    assert_eq!(server.progress().answered, 5);
+}
+
+#[test]
 fn a_short_long_or_changed_upload_is_refused_and_may_be_repeated() {
     let (mut server, devices) = up_to(Phase::Mask);
     let (client, good) = (devices[0].id(), devices[0].upload().unwrap());

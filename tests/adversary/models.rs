@@ -1,5 +1,6 @@
 //! Models leave the coordinator sealed: who gets none, whatever he asks for and records.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use prost::Message;
@@ -195,14 +196,20 @@ async fn only_members_of_the_cohort_get_the_base_model_and_only_of_the_round_at_
         let told = told.clone();
         let observe = move |event: &Event<'_>| {
             if let Event::Phase { phase, .. } = event {
-                let _ = told.send(*phase as u32);
+                let _ = told.send((i, *phase as u32));
             }
         };
         let mut client = builder(&deployment, &endpoint, i).on_event(observe).build(held(i, wait.clone())).unwrap();
         set.spawn(async move { client.run().await });
     }
-    // Somebody waits for the masking phase: it has the base model.
-    while phases.recv().await.unwrap() < 2 {}
+    // All wait for the masking phase: they have the base model, the one that is revoked below too.
+    let mut masking = BTreeSet::new();
+    while masking.len() < 4 {
+        let (device, phase) = phases.recv().await.unwrap();
+        if phase >= 2 {
+            masking.insert(device);
+        }
+    }
 
     // A member: two requests, and one of them again, give one grant; the second time without its signature being looked at.
     let request = ask(&keys[0]);

@@ -192,8 +192,16 @@ fn make_file(path: &Path) -> std::io::Result<File> {
     File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
 }
 
-/// Takes from others than the owner every permission on a folder and all that is in it.
+/// Takes from others than the owner every permission on a folder and all that is in it. What goes meanwhile needs none: SQLite deletes
+/// its log when the last connection of an earlier store is closed.
 fn make_private(path: &Path) -> std::io::Result<()> {
+    match make_private_now(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
+}
+
+fn make_private_now(path: &Path) -> std::io::Result<()> {
     let data = std::fs::symlink_metadata(path)?;
     if data.is_symlink() {
         return Ok(());
@@ -398,6 +406,27 @@ mod tests {
         assert!(store.ended_rounds("task", 3).await.unwrap().is_empty());
         assert!(store.last_finished("task").await.unwrap().is_none());
         assert_eq!(store.current_version("task").await.unwrap(), 0);
+    }
+
+    #[test]
+    fn a_folder_is_made_private_while_files_in_it_come_and_go() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, over) = (folder.path(), std::sync::atomic::AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !over.load(std::sync::atomic::Ordering::Relaxed) {
+                    for i in 0..50 {
+                        std::fs::write(path.join(format!("{i}")), "").unwrap();
+                    }
+                    for i in 0..50 {
+                        std::fs::remove_file(path.join(format!("{i}"))).unwrap();
+                    }
+                }
+            });
+            let results: Vec<_> = (0..300).map(|_| make_private(path)).collect();
+            over.store(true, std::sync::atomic::Ordering::Relaxed);
+            results.into_iter().for_each(|result| result.unwrap());
+        });
     }
 
     #[tokio::test]

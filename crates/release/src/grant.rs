@@ -6,7 +6,7 @@ use unisono_crypto::aead;
 use unisono_crypto::kdf::{derive_secret, hash, label};
 use unisono_crypto::kem::{DecapsulationKey, EncapsulationKey};
 use unisono_crypto::secret::Secret32;
-use unisono_crypto::sign::{SigningKey, VerifyingKey};
+use unisono_crypto::sign::{Level, SigningKey, VerifyingKey};
 
 use crate::proto::{Grant, SignedGrant};
 use crate::{ContentKey, Header, ReleaseError, SUITE_V1, Token};
@@ -14,7 +14,7 @@ use crate::{ContentKey, Header, ReleaseError, SUITE_V1, Token};
 /// Who issues a grant.
 #[derive(Clone, Copy)]
 pub enum Issuer<'a> {
-    /// Signs it: the publisher of a release, the coordinator of a base model.
+    /// Signs it (Ed25519 + ML-DSA-65): the publisher of a release, the coordinator of a base model.
     Key(&'a SigningKey),
     /// Proves the token, in semi-honest mode.
     Token(&'a Token),
@@ -23,7 +23,7 @@ pub enum Issuer<'a> {
 /// Whose grants a device takes.
 #[derive(Clone, Copy)]
 pub enum Issuers<'a> {
-    /// Those that one of these signed.
+    /// Those that one of these (Ed25519 + ML-DSA-65) signed; keys of another level sign none.
     Keys(&'a [VerifyingKey]),
     /// Those with a proof of the token.
     Token(&'a Token),
@@ -33,7 +33,9 @@ impl Issuers<'_> {
     fn issued(&self, signed: &SignedGrant) -> bool {
         let (payload, signature) = (&signed.payload, &signed.signature);
         match self {
-            Self::Keys(keys) => keys.iter().any(|key| key.verify(label::SIG_GRANT, payload, signature).is_ok()),
+            Self::Keys(keys) => keys
+                .iter()
+                .any(|key| key.level() == Level::L65 && key.verify(label::SIG_GRANT, payload, signature).is_ok()),
             Self::Token(token) => token.verify(label::MAC_GRANT, payload, signature),
         }
     }
@@ -63,7 +65,8 @@ fn sealing_key(secret: &Secret32, grant: &Grant) -> Secret32 {
 /// Issues a grant of the release with the given header.
 ///
 /// # Errors
-/// [`ReleaseError::WrongContentKey`] when `key` is not the one to which the header commits.
+/// [`ReleaseError::WrongContentKey`] when `key` is not the one to which the header commits; [`ReleaseError::PublisherKey`] when the
+/// issuer's key has another level.
 pub fn grant<R: CryptoRng + ?Sized>(
     header: &Header,
     key: &ContentKey,
@@ -73,6 +76,9 @@ pub fn grant<R: CryptoRng + ?Sized>(
 ) -> Result<SignedGrant, ReleaseError> {
     if key.commitment(&header.fields.salt) != header.fields.key_commitment.as_slice() {
         return Err(ReleaseError::WrongContentKey);
+    }
+    if matches!(issuer, Issuer::Key(key) if key.level() != Level::L65) {
+        return Err(ReleaseError::PublisherKey);
     }
     let (kem_ct, secret) = recipient.key.encapsulate(rng);
     let mut grant = Grant {
@@ -110,10 +116,14 @@ pub fn open_grant(
     if !issuers.issued(signed) {
         return Err(ReleaseError::GrantSignature);
     }
-    let grant = Grant::decode(signed.payload.as_slice());
-    let grant = grant.map_err(|e| ReleaseError::GrantMalformed { why: e.to_string() })?;
+    let malformed = |why: &dyn ToString| ReleaseError::GrantMalformed { why: why.to_string() };
+    let grant = Grant::decode(signed.payload.as_slice()).map_err(|e| malformed(&e))?;
     if grant.suite != SUITE_V1 {
         return Err(ReleaseError::UnsupportedSuite { what: "grant", got: grant.suite, supported: SUITE_V1 });
+    }
+    // A restriction that this version does not know must not be overlooked.
+    if grant.encode_to_vec() != signed.payload {
+        return Err(malformed(&"it is not in canonical form: unknown or repeated fields, or padding"));
     }
     if grant.header_hash != header.hash {
         return Err(ReleaseError::GrantOfAnotherRelease);
@@ -128,7 +138,7 @@ pub fn open_grant(
         let (got, minimum) = (grant.roster_epoch, min_roster_epoch);
         return Err(ReleaseError::OlderRoster { what: "grant", got, minimum });
     }
-    let secret = key.decapsulate(&grant.kem_ct).map_err(|e| ReleaseError::GrantMalformed { why: e.to_string() })?;
+    let secret = key.decapsulate(&grant.kem_ct).map_err(|e| malformed(&e))?;
     let content = aead::open(&sealing_key(&secret, &grant), &header.hash, &grant.sealed_key);
     content.ok().and_then(|content| ContentKey::from_slice(&content)).ok_or(ReleaseError::GrantNotOpened)
 }

@@ -97,6 +97,10 @@ impl Header {
         if fields.suite != SUITE_V1 {
             return Err(ReleaseError::UnsupportedSuite { what: "release", got: fields.suite, supported: SUITE_V1 });
         }
+        // A restriction that this version does not know must not be overlooked.
+        if fields.encode_to_vec() != bytes {
+            return Err(malformed("encoding", "it is not in canonical form: unknown or repeated fields, or padding"));
+        }
         match SealedKind::try_from(fields.kind) {
             Ok(SealedKind::Release) => {
                 check_name("model_id", &fields.model_id)?;

@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use prost::Message;
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::SeedableRng;
+use unisono_crypto::kdf::label;
 use unisono_crypto::kem::DecapsulationKey;
 use unisono_crypto::secret::Secret32;
-use unisono_crypto::sign::{Level, SigningKey};
+use unisono_crypto::sign::{Level, SigningKey, VerifyingKey};
 use unisono_release::proto::{PayloadType, ReleaseHeader, SealedKind, SignedGrant};
 use unisono_release::{
     CHUNK_LEN, ContentKey, Header, Issuer, Issuers, KeyEncryptionKey, OpenPolicy, Part, Recipient, Release,
@@ -128,6 +130,39 @@ fn a_granted_device_opens_and_nobody_else() {
     let (_, other) = world.seal(1, b"weights");
     let other_release = open_grant(&signed, &other, [1; 16], &world.device, Issuers::Keys(&issuers), 5);
     assert_eq!(error(other_release), ReleaseError::GrantOfAnotherRelease);
+}
+
+#[test]
+fn what_a_reader_does_not_know_is_not_overlooked_though_it_is_signed() {
+    let mut world = World::new();
+    let (_, header) = world.seal(1, b"weights");
+    let signed = world.grant(&header);
+    let issuers = [world.publisher.verifying_key()];
+    let attempt = |payload: Vec<u8>, key: &SigningKey, issuers: &[VerifyingKey]| {
+        let signed = SignedGrant { signature: key.sign(label::SIG_GRANT, &payload), payload };
+        open_grant(&signed, &header, [1; 16], &world.device, Issuers::Keys(issuers), 5).err()
+    };
+    assert_eq!(attempt(signed.payload.clone(), &world.publisher, &issuers), None);
+    // Another field; the suite once more; a length in two bytes where one is enough.
+    let mut padded = signed.payload.clone();
+    padded.splice(3..4, [0xa0, 0]);
+    for payload in [[&signed.payload[..], &[0x78, 1]].concat(), [&signed.payload[..], &[8, 1]].concat(), padded] {
+        let refused = attempt(payload, &world.publisher, &issuers);
+        assert!(
+            matches!(refused, Some(ReleaseError::GrantMalformed { ref why }) if why.contains("canonical")),
+            "{refused:?}"
+        );
+    }
+    let bytes = header.fields.encode_to_vec();
+    assert_eq!(Header::from_bytes(&bytes), Ok(header.clone()));
+    let refused = Header::from_bytes(&[&bytes[..], &[0xf8, 1, 1]].concat());
+    assert!(matches!(refused, Err(ReleaseError::HeaderMalformed { field: "encoding", .. })), "{refused:?}");
+    // A key of a device's level issues nothing, and is nobody's who may.
+    let small = SigningKey::generate(Level::L44, &mut ChaCha20Rng::seed_from_u64(5));
+    assert_eq!(attempt(signed.payload.clone(), &small, &[small.verifying_key()]), Some(ReleaseError::GrantSignature));
+    let recipient = Recipient { client_id: [1; 16], key: world.device.encapsulation_key(), roster_epoch: 5 };
+    let refused = grant(&header, &world.key, &recipient, Issuer::Key(&small), &mut world.rng);
+    assert_eq!(refused, Err(ReleaseError::PublisherKey));
 }
 
 #[test]

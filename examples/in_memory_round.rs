@@ -15,7 +15,7 @@ use unisono::protocol::encoding::{Contribution, modulus_bits};
 use unisono::protocol::keyfile::DeviceKeys;
 use unisono::protocol::policy::{MemoryRecord, Policy};
 use unisono::protocol::proto;
-use unisono::protocol::roster::{Roster, release_key_hash};
+use unisono::protocol::roster::{HeadTerms, Roster, release_key_hash};
 use unisono::protocol::server::{Authority, Closed, Phase, Server};
 
 const CLIENTS: u32 = 12;
@@ -46,7 +46,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         attributes: Vec::new(),
     };
     let leaves = keys.iter().map(leaf).collect();
-    let roster = Roster::publish(leaves, 1, NOW, &[coordinator.verifying_key()], &[], &registrar)?;
+    let roster = Roster::publish(leaves, HeadTerms::new(1, NOW), &[coordinator.verifying_key()], &[], &registrar)?;
 
     // The coordinator opens a round.
     let params = proto::RoundParams {

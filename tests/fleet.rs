@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
+use rayon::prelude::*;
 use tempfile::TempDir;
-use unisono::crypto::kdf::{hash, label};
 use unisono::protocol::keyfile::{self, DeviceKeys, Role};
 use unisono::protocol::roster::{ReadAt, Roster};
 
@@ -150,24 +150,18 @@ impl Write for Place {
     }
 }
 
-/// Writes a table with that many devices: real keys of 1,000, each with other bytes where no check looks, so that making the table
-/// does not take longer than reading it.
+/// Writes a table with that many devices: each makes its keys and signs, which takes longer than reading the table.
 fn write_table(path: &Path, count: u32) {
-    let mut rng = ChaCha8Rng::seed_from_u64(17);
-    let real: Vec<_> = (0..count.min(1000)).map(|_| DeviceKeys::generate(&mut rng).enrolment()).collect();
+    let line = |i: u32| {
+        let device = DeviceKeys::generate(&mut ChaCha8Rng::seed_from_u64(i.into())).enrolment();
+        let (identity, release) = (device.identity_key().as_bytes(), device.release_key().as_bytes());
+        [&device.client_id().0[..], identity, release, device.signature()].map(hex::encode).join(",") + "\n"
+    };
     let mut file = io::BufWriter::new(File::create(path).unwrap());
-    writeln!(file, "client_id,identity_key,release_key").unwrap();
-    for i in 0..count {
-        let device = &real[i as usize % real.len()];
-        // Every value of these bytes of an ML-DSA-44 key, and of the X25519 half of an X-Wing key, is a key.
-        let mut identity = device.identity_key.as_bytes().to_vec();
-        identity[800..804].copy_from_slice(&i.to_le_bytes());
-        let mut release = device.release_key.as_bytes().to_vec();
-        let len = release.len();
-        release[len - 4..].copy_from_slice(&i.to_le_bytes());
-        // An id that looks random.
-        let client = &hash(label::LEDGER, &[&i.to_le_bytes()])[..16];
-        writeln!(file, "{},{},{}", hex::encode(client), hex::encode(identity), hex::encode(release)).unwrap();
+    writeln!(file, "client_id,identity_key,release_key,signature").unwrap();
+    for first in (0..count).step_by(4096) {
+        let lines: Vec<String> = (first..count.min(first + 4096)).into_par_iter().map(line).collect();
+        lines.iter().for_each(|line| file.write_all(line.as_bytes()).unwrap());
     }
     file.flush().unwrap();
 }

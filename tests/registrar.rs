@@ -19,9 +19,13 @@ struct World {
 }
 
 /// Public keys of so many devices, the same each time.
-fn devices(count: usize) -> Vec<Enrolment> {
+fn device_keys(count: usize) -> Vec<DeviceKeys> {
     let mut rng = ChaCha8Rng::seed_from_u64(17);
-    (0..count).map(|_| DeviceKeys::generate(&mut rng).enrolment()).collect()
+    (0..count).map(|_| DeviceKeys::generate(&mut rng)).collect()
+}
+
+fn devices(count: usize) -> Vec<Enrolment> {
+    device_keys(count).iter().map(DeviceKeys::enrolment).collect()
 }
 
 impl World {
@@ -70,9 +74,9 @@ impl World {
     }
 
     fn write_table(&self, name: &str, devices: &[Enrolment]) {
-        let mut text = String::from("client_id,identity_key,release_key,attribute.site\n");
+        let mut text = String::from("client_id,identity_key,release_key,signature,attribute.site\n");
         for device in devices {
-            text += &format!("{},{},berlin\n", device.client_id, row(device));
+            text += &format!("{},{},berlin\n", device.client_id(), row(device));
         }
         fs::write(self.path(name), text).unwrap();
     }
@@ -108,8 +112,11 @@ fn publish(out: &str) -> [&str; 7] {
     ["registrar", "publish", "registrar", "--coordinator", "coordinator.key.pub", "--out", out]
 }
 
+const INLINE: &str = "client_id,identity_key,release_key,signature\n";
+
 fn row(device: &Enrolment) -> String {
-    format!("{},{}", hex::encode(device.identity_key.as_bytes()), hex::encode(device.release_key.as_bytes()))
+    let fields = [device.identity_key().as_bytes(), device.release_key().as_bytes(), device.signature()];
+    fields.map(hex::encode).join(",")
 }
 
 fn finished(child: Child) -> String {
@@ -136,7 +143,7 @@ fn a_revocation_beside_enrolments_is_not_lost() {
     world.succeed(&["registrar", "enrol", "registrar", &names[0]]);
     let children: Vec<_> = (0..20)
         .map(|i| match i {
-            7 => world.start(&["registrar", "revoke", "registrar", &devices[0].client_id.to_string()]),
+            7 => world.start(&["registrar", "revoke", "registrar", &devices[0].client_id().to_string()]),
             _ => world.start(&["registrar", "enrol", "registrar", &names[i + 1]]),
         })
         .collect();
@@ -145,7 +152,7 @@ fn a_revocation_beside_enrolments_is_not_lost() {
     let revoked: Vec<_> =
         list["devices"].as_array().unwrap().iter().filter(|device| !device["revoked_at"].is_null()).collect();
     assert_eq!(revoked.len(), 1);
-    assert_eq!(revoked[0]["client_id"], devices[0].client_id.to_string());
+    assert_eq!(revoked[0]["client_id"], devices[0].client_id().to_string());
     assert_eq!(world.enrolled(), 20);
 }
 
@@ -279,9 +286,17 @@ fn a_batch_with_a_fault_is_refused_whole_with_its_place() {
     let told = table("file\n0.pub\n1.pub\n0.pub\n");
     assert!(told.contains("t.csv, line 4: client") && told.contains("stands in t.csv, line 2 already"), "{told}");
     assert!(table("file\n3.pub\n").contains("stands in 3.pub already"));
-    let inline =
-        format!("client_id,identity_key,release_key\n{},{}\n12,34,56\n", devices[0].client_id, row(&devices[0]));
+    let inline = format!("{INLINE}{},{}\n12,34,56,78\n", devices[0].client_id(), row(&devices[0]));
     assert!(table(&inline).contains("t.csv, line 3: client_id is not 16 bytes"));
+    // Its own keys under another's name, and a file in which a digit was changed.
+    let forged = format!("{INLINE}{},{}\n", devices[1].client_id(), row(&devices[0]));
+    assert!(table(&forged).contains("t.csv, line 2: the device public key is not signed by its own identity key"));
+    let mut changed = devices[0].to_text().trim_end().to_owned();
+    let last = changed.pop().unwrap();
+    changed.push(if last == '0' { '1' } else { '0' });
+    fs::write(world.path("changed.pub"), changed).unwrap();
+    let told = enrol(&["changed.pub"]);
+    assert!(told.contains("changed.pub: the device public key is not signed by its own identity key"), "{told}");
     let long = format!("file\n0.pub\n{}\n", "x".repeat(70_000));
     assert!(table(&long).contains("t.csv, line 3: longer than 65536 bytes"));
     assert!(table(&format!("file,attribute.a\n0.pub,{}\n", "y".repeat(300))).contains("line 2: attribute \"a\""));
@@ -316,7 +331,7 @@ fn a_changed_log_is_found_and_nothing_is_published_from_it() {
     let devices = devices(3);
     let names = world.write(&devices);
     world.succeed(&["registrar", "enrol", "registrar", &names[0], &names[1], &names[2]]);
-    world.succeed(&["registrar", "revoke", "registrar", &devices[1].client_id.to_string()]);
+    world.succeed(&["registrar", "revoke", "registrar", &devices[1].client_id().to_string()]);
     finished(world.publish("roster.bin"));
     let audit = world.audit();
     assert_eq!((&audit["events"], &audit["devices"], &audit["revoked"]), (&5.into(), &2.into(), &1.into()));
@@ -362,32 +377,38 @@ fn a_changed_log_is_found_and_nothing_is_published_from_it() {
 #[test]
 fn a_renewal_keeps_its_keys_and_no_two_devices_share_one() {
     let world = World::new();
-    let [one, two, three]: [Enrolment; 3] = devices(3).try_into().unwrap();
+    let keys = device_keys(3);
+    let [one, _, three]: [Enrolment; 3] = devices(3).try_into().unwrap();
+    // The id of one device, the identity key of another one and the release key of a third, signed by the second.
+    let mixed = |id: usize, identity: usize, release: usize| {
+        let (signing_key, release_key) = (keys[identity].signing_key.clone(), keys[release].release_key.clone());
+        DeviceKeys { client_id: keys[id].client_id, signing_key, release_key }.enrolment()
+    };
     let enrol = ["registrar", "enrol", "registrar", "device.pub"];
     let write = |device: &Enrolment| fs::write(world.path("device.pub"), device.to_text()).unwrap();
     write(&one);
     world.succeed(&enrol);
-    let other_keys = Enrolment { client_id: one.client_id, ..two.clone() };
+    let other_keys = mixed(0, 1, 1);
     for (device, told) in [
         (&other_keys, "--replace-key"),
-        (&Enrolment { identity_key: one.identity_key.clone(), ..two.clone() }, "identity key of client"),
-        (&Enrolment { release_key: one.release_key.clone(), ..two.clone() }, "release key of client"),
+        (&mixed(1, 0, 1), "identity key of client"),
+        (&mixed(1, 1, 0), "release key of client"),
     ] {
         write(device);
         let message = world.refused(&enrol);
-        assert!(message.contains(told) && message.contains(&one.client_id.to_string()), "{message}");
+        assert!(message.contains(told) && message.contains(&one.client_id().to_string()), "{message}");
     }
     // Not by renewing either; only by name.
     write(&other_keys);
     assert!(world.refused(&[&enrol[..], &["--renew"]].concat()).contains("--replace-key"));
     world.succeed(&[&enrol[..], &["--replace-key"]].concat());
     // The keys before stay its own, and a revoked device's are never used again.
-    for keys in [&one, &other_keys] {
-        write(&Enrolment { client_id: three.client_id, ..keys.clone() });
+    for of in [0, 1] {
+        write(&mixed(2, of, of));
         assert!(world.refused(&enrol).contains("no two devices share a key"));
     }
-    world.succeed(&["registrar", "revoke", "registrar", &one.client_id.to_string()]);
-    write(&Enrolment { client_id: three.client_id, ..one.clone() });
+    world.succeed(&["registrar", "revoke", "registrar", &one.client_id().to_string()]);
+    write(&mixed(2, 0, 0));
     assert!(world.refused(&enrol).contains("no two devices share a key"));
     write(&one);
     assert!(world.refused(&enrol).contains("was revoked"));
@@ -406,6 +427,30 @@ fn a_renewal_keeps_its_keys_and_no_two_devices_share_one() {
 }
 
 #[test]
+fn a_roster_counts_for_as_long_as_its_publisher_says() {
+    let world = World::new();
+    let published = |more: &[&str]| -> Value {
+        serde_json::from_str(&world.succeed(&[&publish("roster.bin")[..], &["--json"], more].concat())).unwrap()
+    };
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    for (more, days) in [(&[][..], 365), (&["--days", "2"][..], 2)] {
+        let told = published(more)["valid_until"].as_u64().unwrap();
+        let head = world.roster("roster.bin").unwrap().head().clone();
+        assert_eq!(head.valid_until, told);
+        assert!((now..now + 60).contains(&(told - days * 86_400)), "{told}");
+        assert!(head.check_validity(told).is_ok());
+        let over = head.check_validity(told + 1).unwrap_err().to_string();
+        assert!(over.contains("unisono registrar publish"), "{over}");
+    }
+    let text = world.succeed(&publish("roster.bin"));
+    assert!(text.contains("it counts for 365 days"), "{text}");
+    for days in ["0", "36501"] {
+        assert!(world.refused(&[&publish("roster.bin")[..], &["--days", days]].concat()).contains("36500"));
+    }
+    world.audit();
+}
+
+#[test]
 fn an_enrolment_is_valid_on_a_device_whose_clock_is_behind() {
     let world = World::new();
     let device = &devices(1)[0];
@@ -414,8 +459,8 @@ fn an_enrolment_is_valid_on_a_device_whose_clock_is_behind() {
     finished(world.publish("roster.bin"));
     let roster = world.roster("roster.bin").unwrap();
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
-    roster.leaf(device.client_id).unwrap().unwrap().check_validity(now - 19).unwrap();
-    roster.leaf(device.client_id).unwrap().unwrap().check_validity(now - 240).unwrap();
+    roster.leaf(device.client_id()).unwrap().unwrap().check_validity(now - 19).unwrap();
+    roster.leaf(device.client_id()).unwrap().unwrap().check_validity(now - 240).unwrap();
 }
 
 #[cfg(unix)]
@@ -448,6 +493,11 @@ fn the_folder_is_its_owners_alone() {
     assert!(world.refused(&["registrar", "init", "shared"]).contains("chmod 700"));
     // So are a device's keys.
     world.succeed(&["client", "keys", "device.key"]);
+    let public = fs::read(world.path("device.key.pub")).unwrap();
+    fs::write(world.path("device.key.pub"), "lost").unwrap();
+    assert!(world.refused(&["client", "keys", "device.key"]).contains("never overwritten"));
+    world.succeed(&["client", "keys", "device.key", "--public-only"]);
+    assert_eq!(fs::read(world.path("device.key.pub")).unwrap(), public);
     assert_eq!(mode(&world.path("device.key")), 0o600);
     set("device.key", 0o644);
     let open =
@@ -460,15 +510,16 @@ fn the_folder_is_its_owners_alone() {
 fn a_folder_of_an_earlier_version_is_read_once() {
     let world = World::new();
     let devices = devices(3);
+    let unsigned = |device: &Enrolment| device.to_text().lines().take(4).collect::<Vec<_>>().join("\n");
     let entry = |device: &Enrolment, revoked_at: Option<u64>| {
         serde_json::json!({
-            "enrolment": device.to_text(), "not_before": 5, "not_after": 40_000_000_000u64,
+            "enrolment": unsigned(device), "not_before": 5, "not_after": 40_000_000_000u64,
             "attributes": { "site": "x" }, "revoked_at": revoked_at,
         })
     };
     let old = serde_json::json!({ "epoch": 8, "devices": {
-        devices[0].client_id.to_string(): entry(&devices[0], None),
-        devices[1].client_id.to_string(): entry(&devices[1], Some(7)),
+        devices[0].client_id().to_string(): entry(&devices[0], None),
+        devices[1].client_id().to_string(): entry(&devices[1], Some(7)),
     } });
     fs::write(world.path("registrar/registrar.json"), old.to_string()).unwrap();
     fs::remove_file(world.path("registrar/registrar.sqlite")).unwrap();
@@ -483,7 +534,7 @@ fn a_folder_of_an_earlier_version_is_read_once() {
     finished(world.publish("roster.bin"));
     let roster = world.roster("roster.bin").unwrap();
     assert_eq!((roster.head().epoch, roster.head().size), (9, 2));
-    assert_eq!(roster.leaf(devices[0].client_id).unwrap().unwrap().not_before, 5);
+    assert_eq!(roster.leaf(devices[0].client_id()).unwrap().unwrap().not_before, 5);
     assert!(
         !world.path("registrar/registrar.json").exists() && world.path("registrar/registrar.json.imported").exists()
     );

@@ -10,7 +10,7 @@ use unisono_crypto::shamir::{self, SecretScalar};
 use unisono_crypto::sign::{Level, SigningKey};
 use unisono_protocol::keyfile::{self, DeviceKeys, Role};
 use unisono_protocol::proto::{self, ServerMessage, client_message::Step, server_message::View};
-use unisono_protocol::roster::Roster;
+use unisono_protocol::roster::{HeadTerms, Roster};
 use unisono_protocol::server::Phase;
 use unisono_release::proto::SignedGrant;
 use unisono_wire::model::Model;
@@ -140,7 +140,7 @@ fn decoders(seeds: &mut Vec<Seed>) {
     add(5, "roster-proof", &proof.encode_to_vec());
     // One leaf and no keys in the head: the registrar's signature alone has 3.4 kB.
     let leaves = vec![world::leaf(first, NOW + 1000)];
-    let small = Roster::publish(leaves, 7, NOW, &[], &[], &CAST.registrar).expect("one leaf");
+    let small = Roster::publish(leaves, HeadTerms::new(7, NOW), &[], &[], &CAST.registrar).expect("one leaf");
     add(25, "roster-checked", &small.to_bytes().expect("in memory"));
 
     let mut rng = ChaCha8Rng::seed_from_u64(31);

@@ -28,6 +28,9 @@ pub enum Command {
     Keys {
         /// File of the secret keys.
         file: PathBuf,
+        /// Write only FILE.pub, anew, from the keys that are in FILE: when it was lost, or is of a version that did not sign it.
+        #[arg(long)]
+        public_only: bool,
     },
     /// Takes part in a task's rounds until it is finished, training a softmax regression on a CSV file.
     Run(Box<Run>),
@@ -177,12 +180,22 @@ fn log(event: &Event<'_>) {
 
 pub fn run(command: Command) -> Result<()> {
     match command {
-        Command::Keys { file } => {
-            let keys = DeviceKeys::generate(&mut UnwrapErr(SysRng));
-            write_key(&file, &keys.to_text(), "device keys (secret)")?;
-            let mut public = file.into_os_string();
+        Command::Keys { file, public_only } => {
+            let mut public = file.clone().into_os_string();
             public.push(".pub");
-            write_key(public.as_ref(), &keys.enrolment().to_text(), "device public keys, for the registrar")?;
+            let (public, what) = (PathBuf::from(public), "device public keys, for the registrar");
+            let keys = if public_only {
+                let keys = read_secret(&file, DeviceKeys::from_text)?;
+                unisono::files::replace(&public, keys.enrolment().to_text().as_bytes())
+                    .with_context(|| format!("can't write {}", public.display()))?;
+                println!("{what}: {}", public.display());
+                keys
+            } else {
+                let keys = DeviceKeys::generate(&mut UnwrapErr(SysRng));
+                write_key(&file, &keys.to_text(), "device keys (secret)")?;
+                write_key(&public, &keys.enrolment().to_text(), what)?;
+                keys
+            };
             println!("client id: {}", keys.client_id);
             Ok(())
         }

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 use unisono::protocol::ClientId;
 use unisono::protocol::keyfile::{self, Role};
-use unisono::registrar::{self, LogHead, PUBLIC_KEY, Registrar, Table, Terms};
+use unisono::registrar::{self, Issue, LogHead, PUBLIC_KEY, ROSTER_DAYS, Registrar, Table, Terms};
 
 use super::{now, read_key};
 
@@ -29,7 +29,7 @@ pub enum Command {
     /// clocks are behind. A renewal keeps a device's keys.
     ///
     /// A table is a CSV file whose first line names the columns: `file` (a device's public file, relative to the table's folder), or
-    /// `client_id`, `identity_key` and `release_key` (hexadecimal, as in that file); and `attribute.NAME` for attributes:
+    /// `client_id`, `identity_key`, `release_key` and `signature` (hexadecimal, as in that file); and `attribute.NAME` for attributes:
     ///
     ///     file,attribute.site
     ///     one.key.pub,berlin
@@ -87,6 +87,10 @@ pub enum Command {
         /// File of the roster; replaced atomically.
         #[arg(long)]
         out: PathBuf,
+        /// Days for which the roster counts: devices act on none that is over, so publish again before. A short time bounds for how
+        /// long a coordinator can keep a revoked device or key in force for devices that have not heard of it.
+        #[arg(long, default_value_t = ROSTER_DAYS)]
+        days: u64,
         /// Choose an epoch larger than this: for a registrar whose folder was restored from an old backup.
         #[arg(long, default_value_t = 0)]
         after_epoch: u64,
@@ -165,23 +169,29 @@ pub fn run(command: Command) -> Result<()> {
                 "revoked {revoked}, skipped {skipped} that are revoked already; publish a roster to make it known"
             );
         }
-        Command::Publish { folder, coordinators, publishers, out, after_epoch, json } => {
+        Command::Publish { folder, coordinators, publishers, out, days, after_epoch, json } => {
             let mut registrar = Registrar::open(&folder)?;
             let keys = |paths: &[PathBuf], role: Role| -> Result<Vec<_>> {
                 paths.iter().map(|path| read_key(path, |text| keyfile::verifying_key_from_text(role, text))).collect()
             };
             let (coordinators, publishers) =
                 (keys(&coordinators, Role::Coordinator)?, keys(&publishers, Role::Publisher)?);
-            let done = registrar.publish_to(&out, &coordinators, &publishers, now(), after_epoch)?;
+            let issue = Issue { coordinators: &coordinators, publishers: &publishers, now: now(), days, after_epoch };
+            let done = registrar.publish_to(&out, &issue)?;
             if json {
-                let (epoch, devices, resumed, log) = (done.epoch, done.devices, done.resumed, done.log.to_string());
+                let (epoch, devices, valid_until) = (done.epoch, done.devices, done.valid_until);
+                let (resumed, log) = (done.resumed, done.log.to_string());
                 println!(
                     "{}",
-                    serde_json::json!({ "epoch": epoch, "devices": devices, "resumed": resumed, "roster": out, "log": log })
+                    serde_json::json!({
+                        "epoch": epoch, "devices": devices, "valid_until": valid_until, "resumed": resumed, "roster": out,
+                        "log": log,
+                    })
                 );
                 return Ok(());
             }
             println!("roster of epoch {} with {} devices: {}", done.epoch, done.devices, out.display());
+            println!("it counts for {days} days, until {} (Unix time): publish again before", done.valid_until);
             println!("head of the log: {}", done.log);
         }
         Command::List { folder, json } => {

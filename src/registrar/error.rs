@@ -99,7 +99,7 @@ pub enum RegistrarError {
         source: Box<RegistrarError>,
     },
     /// A file that is no device's public file.
-    #[error("{source}; wanted is the .pub file that `unisono client keys` made")]
+    #[error("{source}; wanted is the .pub file that `unisono client keys` made, or makes anew with `--public-only`")]
     Foreign {
         /// What is wrong with it.
         source: KeyFileError,

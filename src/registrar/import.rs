@@ -39,14 +39,14 @@ pub(super) fn import(db: &Connection, head: &mut LogHead, path: &Path, now: u64)
     let database = |source| RegistrarError::Database { path: path.into(), source };
     head.append(db, now, &Event::Imported(state.epoch)).map_err(database)?;
     for (id, device) in state.devices {
-        let enrolment = Enrolment::from_text(&device.enrolment)
+        let enrolment = Enrolment::from_unsigned_text(&device.enrolment)
             .ok()
-            .filter(|enrolment| enrolment.client_id.to_string() == id)
+            .filter(|enrolment| enrolment.client_id().to_string() == id)
             .ok_or_else(|| damaged(format!("what it says of client {id} is no enrolment of it")))?;
         let leaf = leaf(&enrolment, device.not_before, device.not_after, &device.attributes);
-        store_leaf(db, head, now, enrolment.client_id, &leaf).map_err(|e| e.at(path))?;
+        store_leaf(db, head, now, enrolment.client_id(), &leaf).map_err(|e| e.at(path))?;
         if let Some(revoked_at) = device.revoked_at {
-            store_revocation(db, head, revoked_at, enrolment.client_id).map_err(database)?;
+            store_revocation(db, head, revoked_at, enrolment.client_id()).map_err(database)?;
         }
     }
     Ok(())

@@ -1,11 +1,12 @@
 //! Devices to enrol, out of files and tables. Both are read piece by piece: a table may be larger than memory.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::sync::Arc;
 
+use rayon::prelude::*;
 use unisono_crypto::kem::EncapsulationKey;
 use unisono_crypto::sign::{Level, VerifyingKey};
 use unisono_protocol::ClientId;
@@ -15,6 +16,8 @@ use super::error::{Place, RegistrarError};
 
 /// Longest line of a table, in bytes.
 pub const MAX_LINE: usize = 64 << 10;
+/// Rows of a table that are read before their signatures are checked, on all cores.
+const AT_ONCE: usize = 1024;
 const MAX_ATTRIBUTES: usize = 16;
 const MAX_NAME: usize = 64;
 const MAX_VALUE: usize = 256;
@@ -148,21 +151,27 @@ impl Lines {
 enum Keys {
     /// Column of the file's name.
     File(usize),
-    /// Columns of client id, identity key and release key.
-    Inline([usize; 3]),
+    /// Columns of client id, identity key, release key and signature.
+    Inline([usize; 4]),
 }
 
 /// A CSV table of devices, read row by row. Its first line names the columns: either `file` (a device's public file, relative to
-/// the table's folder) or `client_id`, `identity_key` and `release_key` (hexadecimal, as in such a file); and any number of
-/// `attribute.NAME`.
+/// the table's folder) or `client_id`, `identity_key`, `release_key` and `signature` (hexadecimal, as in such a file); and any number
+/// of `attribute.NAME`.
 pub struct Table {
     path: Arc<Path>,
     lines: Lines,
-    columns: usize,
+    columns: Columns,
+    /// Rows that were read and checked, which takes a while for each: many at a time.
+    checked: VecDeque<Result<Candidate, RegistrarError>>,
+}
+
+/// What the columns of a table hold.
+struct Columns {
+    count: usize,
     keys: Keys,
     attributes: Vec<(usize, String)>,
     common: BTreeMap<String, String>,
-    row: Vec<String>,
 }
 
 impl Table {
@@ -180,14 +189,16 @@ impl Table {
         let header = header
             .unwrap_or_else(|| Err("the table is empty; its first line names the columns".into()))
             .map_err(wrong)?;
-        let known = "known are `file`, or `client_id`, `identity_key` and `release_key`; and `attribute.NAME`";
-        let (mut file, mut inline, mut attributes) = (None, [None; 3], Vec::new());
+        let known =
+            "known are `file`, or `client_id`, `identity_key`, `release_key` and `signature`; and `attribute.NAME`";
+        let (mut file, mut inline, mut attributes) = (None, [None; 4], Vec::new());
         for (column, name) in header.iter().enumerate() {
             let before = match name.as_str() {
                 "file" => file.replace(column),
                 "client_id" => inline[0].replace(column),
                 "identity_key" => inline[1].replace(column),
                 "release_key" => inline[2].replace(column),
+                "signature" => inline[3].replace(column),
                 _ => {
                     let Some(attribute) = name.strip_prefix("attribute.") else {
                         let name: String = name.chars().take(MAX_NAME).collect();
@@ -203,31 +214,42 @@ impl Table {
             }
         }
         let keys = match (file, inline) {
-            (Some(file), [None, None, None]) => Keys::File(file),
-            (None, [Some(client), Some(identity), Some(release)]) => Keys::Inline([client, identity, release]),
+            (Some(file), [None, None, None, None]) => Keys::File(file),
+            (None, [Some(client), Some(identity), Some(release), Some(signature)]) => {
+                Keys::Inline([client, identity, release, signature])
+            }
             _ => return Err(wrong(format!("the columns don't say what a device's keys are: {known}"))),
         };
-        Ok(Self { path: path.into(), lines, columns: header.len(), keys, attributes, common, row: Vec::new() })
+        let columns = Columns { count: header.len(), keys, attributes, common };
+        Ok(Self { path: path.into(), lines, columns, checked: VecDeque::new() })
     }
+}
 
-    fn candidate(&self) -> Result<Candidate, RegistrarError> {
-        let field = |column: usize| self.row.get(column).map_or("", String::as_str);
+impl Columns {
+    /// The device of a row; `folder` is that of the table.
+    fn candidate(&self, row: &[String], folder: &Path) -> Result<Candidate, RegistrarError> {
+        if row.len() != self.count {
+            let why = format!("{} fields instead of the {} of the first line", row.len(), self.count);
+            return Err(RegistrarError::Row(why));
+        }
+        let field = |column: usize| row.get(column).map_or("", String::as_str);
         let enrolment = match self.keys {
-            Keys::File(column) => enrolment_of(&self.path.parent().unwrap_or(Path::new("")).join(field(column)))?,
-            Keys::Inline([client, identity, release]) => {
+            Keys::File(column) => enrolment_of(&folder.join(field(column)))?,
+            Keys::Inline([client, identity, release, signature]) => {
                 let bytes = |column: usize| hex::decode(field(column)).ok();
                 let wrong =
                     |name: &str, wanted: &str| RegistrarError::Row(format!("{name} is not {wanted}, hexadecimal"));
                 let key = bytes(identity).and_then(|bytes| VerifyingKey::from_bytes(&bytes).ok());
                 let release = bytes(release).and_then(|bytes| EncapsulationKey::from_bytes(&bytes).ok());
                 let client = bytes(client).and_then(|bytes| ClientId::from_slice(&bytes));
-                Enrolment {
-                    client_id: client.ok_or_else(|| wrong("client_id", "16 bytes"))?,
-                    identity_key: key
-                        .filter(|key| key.level() == Level::L44)
+                Enrolment::verify(
+                    client.ok_or_else(|| wrong("client_id", "16 bytes"))?,
+                    key.filter(|key| key.level() == Level::L44)
                         .ok_or_else(|| wrong("identity_key", "an Ed25519 + ML-DSA-44 key (1344 bytes)"))?,
-                    release_key: release.ok_or_else(|| wrong("release_key", "an X-Wing key (1216 bytes)"))?,
-                }
+                    release.ok_or_else(|| wrong("release_key", "an X-Wing key (1216 bytes)"))?,
+                    bytes(signature).ok_or_else(|| wrong("signature", "a signature (2484 bytes)"))?,
+                )
+                .map_err(|source| RegistrarError::Foreign { source })?
             }
         };
         let mut attributes = self.common.clone();
@@ -238,24 +260,34 @@ impl Table {
     }
 }
 
+impl Table {
+    /// Reads and checks some rows more.
+    fn read_on(&mut self) {
+        let mut rows = Vec::new();
+        while rows.len() < AT_ONCE
+            && let Some(row) = self.lines.next()
+        {
+            rows.push((Place { path: self.path.clone(), line: Some(self.lines.number) }, row));
+        }
+        let (columns, folder) = (&self.columns, self.path.parent().unwrap_or(Path::new("")));
+        let check = |(place, row): (Place, Result<Vec<String>, String>)| {
+            let row = row.map_err(RegistrarError::Row);
+            let candidate = row.and_then(|row| columns.candidate(&row, folder));
+            candidate.map(|it| Candidate { at: Some(place.clone()), ..it }).map_err(at(place))
+        };
+        let checked: Vec<_> = rows.into_par_iter().map(check).collect();
+        self.checked.extend(checked);
+    }
+}
+
 impl Iterator for Table {
     type Item = Result<Candidate, RegistrarError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let row = self.lines.next()?;
-        let place = Place { path: self.path.clone(), line: Some(self.lines.number) };
-        let candidate = match row {
-            Ok(row) if row.len() == self.columns => {
-                self.row = row;
-                self.candidate().map(|it| Candidate { at: Some(place.clone()), ..it })
-            }
-            Ok(row) => {
-                let why = format!("{} fields instead of the {} of the first line", row.len(), self.columns);
-                Err(RegistrarError::Row(why))
-            }
-            Err(why) => Err(RegistrarError::Row(why)),
-        };
-        Some(candidate.map_err(at(place)))
+        if self.checked.is_empty() {
+            self.read_on();
+        }
+        self.checked.pop_front()
     }
 }
 

@@ -26,7 +26,7 @@ use unisono_crypto::sign::{Level, SigningKey, VerifyingKey};
 use unisono_protocol::ClientId;
 use unisono_protocol::keyfile::{self, Enrolment, Role};
 use unisono_protocol::proto::{Attribute, RosterLeaf, Signed};
-use unisono_protocol::roster::{self, Head, Roster, release_key_hash};
+use unisono_protocol::roster::{self, Head, HeadTerms, Roster};
 
 use crate::files;
 pub use error::{Place, RegistrarError};
@@ -42,6 +42,8 @@ pub const PUBLIC_KEY: &str = "registrar.pub";
 pub const DATABASE: &str = "registrar.sqlite";
 /// How long before now an enrolment begins, in seconds: a device's clock may be behind the registrar's.
 pub const BACKDATED: u64 = 300;
+/// For how many days a roster counts unless something else is said: as long as an enrolment does.
+pub const ROSTER_DAYS: u64 = 365;
 const LOCK: &str = "lock";
 const LONGEST_WAIT: Duration = Duration::from_secs(600);
 const DAY: u64 = 86_400;
@@ -101,11 +103,28 @@ pub struct Enrolled {
     pub skipped: u64,
 }
 
+/// What the next roster says beside its devices.
+#[derive(Debug, Clone, Copy)]
+pub struct Issue<'a> {
+    /// Keys of the coordinators that may open rounds; at least one.
+    pub coordinators: &'a [VerifyingKey],
+    /// Keys of the publishers that may sign releases.
+    pub publishers: &'a [VerifyingKey],
+    /// Unix time in seconds.
+    pub now: u64,
+    /// How many days from `now` on it counts, 1 to 36500: devices act on none that is over.
+    pub days: u64,
+    /// The epoch is larger than this.
+    pub after_epoch: u64,
+}
+
 /// A roster that was written to a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Published {
     /// Its epoch.
     pub epoch: u64,
+    /// Last second in which it counts, Unix time.
+    pub valid_until: u64,
     /// Its devices.
     pub devices: u64,
     /// An earlier call was interrupted after it had signed this roster; this one has written it.
@@ -143,6 +162,10 @@ fn io(path: &Path) -> impl FnOnce(std::io::Error) -> RegistrarError {
 
 fn now() -> u64 {
     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |time| time.as_secs())
+}
+
+fn check_days(days: u64) -> Result<(), RegistrarError> {
+    if (1..=36_500).contains(&days) { Ok(()) } else { Err(RegistrarError::Validity(days)) }
 }
 
 /// Waits for the folder's lock; it is free when the file is dropped.
@@ -349,16 +372,14 @@ impl Registrar {
         now: u64,
         terms: Terms,
     ) -> Result<Enrolled, RegistrarError> {
-        if !(1..=36_500).contains(&terms.days) {
-            return Err(RegistrarError::Validity(terms.days));
-        }
+        check_days(terms.days)?;
         self.change(|db, head| {
             let mut done = Enrolled::default();
             let mut seen: HashMap<ClientId, Option<Place>> = HashMap::new();
             for candidate in candidates {
                 let Candidate { enrolment, attributes, at } = candidate?;
-                let outcome = match seen.insert(enrolment.client_id, at.clone()) {
-                    Some(Some(first)) => Err(RegistrarError::Duplicate { client: enrolment.client_id, first }.into()),
+                let outcome = match seen.insert(enrolment.client_id(), at.clone()) {
+                    Some(Some(first)) => Err(RegistrarError::Duplicate { client: enrolment.client_id(), first }.into()),
                     _ => enrol_one(db, head, now, terms, &enrolment, &attributes),
                 };
                 match outcome.map_err(|error| error.in_batch(at))? {
@@ -457,7 +478,7 @@ impl Registrar {
         Ok(Audit { log, epoch, devices, revoked, undelivered })
     }
 
-    /// Signs the next roster: every device that is neither revoked nor expired at `now`.
+    /// Signs the next roster: every device that is neither revoked nor expired at `now`. It counts for [`ROSTER_DAYS`].
     ///
     /// # Errors
     /// [`RegistrarError::NoCoordinator`]; [`RegistrarError::Log`] when the log does not verify.
@@ -468,8 +489,8 @@ impl Registrar {
         now: u64,
     ) -> Result<Roster, RegistrarError> {
         let _lock = lock(&self.folder)?;
-        let plan = Plan { coordinators, publishers, now, after_epoch: 0, out: None };
-        let signed = self.sign(&plan)?;
+        let issue = Issue { coordinators, publishers, now, days: ROSTER_DAYS, after_epoch: 0 };
+        let signed = self.sign(&issue, None)?;
         let mut file = Vec::new();
         roster::append_head(&signed.head, &mut file);
         each_leaf(&self.db, &signed.devices, |leaf| {
@@ -481,37 +502,31 @@ impl Registrar {
     }
 
     /// Signs the next roster and writes it to `out`, which is replaced atomically. The roster may be larger than memory. When an
-    /// earlier call with the same keys was interrupted after it had signed, and nothing has changed since, that roster is written.
-    /// The epoch is larger than `after_epoch`.
+    /// earlier call with the same keys and days was interrupted after it had signed, and nothing has changed since, that roster is
+    /// written.
     ///
     /// # Errors
-    /// As [`Self::publish`]; [`RegistrarError::Newer`] when `out` holds a roster of this registrar that is as new or newer; a file
+    /// As [`Self::publish`]; [`RegistrarError::Validity`]; [`RegistrarError::Newer`] when `out` holds a roster of this registrar that is as new or newer; a file
     /// that can't be written: call again then.
-    pub fn publish_to(
-        &mut self,
-        out: &Path,
-        coordinators: &[VerifyingKey],
-        publishers: &[VerifyingKey],
-        now: u64,
-        after_epoch: u64,
-    ) -> Result<Published, RegistrarError> {
+    pub fn publish_to(&mut self, out: &Path, issue: &Issue<'_>) -> Result<Published, RegistrarError> {
+        check_days(issue.days)?;
         // Until the file is there: of two calls, the one with the newer roster writes last.
         let _lock = lock(&self.folder)?;
-        let plan = Plan { coordinators, publishers, now, after_epoch, out: Some(out) };
-        let signed = self.sign(&plan)?;
+        let signed = self.sign(issue, Some(out))?;
         self.write(&signed, out)?;
-        let epoch = signed.epoch;
-        let (database, done) = (self.database(), params![now as i64, epoch as i64]);
+        let (epoch, valid_until) = (signed.epoch, signed.valid_until);
+        let (database, done) = (self.database(), params![issue.now as i64, epoch as i64]);
         self.db.execute("UPDATE epochs SET delivered_at = ? WHERE epoch = ?", done).map_err(database)?;
-        Ok(Published { epoch, devices: signed.devices.len() as u64, resumed: signed.resumed, log: signed.log })
+        let devices = signed.devices.len() as u64;
+        Ok(Published { epoch, devices, valid_until, resumed: signed.resumed, log: signed.log })
     }
 
     /// Signs a roster and records it: its epoch is on stable storage before anybody can have it.
-    fn sign(&mut self, plan: &Plan<'_>) -> Result<SignedRoster, RegistrarError> {
-        if plan.coordinators.is_empty() {
+    fn sign(&mut self, issue: &Issue<'_>, out: Option<&Path>) -> Result<SignedRoster, RegistrarError> {
+        if issue.coordinators.is_empty() {
             return Err(RegistrarError::NoCoordinator);
         }
-        let there = plan.out.and_then(|out| Some((out, files::read_start(out, MAX_HEAD).ok()?)));
+        let there = out.and_then(|out| Some((out, files::read_start(out, MAX_HEAD).ok()?)));
         let there = there.and_then(|(out, start)| {
             let signed = roster::head_of_file(&start)?;
             Some((out, Head::verify(&signed, &self.public).ok()?.epoch, signed))
@@ -525,9 +540,10 @@ impl Registrar {
             let resumable = replay.last.take_if(|last| {
                 last.event == log.event
                     && pending == Some(last.head.epoch)
-                    && plan.after_epoch < last.head.epoch
-                    && last.head.coordinator_keys == plan.coordinators
-                    && last.head.publisher_keys == plan.publishers
+                    && issue.after_epoch < last.head.epoch
+                    && last.head.valid_until == last.issued_at.saturating_add(issue.days * DAY)
+                    && last.head.coordinator_keys == issue.coordinators
+                    && last.head.publisher_keys == issue.publishers
             });
             let newer = |next: u64, signed: Option<&Signed>| match &there {
                 Some((out, there, other)) if *there >= next && Some(other) != signed => {
@@ -535,7 +551,7 @@ impl Registrar {
                 }
                 _ => Ok(()),
             };
-            if let Some(last) = resumable.filter(|_| plan.out.is_some()) {
+            if let Some(last) = resumable.filter(|_| out.is_some()) {
                 newer(last.head.epoch, Some(&last.signed))?;
                 if log::tree(db, &last.devices)?.root() != last.head.root {
                     let why = format!("the root of epoch {} is not that of the devices in the log", last.head.epoch);
@@ -546,22 +562,25 @@ impl Registrar {
                     issued_at = last.issued_at,
                     "publishing was interrupted after the roster was signed; writing it"
                 );
-                let (epoch, head, devices) = (last.head.epoch, last.signed, last.devices);
-                return Ok(SignedRoster { epoch, head, devices, resumed: true, log: *log });
+                let (epoch, valid_until, head, devices) =
+                    (last.head.epoch, last.head.valid_until, last.signed, last.devices);
+                return Ok(SignedRoster { epoch, valid_until, head, devices, resumed: true, log: *log });
             }
-            let epoch = replay.epoch.max(plan.after_epoch) + 1;
+            let epoch = replay.epoch.max(issue.after_epoch) + 1;
             newer(epoch, None)?;
-            let devices = replay.valid(plan.now);
+            let devices = replay.valid(issue.now);
             let tree = log::tree(db, &devices)?;
-            let head = roster::sign_head(&tree, epoch, plan.now, plan.coordinators, plan.publishers, &key);
-            log.append(db, plan.now, &Event::Published(head.clone()))?;
+            let valid_until = issue.now.saturating_add(issue.days * DAY);
+            let terms = HeadTerms { epoch, issued_at: issue.now, valid_until };
+            let head = roster::sign_head(&tree, terms, issue.coordinators, issue.publishers, &key);
+            log.append(db, issue.now, &Event::Published(head.clone()))?;
             // A roster without a file is the caller's from here on.
-            let delivered = plan.out.is_none().then_some(plan.now as i64);
+            let delivered = out.is_none().then_some(issue.now as i64);
             db.execute(
                 "INSERT INTO epochs (epoch, event, delivered_at) VALUES (?, ?, ?)",
                 params![epoch as i64, log.event as i64, delivered],
             )?;
-            Ok(SignedRoster { epoch, head, devices, resumed: false, log: *log })
+            Ok(SignedRoster { epoch, valid_until, head, devices, resumed: false, log: *log })
         })
     }
 
@@ -589,17 +608,9 @@ impl Registrar {
 /// No head of a roster is longer than this, in bytes: 400 keys and more.
 const MAX_HEAD: u64 = 1 << 20;
 
-/// What is to be published.
-struct Plan<'a> {
-    coordinators: &'a [VerifyingKey],
-    publishers: &'a [VerifyingKey],
-    now: u64,
-    after_epoch: u64,
-    out: Option<&'a Path>,
-}
-
 struct SignedRoster {
     epoch: u64,
+    valid_until: u64,
     head: Signed,
     devices: Vec<(ClientId, u64)>,
     resumed: bool,
@@ -701,14 +712,7 @@ fn decode_leaf(bytes: &[u8], path: &Path) -> Result<RosterLeaf, RegistrarError> 
 
 fn leaf(enrolment: &Enrolment, not_before: u64, not_after: u64, attributes: &BTreeMap<String, String>) -> RosterLeaf {
     let attribute = |(name, value): (&String, &String)| Attribute { name: name.clone(), value: value.clone() };
-    RosterLeaf {
-        client_id: enrolment.client_id.to_vec(),
-        identity_key: enrolment.identity_key.as_bytes().to_vec(),
-        release_key_hash: release_key_hash(enrolment.release_key.as_bytes()).to_vec(),
-        not_before,
-        not_after,
-        attributes: attributes.iter().map(attribute).collect(),
-    }
+    enrolment.leaf(not_before, not_after, attributes.iter().map(attribute).collect())
 }
 
 fn enrol_one(
@@ -720,7 +724,7 @@ fn enrol_one(
     attributes: &BTreeMap<String, String>,
 ) -> Result<Outcome, ChangeError> {
     input::check_attributes(attributes)?;
-    let client = enrolment.client_id;
+    let client = enrolment.client_id();
     let not_after = now.saturating_add(terms.days * DAY);
     let new = leaf(enrolment, now.saturating_sub(BACKDATED), not_after, attributes);
     let known = known(db, client)?;

@@ -6,7 +6,7 @@ use unisono_crypto::sign::{Level, SigningKey};
 use unisono_protocol::ClientId;
 use unisono_protocol::client::{ClientError, Identity, NeighbourFault};
 use unisono_protocol::proto::{RoundParams, ServerMessage, server_message::View};
-use unisono_protocol::roster::{Roster, RosterError};
+use unisono_protocol::roster::{HeadTerms, Roster, RosterError};
 use unisono_protocol::server::{Authority, Closed, Phase, Reason, Server};
 use unisono_protocol::signed::SignedError;
 
@@ -20,7 +20,8 @@ fn rng(seed: u64) -> rand_chacha::ChaCha8Rng {
 
 /// A roster of the registrar's, of another epoch or with other leaves.
 fn publish(epoch: u64, leaves: Vec<unisono_protocol::proto::RosterLeaf>) -> Roster {
-    Roster::publish(leaves, epoch, NOW, &[CAST.coordinator.verifying_key()], &[], &CAST.registrar).unwrap()
+    Roster::publish(leaves, HeadTerms::new(epoch, NOW), &[CAST.coordinator.verifying_key()], &[], &CAST.registrar)
+        .unwrap()
 }
 
 fn under(roster: &Arc<Roster>) -> Server {
@@ -70,8 +71,7 @@ fn an_unenrolled_client_with_a_leaf_of_a_roster_that_the_coordinator_made() {
         let (device, mut member) = stranger(stage, 5);
         let own = Roster::publish(
             vec![leaf(&device.identity, NOW + 10)],
-            7,
-            NOW,
+            HeadTerms::new(7, NOW),
             &[CAST.coordinator.verifying_key()],
             &[],
             &CAST.coordinator,

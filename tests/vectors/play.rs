@@ -9,7 +9,7 @@ use unisono_protocol::client::{Identity, Session, Trust};
 use unisono_protocol::encoding::Contribution;
 use unisono_protocol::policy::{MemoryRecord, Policy};
 use unisono_protocol::proto::{self, ClientMessage, ServerMessage, Signed, client_message::Step, server_message::View};
-use unisono_protocol::roster::Roster;
+use unisono_protocol::roster::{HeadTerms, Roster};
 use unisono_protocol::server::{Authority, Closed, Outcome, Server};
 
 use super::Drawn;
@@ -137,7 +137,8 @@ fn cast(clients: &[Client]) -> Cast {
         attributes: vec![proto::Attribute { name: "site".into(), value: "a".into() }],
     };
     let leaves = clients.iter().map(leaf).collect();
-    let roster = Roster::publish(leaves, 3, NOW - 10, &[coordinator.verifying_key()], &[], &registrar).unwrap();
+    let roster =
+        Roster::publish(leaves, HeadTerms::new(3, NOW - 10), &[coordinator.verifying_key()], &[], &registrar).unwrap();
     Cast { registrar, coordinator, roster: Arc::new(roster) }
 }
 

@@ -57,6 +57,50 @@ async fn a_roster_file_that_is_older_truncated_or_foreign_is_refused_and_the_las
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_roster_that_is_over_stops_the_task_and_no_device_until_a_newer_one_is_published() {
+    let deployment = deployment(1);
+    let file = deployment.folder().join("roster.bin");
+    let mut registrar = Registrar::open(&deployment.folder().join("registrar")).unwrap();
+    let keys = deployment.config.round_keys().unwrap().unwrap().signing_key.verifying_key();
+    let publisher = deployment.config.release_keys().unwrap().unwrap().publisher.verifying_key();
+    let mut publish = |days| {
+        let (coordinators, publishers) = ([keys.clone()], [publisher.clone()]);
+        let issue = Issue {
+            coordinators: &coordinators,
+            publishers: &publishers,
+            now: now() - 86_400 + 2,
+            days,
+            after_epoch: 0,
+        };
+        registrar.publish_to(&file, &issue).unwrap();
+    };
+    // It is over in two seconds.
+    publish(1);
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    let (_, faults) = Config::examine(&deployment.folder().join("coordinator.toml"), now());
+    let told: Vec<String> = faults.iter().map(ToString::to_string).collect();
+    assert!(told.len() == 1 && told[0].contains("roster") && told[0].contains("was valid until"), "{told:?}");
+    let mut coordinator = Coordinator::start(deployment.config.clone()).await.unwrap();
+    let endpoint = format!("http://{}", coordinator.address());
+    let mut stub =
+        unisono::wire::proto::coordinator_client::CoordinatorClient::connect(endpoint.clone()).await.unwrap();
+    let status = loop {
+        let request = GetRoundRequest { task: TASK.into(), after_round: 0, wait_ms: 100, ..Default::default() };
+        match stub.get_round(request).await {
+            Err(status) if reason(&status) == "starting" => tokio::time::sleep(Duration::from_millis(50)).await,
+            answer => break answer.unwrap_err(),
+        }
+    };
+    assert_eq!((status.code(), reason(&status)), (tonic::Code::Unavailable, "task_failed"));
+    assert!(status.message().contains("(roster)"), "{}", status.message());
+    let set = devices(&deployment, &endpoint, 0..5);
+    publish(2);
+    all(set).await;
+    coordinator.trained().await.unwrap();
+    coordinator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_task_that_fails_says_unavailable_and_goes_on_when_it_is_mended() {
     let deployment = deployment(1);
     Coordinator::start(deployment.config.clone()).await.unwrap().stop().await;

@@ -3,11 +3,10 @@
 use unisono_crypto::kdf::label;
 use unisono_protocol::client::{ClientError, Trust};
 use unisono_protocol::policy::ParticipationRecord;
-use unisono_protocol::roster::Head;
 use unisono_protocol::signed;
 use unisono_wire::proto::{GetRoundResponse, TaskFinished};
 
-use crate::{Error, Record};
+use crate::{Error, Record, head, now};
 
 /// Checks that `response` says in the coordinator's name that `task` is finished, and not before round `after`, the last one that this
 /// device knows of. Without a signature that is believed only where rounds need none either.
@@ -32,16 +31,12 @@ pub(crate) fn check(
             signed::verify(finished, label::SIG_TASK_FINISHED, None, WHAT).map_err(ClientError::from)?
         }
         None => return Err(missing("registrar's key, without which nobody's word can be checked")),
-        Some(registrar) => {
+        Some(_) => {
             let head = response
                 .roster_head
                 .as_ref()
                 .ok_or_else(|| missing("roster head beside the word that the task is finished"))?;
-            let head = Head::verify(head, registrar)?;
-            let seen = record.roster_epoch().map_err(ClientError::from)?.max(trust.policy.min_roster_epoch);
-            if head.epoch < seen {
-                return Err(ClientError::StaleRoster { epoch: head.epoch, seen }.into());
-            }
+            let head = head::verify(head, trust, record, now())?;
             let verified = head.coordinator_keys.iter().find_map(|key| {
                 signed::verify::<TaskFinished>(finished, label::SIG_TASK_FINISHED, Some(key), WHAT).ok()
             });

@@ -30,6 +30,7 @@ mod connection;
 mod download;
 mod error;
 mod finished;
+mod head;
 mod models;
 mod record;
 mod round;

@@ -8,7 +8,6 @@ use getrandom::SysRng;
 use prost::Message;
 use rand_core::UnwrapErr;
 use unisono_crypto::kdf::label;
-use unisono_protocol::client::ClientError;
 use unisono_protocol::policy::ParticipationRecord;
 use unisono_protocol::proto::Signed;
 use unisono_protocol::roster::Head;
@@ -21,7 +20,7 @@ use zeroize::Zeroizing;
 
 use crate::connection::Stub;
 use crate::download::{Part, Sink};
-use crate::{Client, Error, now};
+use crate::{Client, Error, head, now};
 
 /// Bytes of header, tags and signatures that a file may have beyond its payload.
 const SEALED_OVERHEAD: u64 = 1 << 20;
@@ -181,16 +180,11 @@ impl Client {
         self.token.as_ref().ok_or(Error::NoAuthority)
     }
 
-    /// The head that came with a grant, if it is the registrar's and not older than one that was seen.
+    /// The head that came with a grant.
     fn newest_head(&self, head: Option<&Signed>) -> Result<Head, Error> {
-        let registrar = self.trust.registrar.as_ref().ok_or(Error::NoAuthority)?;
         let head = head.ok_or_else(|| Error::Answer("there is no roster head in it".into()))?;
-        let head = Head::verify(head, registrar)?;
         let mut record = self.record.clone();
-        let seen = record.roster_epoch()?.max(self.trust.policy.min_roster_epoch);
-        if head.epoch < seen {
-            return Err(ClientError::StaleRoster { epoch: head.epoch, seen }.into());
-        }
+        let head = head::verify(head, &self.trust, &record, now())?;
         record.see_roster_epoch(head.epoch)?;
         Ok(head)
     }

@@ -204,7 +204,9 @@ fn no_roster(error: &dyn Display) -> Status {
 /// The roster in force, the newest one if that can be had soon; `None` in semi-honest mode.
 async fn roster(shared: &Shared) -> Result<Option<Arc<Roster>>, Status> {
     let Some(keys) = &shared.round_keys else { return Ok(None) };
-    shared.rosters.newest_soon(keys).await.map(Some).ok_or_else(|| no_roster(&"no roster is in force"))
+    let roster = shared.rosters.newest_soon(keys).await.ok_or_else(|| no_roster(&"no roster is in force"))?;
+    roster.head().check_validity(now()).map_err(|over| no_roster(&over))?;
+    Ok(Some(roster))
 }
 
 /// Checks a device's request, and answers it with its grant.

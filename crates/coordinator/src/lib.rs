@@ -351,11 +351,15 @@ impl Shared {
     }
 
     /// The roster in force, after its file was read if it has changed; `None` in semi-honest mode.
+    ///
+    /// # Errors
+    /// There is none, or it is over: devices act on it no more.
     async fn roster(&self) -> Result<Option<Arc<unisono_protocol::roster::Roster>>, RosterRefused> {
-        match &self.round_keys {
-            Some(keys) => self.rosters.newest(&self.store, keys).await.map(Some),
-            None => Ok(None),
-        }
+        let Some(keys) = &self.round_keys else { return Ok(None) };
+        let roster = self.rosters.newest(&self.store, keys).await?;
+        let refused = |source| RosterRefused::Roster { path: keys.roster.clone(), source };
+        roster.head().check_validity(now()).map_err(refused)?;
+        Ok(Some(roster))
     }
 }
 

@@ -96,6 +96,9 @@ const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// The kept copy is verified again at most so often when something read of it is not what was verified.
 const VERIFY_EVERY: Duration = Duration::from_secs(60);
+/// Seconds before its end from which on it is told that a roster is over soon, and how often.
+const OVER_SOON: u64 = 14 * 86_400;
+const REMIND_EVERY: Duration = Duration::from_secs(86_400);
 /// So long a call waits for a roster that is being read, if the newest is needed.
 const MOST_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -136,13 +139,15 @@ impl Rosters {
             let kept = kept(store, keys, loader.newest).await?;
             in_force = kept.filter(|roster| names(roster.head(), keys) && roster.head().epoch >= loader.newest);
         }
-        Ok(Self {
-            in_force: RwLock::new(in_force.map(Arc::new)),
+        let rosters = Self {
+            in_force: RwLock::new(None),
             loader: Mutex::new(loader),
             read: watch::Sender::new(None),
             wanted: Notify::new(),
             doubted: AtomicBool::new(false),
-        })
+        };
+        in_force.into_iter().for_each(|roster| rosters.put_in_force(Arc::new(roster)));
+        Ok(rosters)
     }
 
     /// The roster in force. Nothing is read.
@@ -151,6 +156,7 @@ impl Rosters {
     }
 
     fn put_in_force(&self, roster: Arc<Roster>) {
+        gauge!("unisono_roster_valid_until").set(roster.head().valid_until as f64);
         *self.in_force.write().unwrap_or_else(PoisonError::into_inner) = Some(roster);
     }
 
@@ -215,9 +221,22 @@ impl Rosters {
         self.wanted.notify_one();
     }
 
-    /// Reads the file when it has changed, for ever.
+    /// Reads the file when it has changed, for ever, and says when the roster in force is over soon.
     pub async fn watch(&self, store: &Store, keys: &RoundKeys) {
+        let mut told: Option<Instant> = None;
         loop {
+            if told.is_none_or(|told| told.elapsed() > REMIND_EVERY)
+                && let Some(roster) = self.in_force()
+                && roster.head().valid_until < crate::now().saturating_add(OVER_SOON)
+            {
+                let (epoch, valid_until) = (roster.head().epoch, roster.head().valid_until);
+                tracing::warn!(
+                    epoch,
+                    valid_until,
+                    "devices act on this roster no longer than that: publish a newer one"
+                );
+                told = Some(Instant::now());
+            }
             let _ = tokio::time::timeout(LOOK_EVERY, self.wanted.notified()).await;
             // It was told and counted.
             let _ = self.newest(store, keys).await;

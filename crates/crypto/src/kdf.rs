@@ -110,6 +110,8 @@ pub mod label {
         SIGN_ML_DSA = "sign-ml-dsa";
         /// Prefix of Ed25519's nonce in a hedged signature.
         SIGN_HEDGE = "sign-hedge";
+        /// Signature of a device on its enrolment.
+        SIG_ENROLMENT = "sig-enrolment";
         /// Signature on a roster head.
         SIG_ROSTER = "sig-roster";
         /// Signature on round parameters.

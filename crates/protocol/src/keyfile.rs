@@ -7,6 +7,7 @@ use std::io::{self, Read};
 use std::path::Path;
 
 use rand_core::CryptoRng;
+use unisono_crypto::kdf::label;
 use unisono_crypto::kem::{DecapsulationKey, EncapsulationKey};
 use unisono_crypto::secret::Secret32;
 use unisono_crypto::sign::{Level, SigningKey, VerifyingKey};
@@ -14,6 +15,8 @@ use zeroize::Zeroizing;
 
 use crate::client::Identity;
 use crate::ids::ClientId;
+use crate::proto::{Attribute, RosterLeaf};
+use crate::roster::release_key_hash;
 
 const FORMAT: &str = "unisono/v1";
 
@@ -53,6 +56,12 @@ pub enum KeyFileError {
         kind: String,
         /// Which field.
         field: &'static str,
+    },
+    /// An enrolment that its own identity key has not signed.
+    #[error("the {kind} is not signed by its own identity key: it was changed or put together by hand")]
+    Signature {
+        /// What was asked for.
+        kind: String,
     },
 }
 
@@ -318,36 +327,92 @@ impl DeviceKeys {
         Identity { client_id: self.client_id, signing_key: self.signing_key.clone() }
     }
 
-    /// What the registrar needs of them.
+    /// What the registrar needs of them, signed. The same each time.
     pub fn enrolment(&self) -> Enrolment {
-        Enrolment {
-            client_id: self.client_id,
-            identity_key: self.signing_key.verifying_key(),
-            release_key: self.release_key.encapsulation_key(),
-        }
+        let (identity_key, release_key) = (self.signing_key.verifying_key(), self.release_key.encapsulation_key());
+        let payload = enrolment_payload(self.client_id, &identity_key, &release_key);
+        let signature = self.signing_key.sign(label::SIG_ENROLMENT, &payload);
+        Enrolment { client_id: self.client_id, identity_key, release_key, signature }
     }
 }
 
-/// The public half of [`DeviceKeys`], which the registrar enrols.
+/// What a device signs (section 1): id, identity key and release key, each of a fixed length.
+fn enrolment_payload(client_id: ClientId, identity_key: &VerifyingKey, release_key: &EncapsulationKey) -> Vec<u8> {
+    [&client_id.0, identity_key.as_bytes(), release_key.as_bytes()].concat()
+}
+
+/// The public half of [`DeviceKeys`], which the registrar enrols: signed by its own identity key (section 1).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Enrolment {
-    /// The device's name.
-    pub client_id: ClientId,
-    /// Verifies what it signs.
-    pub identity_key: VerifyingKey,
-    /// Takes grants of released models.
-    pub release_key: EncapsulationKey,
+    client_id: ClientId,
+    identity_key: VerifyingKey,
+    release_key: EncapsulationKey,
+    signature: Vec<u8>,
 }
 
 impl Enrolment {
+    const KIND: &str = "device public key";
+
+    /// Verifies an enrolment.
+    ///
+    /// # Errors
+    /// [`KeyFileError::Field`] when the identity key is no ML-DSA-44 hybrid key, [`KeyFileError::Signature`].
+    pub fn verify(
+        client_id: ClientId,
+        identity_key: VerifyingKey,
+        release_key: EncapsulationKey,
+        signature: Vec<u8>,
+    ) -> Result<Self, KeyFileError> {
+        if identity_key.level() != Level::L44 {
+            return Err(KeyFileError::Field { kind: Self::KIND.into(), field: "identity_key" });
+        }
+        let payload = enrolment_payload(client_id, &identity_key, &release_key);
+        let verified = identity_key.verify(label::SIG_ENROLMENT, &payload, &signature);
+        verified.map_err(|_| KeyFileError::Signature { kind: Self::KIND.into() })?;
+        Ok(Self { client_id, identity_key, release_key, signature })
+    }
+
+    /// The device's name.
+    pub fn client_id(&self) -> ClientId {
+        self.client_id
+    }
+
+    /// Verifies what it signs (Ed25519 + ML-DSA-44).
+    pub fn identity_key(&self) -> &VerifyingKey {
+        &self.identity_key
+    }
+
+    /// Takes grants of released models (X-Wing).
+    pub fn release_key(&self) -> &EncapsulationKey {
+        &self.release_key
+    }
+
+    /// Of the identity key, over the other fields.
+    pub fn signature(&self) -> &[u8] {
+        &self.signature
+    }
+
+    /// The device's leaf in a roster (section 1). Validity is in seconds since 1970, its end included.
+    pub fn leaf(&self, not_before: u64, not_after: u64, attributes: Vec<Attribute>) -> RosterLeaf {
+        RosterLeaf {
+            client_id: self.client_id.to_vec(),
+            identity_key: self.identity_key.as_bytes().to_vec(),
+            release_key_hash: release_key_hash(self.release_key.as_bytes()).to_vec(),
+            not_before,
+            not_after,
+            attributes,
+        }
+    }
+
     /// The enrolment as text.
     pub fn to_text(&self) -> String {
-        let fields: [(&'static str, &[u8]); 3] = [
+        let fields: [(&'static str, &[u8]); 4] = [
             ("client_id", &self.client_id.0),
             ("identity_key", self.identity_key.as_bytes()),
             ("release_key", self.release_key.as_bytes()),
+            ("signature", &self.signature),
         ];
-        write("device public key", &fields).to_string()
+        write(Self::KIND, &fields).to_string()
     }
 
     /// Reads what [`Self::to_text`] wrote.
@@ -355,15 +420,29 @@ impl Enrolment {
     /// # Errors
     /// [`KeyFileError`].
     pub fn from_text(text: &str) -> Result<Self, KeyFileError> {
-        let fields = Fields::read("device public key".into(), &["client_id", "identity_key", "release_key"], text)?;
-        let identity = VerifyingKey::from_bytes(&fields.bytes("identity_key")?).ok();
-        let identity_key = identity.filter(|key| key.level() == Level::L44);
-        Ok(Self {
-            client_id: fields.client_id()?,
-            identity_key: identity_key.ok_or_else(|| fields.missing("identity_key"))?,
-            release_key: EncapsulationKey::from_bytes(&fields.bytes("release_key")?)
-                .map_err(|_| fields.missing("release_key"))?,
-        })
+        let fields = Fields::read(Self::KIND.into(), &["client_id", "identity_key", "release_key", "signature"], text)?;
+        let (client_id, identity_key, release_key) = Self::keys(&fields)?;
+        Self::verify(client_id, identity_key, release_key, fields.bytes("signature")?.to_vec())
+    }
+
+    /// Reads what an earlier version wrote, without a signature: for devices that a registrar has enrolled with it.
+    ///
+    /// # Errors
+    /// [`KeyFileError`].
+    pub fn from_unsigned_text(text: &str) -> Result<Self, KeyFileError> {
+        let fields = Fields::read(Self::KIND.into(), &["client_id", "identity_key", "release_key"], text)?;
+        let (client_id, identity_key, release_key) = Self::keys(&fields)?;
+        Ok(Self { client_id, identity_key, release_key, signature: Vec::new() })
+    }
+
+    fn keys(fields: &Fields<'_>) -> Result<(ClientId, VerifyingKey, EncapsulationKey), KeyFileError> {
+        let identity_key = VerifyingKey::from_bytes(&fields.bytes("identity_key")?).ok();
+        let release_key = EncapsulationKey::from_bytes(&fields.bytes("release_key")?).ok();
+        Ok((
+            fields.client_id()?,
+            identity_key.filter(|key| key.level() == Level::L44).ok_or_else(|| fields.missing("identity_key"))?,
+            release_key.ok_or_else(|| fields.missing("release_key"))?,
+        ))
     }
 }
 
@@ -392,6 +471,17 @@ mod tests {
         let read = DeviceKeys::from_text(&device.to_text()).unwrap();
         assert_eq!(read.enrolment(), device.enrolment());
         assert_eq!(Enrolment::from_text(&device.enrolment().to_text()), Ok(device.enrolment()));
+        // Another's identity key with an id or a release key of one's own is nobody's enrolment.
+        let other = DeviceKeys::generate(&mut rng).enrolment();
+        let own = device.enrolment();
+        for (client_id, release_key) in [(other.client_id, &own.release_key), (own.client_id, &other.release_key)] {
+            let forged = Enrolment { client_id, release_key: release_key.clone(), ..own.clone() };
+            assert!(matches!(Enrolment::from_text(&forged.to_text()), Err(KeyFileError::Signature { .. })));
+        }
+        let forged = Enrolment { signature: other.signature, ..own.clone() };
+        assert!(matches!(Enrolment::from_text(&forged.to_text()), Err(KeyFileError::Signature { .. })));
+        let unsigned = own.to_text().lines().take(4).collect::<Vec<_>>().join("\n");
+        assert!(matches!(Enrolment::from_text(&unsigned), Err(KeyFileError::Field { field: "signature", .. })));
         let secret = Secret32::from_bytes([5; 32]);
         let kek = key_encryption_key_from_text(&key_encryption_key_to_text(&secret)).unwrap();
         assert!(kek.ct_eq(&secret));

@@ -3,7 +3,6 @@
 //! A leaf and its Merkle path replace a certificate; revocation is the next epoch without the leaf. The registrar signs
 //! only the head, so the file can be carried by anybody.
 
-use prost::Message;
 use unisono_crypto::kdf::{hash, label};
 use unisono_crypto::merkle;
 use unisono_crypto::sign::{Level, SigningKey, VerifyingKey};
@@ -39,6 +38,19 @@ pub enum RosterError {
     /// The leaf does not lead to the root.
     #[error("the leaf of client {0} is not in the roster")]
     NotInRoster(ClientId),
+    /// The head has expired.
+    #[error(
+        "the roster of epoch {epoch} was valid until {valid_until} (Unix time); it is {now}: a newer one is needed \
+         (`unisono registrar publish`)"
+    )]
+    HeadExpired {
+        /// Its epoch.
+        epoch: u64,
+        /// Last second of validity.
+        valid_until: u64,
+        /// Time of the check.
+        now: u64,
+    },
     /// The leaf is not valid yet.
     #[error("the enrolment of client {client} begins at {not_before} (Unix time); it is {now}")]
     NotYetValid {
@@ -83,7 +95,7 @@ impl Leaf {
     /// [`RosterError::Signed`] when a field has a wrong length or the identity key is no ML-DSA-44 hybrid key.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, RosterError> {
         const WHAT: &str = "roster leaf";
-        let wire = proto::RosterLeaf::decode(bytes).map_err(|e| SignedError::malformed(WHAT, e))?;
+        let wire: proto::RosterLeaf = signed::canonical(bytes, WHAT)?;
         let identity_key = VerifyingKey::from_bytes(&wire.identity_key).map_err(|e| SignedError::malformed(WHAT, e))?;
         if identity_key.level() != Level::L44 {
             return Err(SignedError::malformed(WHAT, "an identity key is Ed25519 + ML-DSA-44").into());
@@ -127,6 +139,8 @@ pub struct Head {
     pub root: [u8; 32],
     /// Number of leaves.
     pub size: u64,
+    /// Last second in which it counts, Unix time; `u64::MAX`: without end.
+    pub valid_until: u64,
     /// Keys that may open rounds.
     pub coordinator_keys: Vec<VerifyingKey>,
     /// Keys that may sign releases.
@@ -156,9 +170,22 @@ impl Head {
             epoch: wire.epoch,
             root: fixed(&wire.root, WHAT)?,
             size: wire.size,
+            valid_until: if wire.valid_until == 0 { u64::MAX } else { wire.valid_until },
             coordinator_keys: keys(&wire.coordinator_keys)?,
             publisher_keys: keys(&wire.publisher_keys)?,
         })
+    }
+
+    /// Refuses a head that is over at `now` (Unix time in seconds).
+    ///
+    /// # Errors
+    /// [`RosterError::HeadExpired`].
+    pub fn check_validity(&self, now: u64) -> Result<(), RosterError> {
+        let Self { epoch, valid_until, .. } = *self;
+        if now > valid_until {
+            return Err(RosterError::HeadExpired { epoch, valid_until, now });
+        }
+        Ok(())
     }
 
     /// Checks that `proof` leads to this head's root and that the leaf is valid at `now`.
@@ -175,16 +202,34 @@ impl Head {
     }
 }
 
+/// What a head says beside its keys and leaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HeadTerms {
+    /// Strictly increasing.
+    pub epoch: u64,
+    /// Unix time in seconds.
+    pub issued_at: u64,
+    /// Last second in which it counts, Unix time; 0: without end.
+    pub valid_until: u64,
+}
+
+impl HeadTerms {
+    /// Without an end.
+    pub fn new(epoch: u64, issued_at: u64) -> Self {
+        Self { epoch, issued_at, valid_until: 0 }
+    }
+}
+
 /// Signs the head of a roster whose leaves, encoded and in order of client id, are those of `tree` ([`label::TREE_ROSTER`]).
 pub fn sign_head(
     tree: &merkle::Tree,
-    epoch: u64,
-    issued_at: u64,
+    terms: HeadTerms,
     coordinators: &[VerifyingKey],
     publishers: &[VerifyingKey],
     registrar: &SigningKey,
 ) -> Signed {
     let keys = |keys: &[VerifyingKey]| keys.iter().map(|key| key.as_bytes().to_vec()).collect();
+    let HeadTerms { epoch, issued_at, valid_until } = terms;
     let head = proto::RosterHead {
         epoch,
         root: tree.root().to_vec(),
@@ -192,12 +237,14 @@ pub fn sign_head(
         issued_at,
         coordinator_keys: keys(coordinators),
         publisher_keys: keys(publishers),
+        valid_until,
     };
     signed::sign(&head, label::SIG_ROSTER, Some(registrar))
 }
 
 #[cfg(test)]
 mod tests {
+    use prost::Message;
     use rand_chacha::ChaCha8Rng;
     use rand_chacha::rand_core::SeedableRng;
 
@@ -222,7 +269,7 @@ mod tests {
         let leaves: Vec<Vec<u8>> = leaves.iter().map(Message::encode_to_vec).collect();
         let tree = merkle::Tree::new(label::TREE_ROSTER, &leaves);
         let mut file = Vec::new();
-        append_head(&sign_head(&tree, 3, 4, &[], &[], registrar), &mut file);
+        append_head(&sign_head(&tree, HeadTerms::new(3, 4), &[], &[], registrar), &mut file);
         leaves.iter().for_each(|leaf| append_leaf(leaf, &mut file));
         file
     }
@@ -280,10 +327,10 @@ mod tests {
         for size in [0u8, 1, 3] {
             let leaves: Vec<_> = (0..size).map(leaf).collect();
             let keys = [registrar.verifying_key()];
-            let roster = Roster::publish(leaves.clone(), 3, 4, &keys, &keys, &registrar).unwrap();
+            let roster = Roster::publish(leaves.clone(), HeadTerms::new(3, 4), &keys, &keys, &registrar).unwrap();
             let leaves: Vec<Vec<u8>> = leaves.iter().map(Message::encode_to_vec).collect();
             let tree = merkle::Tree::new(label::TREE_ROSTER, &leaves);
-            let head = sign_head(&tree, 3, 4, &keys, &keys, &registrar);
+            let head = sign_head(&tree, HeadTerms::new(3, 4), &keys, &keys, &registrar);
             assert_eq!(&head, roster.signed_head());
             let mut file = Vec::new();
             append_head(&head, &mut file);

@@ -43,7 +43,7 @@ pub fn sign_hedged<R: CryptoRng + ?Sized>(
     Signed { payload, signature }
 }
 
-/// Decodes a message whose bytes are hashed to an identifier: only the canonical encoding is accepted (section 2).
+/// Decodes a message of which only the canonical encoding is accepted (section 2): no field that this version does not know.
 pub(crate) fn canonical<M: Message + Default>(payload: &[u8], what: &'static str) -> Result<M, SignedError> {
     let message = M::decode(payload).map_err(|e| SignedError::malformed(what, e))?;
     if message.encode_to_vec() != payload {
@@ -66,7 +66,8 @@ pub fn sign_bytes(payload: Vec<u8>, label: Label, key: Option<&SigningKey>) -> S
     Signed { payload, signature }
 }
 
-/// Verifies `signed` under `key` and `label` (unless there is no key, in semi-honest mode), then decodes the payload.
+/// Verifies `signed` under `key` and `label` (unless there is no key, in semi-honest mode), then decodes the payload, which must be in
+/// canonical form.
 ///
 /// # Errors
 /// [`SignedError::Signature`] before anything is parsed, [`SignedError::Malformed`] after.
@@ -77,7 +78,7 @@ pub fn verify<M: Message + Default>(
     what: &'static str,
 ) -> Result<M, SignedError> {
     verify_bytes(signed, label, key, what)?;
-    M::decode(signed.payload.as_slice()).map_err(|e| SignedError::malformed(what, e))
+    canonical(&signed.payload, what)
 }
 
 /// Verifies `signed` under `key` and `label`, unless there is no key (semi-honest mode). The payload is not an encoded message.

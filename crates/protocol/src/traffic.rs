@@ -189,6 +189,7 @@ impl Shape<'_> {
             issued_at: 1_800_000_000,
             coordinator_keys: vec![vec![0; Level::L65.verifying_key_len()]],
             publisher_keys: Vec::new(),
+            valid_until: 1_800_000_000,
         };
         let roster_head = self.malicious.then(|| self.signed(&head, Level::L65));
         proto::RoundOffer { params: Some(self.signed(&params, Level::L65)), roster_head, base_model: None }

@@ -95,6 +95,6 @@ pub mod named {
         max_round_s max_rounds max_total_epsilon max_weight metrics min_colluders min_gamma min_honest min_interval_s min_model_version
         min_roster_epoch model_hash model_version modulus_bits n n_max n_min noise_multiplier not_after not_before now
         previous privacy_delta roster_epoch round rounds secret seed seen seen_hash shares since subtract survivors threads
-        threshold until version weight
+        threshold until valid_until version weight
     }
 }

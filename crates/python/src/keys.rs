@@ -7,7 +7,7 @@ use pyo3::types::PyBytes;
 use unisono_crypto::kdf::{Label, label};
 use unisono_crypto::sign;
 use unisono_protocol::keyfile::{self, Enrolment, Role};
-use unisono_protocol::{client, proto, roster};
+use unisono_protocol::{client, roster};
 
 use crate::arguments::named;
 use crate::rng::{rng, unix_time};
@@ -197,10 +197,11 @@ pub struct Roster {
 
 #[pymethods]
 impl Roster {
-    /// Signs a roster of a new epoch over the devices' enrolments (texts). Times are Unix seconds. KeyFileError unless
+    /// Signs a roster of a new epoch over the devices' enrolments (texts, signed by the devices), for clients to act on until and including
+    /// `valid_until`, or without end. Times are Unix seconds. KeyFileError unless
     /// `registrar` is a registrar's key, RosterError for devices or keys that no roster has.
     #[staticmethod]
-    #[pyo3(signature = (enrolments, registrar, *, epoch, coordinators, publishers=Vec::new(), not_before=0, not_after=u64::MAX, issued_at=None))]
+    #[pyo3(signature = (enrolments, registrar, *, epoch, coordinators, publishers=Vec::new(), not_before=0, not_after=u64::MAX, issued_at=None, valid_until=None))]
     #[allow(clippy::too_many_arguments)] // keyword arguments of a Python function
     fn publish(
         py: Python<'_>,
@@ -212,25 +213,20 @@ impl Roster {
         #[pyo3(from_py_with = named::not_before)] not_before: u64,
         #[pyo3(from_py_with = named::not_after)] not_after: u64,
         #[pyo3(from_py_with = named::issued_at)] issued_at: Option<u64>,
+        #[pyo3(from_py_with = named::valid_until)] valid_until: Option<u64>,
     ) -> PyResult<Self> {
         let registrar_key = registrar.of_role(Role::Registrar, "registrar's key")?;
         let leaf = |text: &String| {
             let enrolment = Enrolment::from_text(text).map_err(errors::key_file)?;
-            Ok(proto::RosterLeaf {
-                client_id: enrolment.client_id.to_vec(),
-                identity_key: enrolment.identity_key.as_bytes().to_vec(),
-                release_key_hash: roster::release_key_hash(enrolment.release_key.as_bytes()).to_vec(),
-                not_before,
-                not_after,
-                attributes: Vec::new(),
-            })
+            Ok(enrolment.leaf(not_before, not_after, Vec::new()))
         };
         let leaves = enrolments.iter().map(leaf).collect::<PyResult<Vec<_>>>()?;
         let keys = |keys: &[Vec<u8>]| keys.iter().map(|key| verifying_key(key)).collect::<PyResult<Vec<_>>>();
         let (coordinators, publishers) = (keys(&coordinators)?, keys(&publishers)?);
         let published = threads::detach(py, || {
             let issued_at = unix_time(issued_at);
-            roster::Roster::publish(leaves, epoch, issued_at, &coordinators, &publishers, registrar_key)
+            let terms = roster::HeadTerms { epoch, issued_at, valid_until: valid_until.unwrap_or(0) };
+            roster::Roster::publish(leaves, terms, &coordinators, &publishers, registrar_key)
         })?;
         Ok(Self { inner: Arc::new(published.map_err(errors::roster)?) })
     }

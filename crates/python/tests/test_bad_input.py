@@ -191,7 +191,7 @@ def negative():
     yield "min_roster_epoch", lambda: granted.open(release, device, [], min_roster_epoch=-1)
     for name in ("seen", "min_roster_epoch", "max_payload", "now"):
         yield name, lambda name=name: release.open(key, [], **{name: -1})
-    for name in ("epoch", "not_before", "not_after", "issued_at"):
+    for name in ("epoch", "not_before", "not_after", "issued_at", "valid_until"):
         settings = {"epoch": 1, name: -1}
         yield name, lambda settings=settings: unisono.Roster.publish([], registrar, coordinators=[], **settings)
     yield "now", lambda: server.absorb(b"", now=-1)

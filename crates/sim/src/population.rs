@@ -10,7 +10,7 @@ use unisono_protocol::ClientId;
 use unisono_protocol::client::{Identity, Trust};
 use unisono_protocol::policy::{MemoryRecord, Policy};
 use unisono_protocol::proto;
-use unisono_protocol::roster::Roster;
+use unisono_protocol::roster::{HeadTerms, Roster};
 use unisono_protocol::server::Authority;
 
 use crate::error::SimError;
@@ -102,7 +102,7 @@ impl Population {
             attributes: Vec::new(),
         };
         let leaves = devices.iter().map(leaf).collect();
-        let roster = Roster::publish(leaves, 1, NOW, &[coordinator.verifying_key()], &[], &registrar)?;
+        let roster = Roster::publish(leaves, HeadTerms::new(1, NOW), &[coordinator.verifying_key()], &[], &registrar)?;
         let trust = Trust { registrar: Some(registrar.verifying_key()), policy };
         Ok(Self { devices, trust, authority: Some(Authority { signing_key: coordinator, roster: Arc::new(roster) }) })
     }

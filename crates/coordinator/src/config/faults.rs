@@ -181,6 +181,9 @@ impl Config {
             if let (Some(path), Some(registrar)) = (&self.roster, registrar)
                 && let Some((head, valid)) = good(examine_roster(path, &registrar, now), "roster", add)
             {
+                if let Err(over) = head.check_validity(now) {
+                    add("roster", format!("{}: {over}", path.display()), "");
+                }
                 let publish = "publish a roster that does: `unisono registrar publish";
                 if key.is_some_and(|key| !head.coordinator_keys.contains(&key.verifying_key())) {
                     let problem = format!("the roster of epoch {} does not name this coordinator's key", head.epoch);

@@ -10,6 +10,7 @@ use unisono_crypto::kdf::label;
 use unisono_crypto::merkle::Tree;
 use unisono_crypto::sign::{Level, SigningKey};
 use unisono_protocol::proto::RosterLeaf;
+use unisono_protocol::roster::HeadTerms;
 use unisono_protocol::{ClientId, RoundId};
 
 use super::*;
@@ -57,7 +58,10 @@ impl World {
     fn file(&self, epoch: u64, count: u32) -> Vec<u8> {
         let leaves = (0..count).map(|i| self.leaf(i)).collect();
         let coordinator = [self.keys.signing_key.verifying_key()];
-        Roster::publish(leaves, epoch, 0, &coordinator, &[], &self.registrar).unwrap().to_bytes().unwrap()
+        Roster::publish(leaves, HeadTerms::new(epoch, 0), &coordinator, &[], &self.registrar)
+            .unwrap()
+            .to_bytes()
+            .unwrap()
     }
 
     /// Publishes it as the registrar does: the file is replaced.

@@ -191,6 +191,7 @@ impl Joining {
             if head.epoch < seen {
                 return Err(ClientError::StaleRoster { epoch: head.epoch, seen });
             }
+            head.check_validity(now)?;
         }
         let entry = record.entry(&params.wire.task)?;
         commit::refuse_old(&params, entry.as_ref())?;

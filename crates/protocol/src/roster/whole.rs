@@ -8,7 +8,7 @@ use unisono_crypto::merkle;
 use unisono_crypto::sign::{SigningKey, VerifyingKey};
 
 use super::file::{self, MAX_LEAF, ReadAt, Scanned, unreadable};
-use super::{Head, Leaf, RosterError, sign_head};
+use super::{Head, HeadTerms, Leaf, RosterError, sign_head};
 use crate::ids::ClientId;
 use crate::proto::{self, Signed};
 
@@ -28,14 +28,13 @@ pub struct Roster {
 }
 
 impl Roster {
-    /// Signs a roster of the next `epoch` over `leaves` (in any order). `issued_at` is Unix time in seconds.
+    /// Signs a roster of the next epoch over `leaves` (in any order).
     ///
     /// # Errors
     /// [`RosterError::Order`] when two leaves have one client id.
     pub fn publish(
         mut leaves: Vec<proto::RosterLeaf>,
-        epoch: u64,
-        issued_at: u64,
+        terms: HeadTerms,
         coordinators: &[VerifyingKey],
         publishers: &[VerifyingKey],
         registrar: &SigningKey,
@@ -44,7 +43,7 @@ impl Roster {
         let leaves: Vec<Vec<u8>> = leaves.iter().map(Message::encode_to_vec).collect();
         let tree = merkle::Tree::new(label::TREE_ROSTER, &leaves);
         let mut bytes = Vec::new();
-        file::append_head(&sign_head(&tree, epoch, issued_at, coordinators, publishers, registrar), &mut bytes);
+        file::append_head(&sign_head(&tree, terms, coordinators, publishers, registrar), &mut bytes);
         leaves.iter().for_each(|leaf| file::append_leaf(leaf, &mut bytes));
         Self::open(bytes, Vec::new(), &registrar.verifying_key())
     }

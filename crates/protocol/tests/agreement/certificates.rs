@@ -7,7 +7,7 @@ use unisono_crypto::kdf::label;
 use unisono_protocol::client::{CertificateFault, ClientError};
 use unisono_protocol::policy::ParticipationRecord;
 use unisono_protocol::proto::{self, Certificate, RosterProof, server_message::View};
-use unisono_protocol::roster::{Roster, RosterError};
+use unisono_protocol::roster::{HeadTerms, Roster, RosterError};
 use unisono_protocol::server::{Authority, Server};
 use unisono_protocol::signed::{self, SignedError};
 
@@ -155,7 +155,9 @@ fn leaves_at_another_place_of_another_roster_or_missing() {
     assert!(matches!(others, RosterError::NotInRoster(_)));
     // The next epoch, with another key for the same device at the same place: it counts for later rounds.
     let leaves = CAST.identities.iter().map(|identity| leaf(identity, NOW + 2000)).collect();
-    let next = Roster::publish(leaves, 8, NOW, &[CAST.coordinator.verifying_key()], &[], &CAST.registrar).unwrap();
+    let next =
+        Roster::publish(leaves, HeadTerms::new(8, NOW), &[CAST.coordinator.verifying_key()], &[], &CAST.registrar)
+            .unwrap();
     let next = next.proof(id).unwrap().unwrap();
     assert_eq!(leaf_fault(&|roster, _| *roster = Some(next.clone())), RosterError::NotInRoster(id));
     scene.ends();
@@ -178,7 +180,9 @@ fn a_signer_whose_leaf_had_expired_when_the_cohort_was_accepted() {
     let short = 0..4;
     let leaves = CAST.identities.iter().enumerate();
     let leaves = leaves.map(|(i, it)| leaf(it, if short.contains(&i) { ENDS } else { NOW + 1000 })).collect();
-    let roster = Roster::publish(leaves, 7, NOW, &[CAST.coordinator.verifying_key()], &[], &CAST.registrar).unwrap();
+    let roster =
+        Roster::publish(leaves, HeadTerms::new(7, NOW), &[CAST.coordinator.verifying_key()], &[], &CAST.registrar)
+            .unwrap();
     let roster = Arc::new(roster);
     // Who has no such neighbour can accept late; nobody else notices.
     let late = |view: &proto::CohortView| {

@@ -6,7 +6,6 @@ use proptest::prelude::*;
 use prost::Message;
 use unisono_crypto::kdf::label;
 use unisono_protocol::client::{CertificateFault, ClientError};
-use unisono_protocol::cohort::CohortError;
 use unisono_protocol::params::ParamsError;
 use unisono_protocol::proto::{
     self, Certificate, ClientMessage, Endorsement, client_message::Step, server_message::View,
@@ -53,7 +52,7 @@ fn a_cohort_that_is_not_canonical() {
         let cohort = signed::sign_bytes(payload, label::SIG_COHORT, Some(&CAST.coordinator));
         let view = View::Cohort(proto::CohortView { cohort: Some(cohort), ..view.clone() });
         let error = attack.refuses(0, view);
-        assert!(matches!(error, ClientError::Cohort(CohortError::Signed(SignedError::Malformed { .. }))), "{error}");
+        assert!(matches!(error, ClientError::Signed(SignedError::Malformed { .. })), "{error}");
     }
     assert_eq!(attack.show(0, View::Cohort(view.clone())), Ok(()));
 }

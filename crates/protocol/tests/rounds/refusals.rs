@@ -9,7 +9,7 @@ use unisono_protocol::ClientId;
 use unisono_protocol::client::{ClientError, Identity};
 use unisono_protocol::cohort::Cohort;
 use unisono_protocol::proto::{self, server_message::View};
-use unisono_protocol::roster::{Roster, RosterError};
+use unisono_protocol::roster::{HeadTerms, Roster, RosterError};
 use unisono_protocol::server::{Abort, Accepted, Authority, Closed, OpenError, Phase, Reason, Server, place_in_draw};
 
 use crate::world::{CAST, Device, NOW, leaf, open, params};
@@ -216,7 +216,9 @@ fn a_device_refuses_a_stranger_an_older_roster_and_a_spent_round() {
 
     // Epoch 8 was seen; the offer is of epoch 7.
     let leaves = vec![leaf(&device.identity, NOW)];
-    let newer = Roster::publish(leaves, 8, NOW, &[CAST.coordinator.verifying_key()], &[], &CAST.registrar).unwrap();
+    let newer =
+        Roster::publish(leaves, HeadTerms::new(8, NOW), &[CAST.coordinator.verifying_key()], &[], &CAST.registrar)
+            .unwrap();
     let wire = proto::RoundParams {
         roster_epoch: 8,
         roster_root: newer.head().root.to_vec(),
@@ -233,6 +235,33 @@ fn a_device_refuses_a_stranger_an_older_roster_and_a_spent_round() {
     // Semi-honest rounds need an explicit yes.
     let semi_honest = open(&params(false, 3, 5, 0.0, 0.25, 20));
     assert!(matches!(Device::new(3, &server, 1).join(semi_honest.offer()), Err(ClientError::Policy(_))));
+}
+
+#[test]
+fn a_device_joins_no_round_under_a_roster_that_is_over_and_ends_one_that_it_has_joined() {
+    let leaves = (0..5).map(|i| leaf(&CAST.identities[i], NOW + 1000)).collect();
+    let terms = HeadTerms { epoch: 8, issued_at: NOW - 10, valid_until: NOW };
+    let roster = Roster::publish(leaves, terms, &[CAST.coordinator.verifying_key()], &[], &CAST.registrar).unwrap();
+    let wire = proto::RoundParams {
+        roster_epoch: 8,
+        roster_root: roster.head().root.to_vec(),
+        ..params(true, 3, 5, 0.0, 0.25, 20)
+    };
+    let authority = Authority { signing_key: CAST.coordinator.clone(), roster: Arc::new(roster) };
+    let mut server = Server::open(&wire, Some(authority)).unwrap();
+    let mut devices: Vec<Device> = (0..5).map(|i| Device::new(i, &server, 1)).collect();
+    let over = RosterError::HeadExpired { epoch: 8, valid_until: NOW, now: NOW + 1 };
+    assert_eq!(devices[4].join_at(server.offer(), NOW + 1), Err(over.into()));
+    // Nothing of it stays: in time it joins.
+    for device in &mut devices {
+        device.join_at(server.offer(), NOW).unwrap();
+        server.absorb(device.message().unwrap(), NOW).unwrap();
+    }
+    // The cohort is shown when the roster is over.
+    let Closed::Next(server) = server.close().unwrap() else { panic!("phase 1 follows") };
+    for device in &mut devices {
+        device.receive_at(&server.view(device.id()).unwrap(), NOW + 5).unwrap();
+    }
 }
 
 #[test]
@@ -269,7 +298,8 @@ fn a_device_that_demands_it_takes_only_a_base_model_that_a_publisher_signed() {
     let [publisher, stranger] = [(); 2].map(|()| SigningKey::generate(Level::L65, &mut rng));
     let leaves = (0..5).map(|i| leaf(&CAST.identities[i], NOW + 1000)).collect();
     let (coordinators, publishers) = ([CAST.coordinator.verifying_key()], [publisher.verifying_key()]);
-    let roster = Arc::new(Roster::publish(leaves, 8, NOW, &coordinators, &publishers, &CAST.registrar).unwrap());
+    let roster =
+        Arc::new(Roster::publish(leaves, HeadTerms::new(8, NOW), &coordinators, &publishers, &CAST.registrar).unwrap());
     let wire = proto::RoundParams {
         roster_epoch: 8,
         roster_root: roster.head().root.to_vec(),
@@ -311,7 +341,8 @@ fn a_head_with_a_weak_key_of_a_coordinator_or_publisher_is_refused() {
     let strong = CAST.coordinator.verifying_key();
     for (coordinators, publishers) in [(&[weak.clone()][..], &[][..]), (&[strong][..], &[weak.clone()][..])] {
         let leaves = vec![leaf(&CAST.identities[0], NOW)];
-        let error = Roster::publish(leaves, 8, NOW, coordinators, publishers, &CAST.registrar).err().unwrap();
+        let error =
+            Roster::publish(leaves, HeadTerms::new(8, NOW), coordinators, publishers, &CAST.registrar).err().unwrap();
         assert!(error.to_string().contains("ML-DSA-65"), "{error}");
     }
 }

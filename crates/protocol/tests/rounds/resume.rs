@@ -2,7 +2,7 @@
 
 use unisono_protocol::client::{ClientError, Session, Trust};
 use unisono_protocol::proto::RoundOffer;
-use unisono_protocol::roster::Roster;
+use unisono_protocol::roster::{HeadTerms, Roster};
 use unisono_protocol::server::{Closed, Outcome, Server};
 
 use crate::world::{CAST, Device, NOW, leaf, open, params, plain_sum};
@@ -92,7 +92,9 @@ fn a_saved_state_is_refused_under_an_offer_with_the_head_of_another_roster() {
     device.join(server.offer()).unwrap();
     let saved = device.session.as_ref().unwrap().save().unwrap();
     let leaves = vec![leaf(&device.identity, NOW)];
-    let other = Roster::publish(leaves, 8, NOW, &[CAST.coordinator.verifying_key()], &[], &CAST.registrar).unwrap();
+    let other =
+        Roster::publish(leaves, HeadTerms::new(8, NOW), &[CAST.coordinator.verifying_key()], &[], &CAST.registrar)
+            .unwrap();
     let offer = RoundOffer { roster_head: Some(other.signed_head().clone()), ..server.offer().clone() };
     let resumed = Session::resume(&saved, &offer, device.identity.clone(), &device.trust);
     assert_eq!(resumed.err(), Some(ClientError::OtherRoster { proposed: 7, head: 8 }));

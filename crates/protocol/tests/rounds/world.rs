@@ -10,7 +10,7 @@ use unisono_protocol::ClientId;
 use unisono_protocol::client::{ClientError, Identity, Session, Trust};
 use unisono_protocol::policy::{MemoryRecord, Policy};
 use unisono_protocol::proto::{self, ClientMessage, ServerMessage};
-use unisono_protocol::roster::Roster;
+use unisono_protocol::roster::{HeadTerms, Roster};
 use unisono_protocol::server::{Authority, Server};
 
 pub const NOW: u64 = 1_800_000_000;
@@ -36,7 +36,8 @@ pub static CAST: LazyLock<Cast> = LazyLock::new(|| {
         })
         .collect();
     let leaves = identities.iter().map(|identity| leaf(identity, NOW + 1000)).collect();
-    let roster = Roster::publish(leaves, 7, NOW, &[coordinator.verifying_key()], &[], &registrar).unwrap();
+    let roster =
+        Roster::publish(leaves, HeadTerms::new(7, NOW), &[coordinator.verifying_key()], &[], &registrar).unwrap();
     Cast { registrar, coordinator, identities, roster: Arc::new(roster) }
 });
 

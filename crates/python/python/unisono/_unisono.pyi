@@ -324,6 +324,7 @@ class Roster:
         not_before: int = 0,
         not_after: int = ...,
         issued_at: int | None = None,
+        valid_until: int | None = None,
     ) -> Roster: ...
     @staticmethod
     def from_bytes(file: bytes, registrar_key: bytes) -> Roster: ...

@@ -224,6 +224,7 @@ pub fn roster(cases: &mut Cases, signed: &Made<Signed>) -> Made<RosterProof> {
             issued_at: 1_800_000_000,
             coordinator_keys: vec![vec![0x59; 3], vec![0x5a; 4]],
             publisher_keys: vec![vec![0x5b; 5], vec![0x5c; 6]],
+            valid_until: 1_900_000_000,
         },
         &[
             Varint(1, 7),
@@ -234,10 +235,12 @@ pub fn roster(cases: &mut Cases, signed: &Made<Signed>) -> Made<RosterProof> {
             Bytes(5, vec![0x5a; 4]),
             Bytes(6, vec![0x5b; 5]),
             Bytes(6, vec![0x5c; 6]),
+            Varint(7, 1_900_000_000),
         ],
         json!({
             "epoch": 7, "root": hex(HASH), "size": 300, "issued_at": 1_800_000_000,
             "coordinator_keys": [hex([0x59; 3]), hex([0x5a; 4])], "publisher_keys": [hex([0x5b; 5]), hex([0x5c; 6])],
+            "valid_until": 1_900_000_000,
         }),
     );
     cases.add(

@@ -15,6 +15,8 @@ use crate::connection::{CALL_TIMEOUT, Connection, Stub};
 const SLOWEST: u64 = 1024;
 /// Over so long is the rate measured.
 const MEASURED_OVER: Duration = Duration::from_secs(60);
+/// Bytes that a try must bring for the device's patience to begin anew: a peer that gives one byte a try is left in the end.
+const PROGRESS: u64 = 16 << 10;
 
 /// Which part of a file is asked for.
 pub(crate) struct Part {
@@ -117,6 +119,11 @@ impl<'a, S: Sink> Download<'a, S> {
         Ok(())
     }
 
+    /// Whether so much has come since there were `had` bytes that it is worth going on.
+    fn has_gone_on_from(&self, had: u64) -> bool {
+        self.length >= had.saturating_add(PROGRESS)
+    }
+
     /// The header of the file, if all of it is there.
     fn whole(&self) -> Option<&Header> {
         self.header.as_ref().filter(|header| self.length == header.file_len())
@@ -148,7 +155,8 @@ impl Pace {
 
 impl Connection {
     /// Fetches a sealed file of at most `limit` bytes into `sink`, and gives its header. After a break it goes on where it stopped,
-    /// however long it has run: [`Retry::give_up_after`](crate::Retry) counts from the last byte.
+    /// however long it has run: [`Retry::give_up_after`](crate::Retry) counts from the last try
+    /// that brought 16 KiB.
     pub async fn fetch<S: Sink, F>(
         &self,
         sink: &mut S,
@@ -173,7 +181,7 @@ impl Connection {
                 download.clear()?;
             } else if !error.is_passing() {
                 return Err(error);
-            } else if kept_up && download.length > had {
+            } else if kept_up && download.has_gone_on_from(had) {
                 patience = self.patience();
             }
             patience.retry(error).await?;
@@ -244,6 +252,7 @@ mod tests {
             }
             let part = download.next_part().unwrap();
             assert_eq!((part.offset, part.header_hash.len()), (70_000, 32));
+            assert!(download.has_gone_on_from(20) && !download.has_gone_on_from(69_999), "a byte a try is no progress");
             assert!(download.whole().is_none());
             download.take(&file[70_000..]).unwrap();
             assert!(download.whole().is_some());

@@ -7,7 +7,7 @@
 #[path = "../fuzz/src/lib.rs"]
 mod targets;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -51,6 +51,43 @@ fn the_committed_seeds_are_those_that_real_rounds_make() {
         }
     }
 }
+
+#[test]
+fn seeds_end_as_their_names_say() {
+    let committed = committed();
+    for &(which, outcome, _) in targets::seeds::OUTCOMES {
+        let begin = format!("{which:02}-");
+        let ends: BTreeSet<String> = committed["files"]
+            .iter()
+            .filter(|(name, _)| name.starts_with(&begin))
+            .map(|(name, bytes)| {
+                let end = outcome(&bytes[1..]);
+                assert_eq!(name.rsplit('-').next(), Some(end.as_str()), "{name}");
+                end
+            })
+            .collect();
+        let all = ENDS.iter().find(|(reader, _)| *reader == which).expect("a reader has ends").1;
+        assert_eq!(ends, all.split(' ').map(str::to_owned).collect(), "reader {which}");
+    }
+}
+
+/// Every way in which an input of these readers can end and seeds do.
+const ENDS: &[(u8, &str)] = &[
+    (
+        10,
+        "Opened WrongModel WrongVersion WrongKind OlderVersion AnotherOfThisVersion BrokenChain PayloadTooLarge OlderRoster \
+         Expired FromTheFuture WrongContentKey OtherPublisher BodyChanged Chunk Signature HeaderOfAnotherRelease Truncated \
+         TrailingBytes UnsupportedSuite HeaderMalformed",
+    ),
+    (
+        11,
+        "Opened OlderRoster GrantOfAnotherRelease GrantOfAnotherDevice GrantOfAnotherKey GrantSignature GrantMalformed \
+         UnsupportedSuite GrantNotOpened",
+    ),
+    (12, "Accepted Refused"),
+    (13, "Accepted Expired NotInRoster Signed"),
+    (14, "Accepted StaleRoster Policy OtherRoster"),
+];
 
 #[test]
 fn no_target_panics_on_a_seed_or_on_a_change_to_one() {

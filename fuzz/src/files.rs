@@ -24,12 +24,13 @@ use unisono_wire::proto as wire;
 
 use super::client::RECORDINGS;
 use super::world::{Device, NOW};
+use super::{release, roster};
 
 /// The readers in the order of the first byte. New ones are appended: seeds count on the order.
 pub const READERS: &[fn(&[u8])] = &[
     |bytes| saved(0, bytes),
     |bytes| saved(1, bytes),
-    release,
+    signed_release,
     resealed_release,
     header,
     signed_grant,
@@ -37,6 +38,11 @@ pub const READERS: &[fn(&[u8])] = &[
     |bytes| drop(VAULT.kek.unwrap(bytes, &VAULT.header.hash)),
     model,
     service,
+    release::open_sealed,
+    release::open_granted,
+    roster::check_leaves,
+    roster::check_proof,
+    roster::check_epochs,
 ];
 
 /// Runs one input.
@@ -136,7 +142,7 @@ fn check_release(file: &[u8]) {
     }
 }
 
-fn release(bytes: &[u8]) {
+fn signed_release(bytes: &[u8]) {
     if let Ok(release) = Release::parse(bytes)
         && release.verify(&[VAULT.publisher.verifying_key()]).is_ok()
     {

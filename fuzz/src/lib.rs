@@ -6,6 +6,8 @@
 pub mod client;
 pub mod decoders;
 pub mod files;
+pub mod release;
+pub mod roster;
 pub mod seeds;
 pub mod server;
 pub mod tamper;

@@ -23,9 +23,19 @@ use rand_chacha::rand_core::SeedableRng;
 use super::client::{self, RECORDINGS, Recording};
 use super::files::VAULT;
 use super::world::{self, CAST, Device, NOW};
+use super::{release, roster};
 
 /// One seed: its target, a name, its bytes.
 pub type Seed = (&'static str, String, Vec<u8>);
+
+/// Readers of `files` that tell how an input ends: number, what tells it, the seeds, whose names end in it.
+pub const OUTCOMES: &[(u8, fn(&[u8]) -> String, fn() -> Vec<(String, Vec<u8>)>)] = &[
+    (10, release::sealed_outcome, release::sealed_seeds),
+    (11, release::grant_outcome, release::grant_seeds),
+    (12, roster::leaves_outcome, roster::leaves_seeds),
+    (13, roster::proof_outcome, roster::proof_seeds),
+    (14, roster::epochs_outcome, roster::epochs_seeds),
+];
 
 /// All seeds.
 pub fn all() -> Vec<Seed> {
@@ -33,6 +43,7 @@ pub fn all() -> Vec<Seed> {
     decoders(&mut seeds);
     files(&mut seeds);
     service(&mut seeds);
+    outcomes(&mut seeds);
     client_sequences(&mut seeds);
     sparse_sequences(&mut seeds);
     server_sequences(&mut seeds);
@@ -202,6 +213,13 @@ fn files(seeds: &mut Vec<Seed>) {
     add(7, "wrapped-key", &vault.kek.wrap(&vault.key, &vault.header.hash).expect("32 bytes"));
     let model = Model::new([("b", vec![2], vec![5.0, 6.0]), ("a", vec![2, 2], vec![1.0, 2.0, 3.0, 4.0])]);
     add(8, "model", &model.expect("a model").to_safetensors().expect("a model"));
+}
+
+/// Seeds whose names tell how they end.
+fn outcomes(seeds: &mut Vec<Seed>) {
+    for &(which, _, made) in OUTCOMES {
+        seeds.extend(made().into_iter().map(|(name, bytes)| chosen("files", which, &name, &bytes)));
+    }
 }
 
 /// Each message of the service, behind the byte that chooses it. What is signed is but bytes here, and short.

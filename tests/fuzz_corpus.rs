@@ -71,6 +71,19 @@ fn seeds_end_as_their_names_say() {
     }
 }
 
+#[test]
+fn calls_end_as_the_names_of_their_seeds_say() {
+    let mut ends = BTreeSet::new();
+    for (name, bytes) in &committed()["handlers"] {
+        let end = targets::handlers::outcome(bytes);
+        assert_eq!(name.rsplit('-').next(), Some(end.as_str()), "{name}");
+        ends.insert(end);
+    }
+    let all = "Ok waits Internal Unimplemented conflict incomplete malformed no_such_model no_such_release no_such_task release_key \
+               too_large unknown_client wrong_phase";
+    assert_eq!(ends, all.split(' ').map(str::to_owned).collect());
+}
+
 /// Every way in which an input of these readers can end and seeds do.
 const ENDS: &[(u8, &str)] = &[
     (
@@ -87,6 +100,7 @@ const ENDS: &[(u8, &str)] = &[
     (12, "Accepted Refused"),
     (13, "Accepted Expired NotInRoster Signed"),
     (14, "Accepted StaleRoster Policy OtherRoster"),
+    (18, "Finished Aborted Diverged Damaged"),
 ];
 
 #[test]
@@ -98,7 +112,11 @@ fn no_target_panics_on_a_seed_or_on_a_change_to_one() {
         let seeds: Vec<&Vec<u8>> = committed[target].values().collect();
         seeds.iter().for_each(|seed| run(seed));
         // Rounds cost milliseconds, decoders microseconds.
-        let changes = if matches!(target, "decoders" | "files") { 3000 } else { 150 };
+        let changes = match target {
+            "decoders" | "files" => 3000,
+            "handlers" => 600,
+            _ => 150,
+        };
         let mut rng = ChaCha8Rng::seed_from_u64(0xF0_22);
         for i in 0..changes * times {
             let mut bytes = seeds[i % seeds.len()].clone();

@@ -1,4 +1,5 @@
-//! What is read from files: a device's saved state, releases, grants, wrapped keys and models; and the service's messages.
+//! What is read from files: a device's saved state and record, releases, grants, wrapped keys, models, rosters, and what a coordinator
+//! stores; and the service's messages.
 //! The first byte chooses a reader; the rest is its input.
 //!
 //! Behind a signature, the changed content is signed again, so that what comes after the signature is reached too.
@@ -24,7 +25,7 @@ use unisono_wire::proto as wire;
 
 use super::client::RECORDINGS;
 use super::world::{Device, NOW};
-use super::{release, roster};
+use super::{release, roster, stored};
 
 /// The readers in the order of the first byte. New ones are appended: seeds count on the order.
 pub const READERS: &[fn(&[u8])] = &[
@@ -43,6 +44,10 @@ pub const READERS: &[fn(&[u8])] = &[
     roster::check_leaves,
     roster::check_proof,
     roster::check_epochs,
+    stored::configuration,
+    stored::record,
+    stored::tally,
+    stored::events,
 ];
 
 /// Runs one input.

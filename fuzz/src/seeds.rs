@@ -23,7 +23,7 @@ use rand_chacha::rand_core::SeedableRng;
 use super::client::{self, RECORDINGS, Recording};
 use super::files::VAULT;
 use super::world::{self, CAST, Device, NOW};
-use super::{release, roster};
+use super::{handlers, release, roster, stored};
 
 /// One seed: its target, a name, its bytes.
 pub type Seed = (&'static str, String, Vec<u8>);
@@ -35,6 +35,7 @@ pub const OUTCOMES: &[(u8, fn(&[u8]) -> String, fn() -> Vec<(String, Vec<u8>)>)]
     (12, roster::leaves_outcome, roster::leaves_seeds),
     (13, roster::proof_outcome, roster::proof_seeds),
     (14, roster::epochs_outcome, roster::epochs_seeds),
+    (18, stored::events_outcome, stored::events_seeds),
 ];
 
 /// All seeds.
@@ -215,8 +216,14 @@ fn files(seeds: &mut Vec<Seed>) {
     add(8, "model", &model.expect("a model").to_safetensors().expect("a model"));
 }
 
-/// Seeds whose names tell how they end.
+/// Seeds whose names tell how they end, and what is stored.
 fn outcomes(seeds: &mut Vec<Seed>) {
+    let texts = stored::CONFIGURATIONS.map(|(name, text)| (15, name, text.as_bytes().to_vec())).into_iter();
+    let records = stored::records().into_iter().map(|(name, bytes)| (16, name, bytes));
+    let tallies = stored::tallies().into_iter().map(|(name, bytes)| (17, name, bytes));
+    let stored = texts.chain(records).chain(tallies);
+    seeds.extend(stored.map(|(which, name, bytes)| chosen("files", which, name, &bytes)));
+    seeds.extend(handlers::seeds().into_iter().map(|(name, bytes)| ("handlers", name, bytes)));
     for &(which, _, made) in OUTCOMES {
         seeds.extend(made().into_iter().map(|(name, bytes)| chosen("files", which, &name, &bytes)));
     }

@@ -30,6 +30,8 @@ mod connection;
 mod download;
 mod error;
 mod finished;
+#[doc(hidden)]
+pub mod internal;
 mod models;
 mod record;
 mod round;

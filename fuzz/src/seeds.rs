@@ -28,8 +28,13 @@ use super::{handlers, release, roster, stored};
 /// One seed: its target, a name, its bytes.
 pub type Seed = (&'static str, String, Vec<u8>);
 
-/// Readers of `files` that tell how an input ends: number, what tells it, the seeds, whose names end in it.
-pub const OUTCOMES: &[(u8, fn(&[u8]) -> String, fn() -> Vec<(String, Vec<u8>)>)] = &[
+/// Inputs by name.
+type Named = Vec<(String, Vec<u8>)>;
+/// A reader of `files` that tells how an input ends: its number, what tells it, its seeds, whose names end in it.
+pub type Reader = (u8, fn(&[u8]) -> String, fn() -> Named);
+
+/// All such readers.
+pub const OUTCOMES: &[Reader] = &[
     (10, release::sealed_outcome, release::sealed_seeds),
     (11, release::grant_outcome, release::grant_seeds),
     (12, roster::leaves_outcome, roster::leaves_seeds),

@@ -12,7 +12,7 @@
 //! - `plausible`: which sums are used; `roster`: which roster is in force;
 //! - `connections`: who may connect; `gate`: rates and room; `known`: for whom room is kept; `calls`: every call on its way in and out; `sampled`: lines about refusals;
 //! - `service`: the gRPC calls and their errors; `health`: whether devices can be served; `asked`: devices that wait for a round;
-//! - `admin`: what an operator asks of a running coordinator.
+//! - `admin`: what an operator asks of a running coordinator; `internal`: what fuzz targets need, no part of the API.
 
 mod active;
 pub mod admin;

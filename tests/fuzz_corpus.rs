@@ -7,7 +7,7 @@
 #[path = "../fuzz/src/lib.rs"]
 mod targets;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -53,6 +53,57 @@ fn the_committed_seeds_are_those_that_real_rounds_make() {
 }
 
 #[test]
+fn seeds_end_as_their_names_say() {
+    let committed = committed();
+    for &(which, outcome, _) in targets::seeds::OUTCOMES {
+        let begin = format!("{which:02}-");
+        let ends: BTreeSet<String> = committed["files"]
+            .iter()
+            .filter(|(name, _)| name.starts_with(&begin))
+            .map(|(name, bytes)| {
+                let end = outcome(&bytes[1..]);
+                assert_eq!(name.rsplit('-').next(), Some(end.as_str()), "{name}");
+                end
+            })
+            .collect();
+        let all = ENDS.iter().find(|(reader, _)| *reader == which).expect("a reader has ends").1;
+        assert_eq!(ends, all.split(' ').map(str::to_owned).collect(), "reader {which}");
+    }
+}
+
+#[test]
+fn calls_end_as_the_names_of_their_seeds_say() {
+    let mut ends = BTreeSet::new();
+    for (name, bytes) in &committed()["handlers"] {
+        let end = targets::handlers::outcome(bytes);
+        assert_eq!(name.rsplit('-').next(), Some(end.as_str()), "{name}");
+        ends.insert(end);
+    }
+    let all = "Ok waits Internal Unimplemented conflict incomplete malformed no_such_model no_such_release no_such_task release_key \
+               too_large unknown_client wrong_phase";
+    assert_eq!(ends, all.split(' ').map(str::to_owned).collect());
+}
+
+/// Every way in which an input of these readers can end and seeds do.
+const ENDS: &[(u8, &str)] = &[
+    (
+        10,
+        "Opened WrongModel WrongVersion WrongKind OlderVersion AnotherOfThisVersion BrokenChain PayloadTooLarge OlderRoster \
+         Expired FromTheFuture WrongContentKey OtherPublisher BodyChanged Chunk Signature HeaderOfAnotherRelease Truncated \
+         TrailingBytes UnsupportedSuite HeaderMalformed",
+    ),
+    (
+        11,
+        "Opened OlderRoster GrantOfAnotherRelease GrantOfAnotherDevice GrantOfAnotherKey GrantSignature GrantMalformed \
+         UnsupportedSuite GrantNotOpened",
+    ),
+    (12, "Accepted Refused"),
+    (13, "Accepted Expired NotInRoster Signed"),
+    (14, "Accepted StaleRoster Policy OtherRoster"),
+    (18, "Finished Aborted Diverged Damaged"),
+];
+
+#[test]
 fn no_target_panics_on_a_seed_or_on_a_change_to_one() {
     let committed = committed();
     let times = std::env::var("UNISONO_FUZZ_TIMES").ok().and_then(|times| times.parse().ok()).unwrap_or(1);
@@ -61,7 +112,12 @@ fn no_target_panics_on_a_seed_or_on_a_change_to_one() {
         let seeds: Vec<&Vec<u8>> = committed[target].values().collect();
         seeds.iter().for_each(|seed| run(seed));
         // Rounds cost milliseconds, decoders microseconds.
-        let changes = if matches!(target, "decoders" | "files") { 3000 } else { 150 };
+        let changes = match target {
+            "decoders" => 3000,
+            "files" => 5000,
+            "handlers" => 600,
+            _ => 150,
+        };
         let mut rng = ChaCha8Rng::seed_from_u64(0xF0_22);
         for i in 0..changes * times {
             let mut bytes = seeds[i % seeds.len()].clone();
@@ -72,7 +128,7 @@ fn no_target_panics_on_a_seed_or_on_a_change_to_one() {
         }
         executions += seeds.len() + changes * times;
     }
-    assert!(executions > 6000, "{executions}");
+    assert!(executions > 8000, "{executions}");
 }
 
 /// What fuzzers do: a flipped bit, a byte of interest, a piece cut out, doubled, or taken from another seed.

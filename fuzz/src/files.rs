@@ -1,4 +1,5 @@
-//! What is read from files: a device's saved state, releases, grants, wrapped keys and models; and the service's messages.
+//! What is read from files: a device's saved state and record, releases, grants, wrapped keys, models, rosters, and what a coordinator
+//! stores; and the service's messages.
 //! The first byte chooses a reader; the rest is its input.
 //!
 //! Behind a signature, the changed content is signed again, so that what comes after the signature is reached too.
@@ -24,12 +25,13 @@ use unisono_wire::proto as wire;
 
 use super::client::RECORDINGS;
 use super::world::{Device, NOW};
+use super::{release, roster, stored};
 
 /// The readers in the order of the first byte. New ones are appended: seeds count on the order.
 pub const READERS: &[fn(&[u8])] = &[
     |bytes| saved(0, bytes),
     |bytes| saved(1, bytes),
-    release,
+    signed_release,
     resealed_release,
     header,
     signed_grant,
@@ -37,6 +39,15 @@ pub const READERS: &[fn(&[u8])] = &[
     |bytes| drop(VAULT.kek.unwrap(bytes, &VAULT.header.hash)),
     model,
     service,
+    release::open_sealed,
+    release::open_granted,
+    roster::check_leaves,
+    roster::check_proof,
+    roster::check_epochs,
+    stored::configuration,
+    stored::record,
+    stored::tally,
+    stored::events,
 ];
 
 /// Runs one input.
@@ -136,7 +147,7 @@ fn check_release(file: &[u8]) {
     }
 }
 
-fn release(bytes: &[u8]) {
+fn signed_release(bytes: &[u8]) {
     if let Ok(release) = Release::parse(bytes)
         && release.verify(&[VAULT.publisher.verifying_key()]).is_ok()
     {

@@ -6,8 +6,12 @@
 pub mod client;
 pub mod decoders;
 pub mod files;
+pub mod handlers;
+pub mod release;
+pub mod roster;
 pub mod seeds;
 pub mod server;
+pub mod stored;
 pub mod tamper;
 #[allow(dead_code)] // made for another test, which uses all of it
 #[path = "../../crates/protocol/tests/rounds/world.rs"]
@@ -17,5 +21,10 @@ pub mod world;
 type Target = fn(&[u8]);
 
 /// A target by name.
-pub const TARGETS: [(&str, Target); 4] =
-    [("decoders", decoders::run), ("files", files::run), ("client", client::run), ("server", server::run)];
+pub const TARGETS: [(&str, Target); 5] = [
+    ("decoders", decoders::run),
+    ("files", files::run),
+    ("client", client::run),
+    ("server", server::run),
+    ("handlers", handlers::run),
+];

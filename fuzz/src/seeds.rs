@@ -23,9 +23,25 @@ use rand_chacha::rand_core::SeedableRng;
 use super::client::{self, RECORDINGS, Recording};
 use super::files::VAULT;
 use super::world::{self, CAST, Device, NOW};
+use super::{handlers, release, roster, stored};
 
 /// One seed: its target, a name, its bytes.
 pub type Seed = (&'static str, String, Vec<u8>);
+
+/// Inputs by name.
+type Named = Vec<(String, Vec<u8>)>;
+/// A reader of `files` that tells how an input ends: its number, what tells it, its seeds, whose names end in it.
+pub type Reader = (u8, fn(&[u8]) -> String, fn() -> Named);
+
+/// All such readers.
+pub const OUTCOMES: &[Reader] = &[
+    (10, release::sealed_outcome, release::sealed_seeds),
+    (11, release::grant_outcome, release::grant_seeds),
+    (12, roster::leaves_outcome, roster::leaves_seeds),
+    (13, roster::proof_outcome, roster::proof_seeds),
+    (14, roster::epochs_outcome, roster::epochs_seeds),
+    (18, stored::events_outcome, stored::events_seeds),
+];
 
 /// All seeds.
 pub fn all() -> Vec<Seed> {
@@ -33,6 +49,7 @@ pub fn all() -> Vec<Seed> {
     decoders(&mut seeds);
     files(&mut seeds);
     service(&mut seeds);
+    outcomes(&mut seeds);
     client_sequences(&mut seeds);
     sparse_sequences(&mut seeds);
     server_sequences(&mut seeds);
@@ -202,6 +219,19 @@ fn files(seeds: &mut Vec<Seed>) {
     add(7, "wrapped-key", &vault.kek.wrap(&vault.key, &vault.header.hash).expect("32 bytes"));
     let model = Model::new([("b", vec![2], vec![5.0, 6.0]), ("a", vec![2, 2], vec![1.0, 2.0, 3.0, 4.0])]);
     add(8, "model", &model.expect("a model").to_safetensors().expect("a model"));
+}
+
+/// Seeds whose names tell how they end, and what is stored.
+fn outcomes(seeds: &mut Vec<Seed>) {
+    let texts = stored::CONFIGURATIONS.map(|(name, text)| (15, name, text.as_bytes().to_vec())).into_iter();
+    let records = stored::records().into_iter().map(|(name, bytes)| (16, name, bytes));
+    let tallies = stored::tallies().into_iter().map(|(name, bytes)| (17, name, bytes));
+    let stored = texts.chain(records).chain(tallies);
+    seeds.extend(stored.map(|(which, name, bytes)| chosen("files", which, name, &bytes)));
+    seeds.extend(handlers::seeds().into_iter().map(|(name, bytes)| ("handlers", name, bytes)));
+    for &(which, _, made) in OUTCOMES {
+        seeds.extend(made().into_iter().map(|(name, bytes)| chosen("files", which, &name, &bytes)));
+    }
 }
 
 /// Each message of the service, behind the byte that chooses it. What is signed is but bytes here, and short.

@@ -31,6 +31,8 @@ mod download;
 mod error;
 mod finished;
 mod head;
+#[doc(hidden)]
+pub mod internal;
 mod models;
 mod record;
 mod round;

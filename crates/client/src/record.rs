@@ -165,6 +165,14 @@ impl Record {
         Ok(Self(Arc::new(Mutex::new(Inner { content, file: Some((path, lock)) }))))
     }
 
+    pub(crate) fn from_bytes(bytes: &[u8]) -> Result<Self, String> {
+        Ok(Self(Arc::new(Mutex::new(Inner { content: read_content(bytes)?, file: None }))))
+    }
+
+    pub(crate) fn to_bytes(&self) -> Vec<u8> {
+        self.read(|content| serde_json::to_vec(content).unwrap_or_default())
+    }
+
     /// Where it is; `None` in memory.
     pub(crate) fn folder(&self) -> Option<PathBuf> {
         let inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);

@@ -33,6 +33,28 @@ pub enum RecoverError {
     Diverged(String),
 }
 
+/// Takes one thing that a round had accepted; `upload` is what the client of an [`Event::Upload`] had sent.
+///
+/// # Errors
+/// [`RecoverError::Diverged`].
+pub fn replay(mut server: Server, event: &Event, upload: &[u8]) -> Result<Server, RecoverError> {
+    let diverged = |why: &dyn ToString| RecoverError::Diverged(why.to_string());
+    match event {
+        Event::Message(bytes, at) => {
+            let message = ClientMessage::decode(bytes.as_slice()).map_err(|e| diverged(&e))?;
+            server.absorb(&message, *at).map_err(|e| diverged(&e))?;
+        }
+        Event::Upload(client) => {
+            server.absorb_upload(*client, upload).map_err(|e| diverged(&e))?;
+        }
+        Event::Close(_) => match server.close().map_err(|e| diverged(&e))? {
+            Closed::Next(next) => return Ok(*next),
+            Closed::Finished(_) => return Err(diverged(&"it was finished")),
+        },
+    }
+    Ok(server)
+}
+
 /// Chunks of one upload that have arrived. Locked while a stream appends.
 pub type UploadState = Arc<Mutex<u64>>;
 
@@ -133,23 +155,14 @@ impl Active {
         let chunks = server.params().chunks();
         let mut began_ms = params.opened_at.saturating_mul(1000);
         for event in &stored.events {
-            match event {
-                Event::Message(bytes, at) => {
-                    let message = ClientMessage::decode(bytes.as_slice()).map_err(|e| diverged(&e))?;
-                    server.absorb(&message, *at).map_err(|e| diverged(&e))?;
-                }
-                Event::Upload(client) => {
-                    let upload = store.read_upload(stored.round_id, *client, chunks).await?;
-                    server.absorb_upload(*client, &upload).map_err(|e| diverged(&e))?;
-                }
-                Event::Close(at) => {
-                    match server.close().map_err(|e| diverged(&e))? {
-                        Closed::Next(next) => server = *next,
-                        Closed::Finished(_) => return Err(diverged(&"it was finished")),
-                    }
-                    // Earlier versions did not say when.
-                    began_ms = if *at == 0 { now_ms() } else { *at };
-                }
+            let upload = match event {
+                Event::Upload(client) => store.read_upload(stored.round_id, *client, chunks).await?,
+                Event::Message(..) | Event::Close(_) => Vec::new(),
+            };
+            server = replay(server, event, &upload)?;
+            if let Event::Close(at) = event {
+                // Earlier versions did not say when.
+                began_ms = if *at == 0 { now_ms() } else { *at };
             }
         }
         Ok(Self::new(server, stored.events.len() as u64, began_ms, true))

@@ -48,6 +48,21 @@ struct PeerState {
     use_of: Mutex<Use>,
 }
 
+impl PeerState {
+    fn stranger(number: u64, address: SocketAddr, gate: Arc<Gate>, place: Option<OwnedSemaphorePermit>) -> Self {
+        Self {
+            number,
+            address,
+            is_proxy: false,
+            room: Arc::new(Semaphore::new(gate.limits.connection_bytes)),
+            answers: Arc::new(Semaphore::new(ANSWERS)),
+            gate,
+            known: AtomicBool::new(false),
+            use_of: Mutex::new(Use { calls: 0, since: Instant::now(), sending: BTreeMap::new(), sent: 0, place }),
+        }
+    }
+}
+
 /// What the connection is used for now.
 struct Use {
     calls: usize,
@@ -67,6 +82,11 @@ pub(crate) struct CallMark(Peer);
 pub(crate) struct SendMark(Peer, u64);
 
 impl Peer {
+    /// A stranger of no connection.
+    pub fn stranger(address: SocketAddr, gate: Arc<Gate>) -> Self {
+        Self(Arc::new(PeerState::stranger(0, address, gate, None)))
+    }
+
     fn use_of(&self) -> MutexGuard<'_, Use> {
         self.0.use_of.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -253,15 +273,11 @@ impl Door {
         let known = is_proxy || self.gate.knows(ip);
         let place =
             if known { None } else { Some(self.strangers.clone().try_acquire_owned().map_err(|_| "strangers")?) };
+        let number = self.numbers.fetch_add(1, Ordering::Relaxed);
         let peer = Peer(Arc::new(PeerState {
-            number: self.numbers.fetch_add(1, Ordering::Relaxed),
-            address,
             is_proxy,
-            gate: self.gate.clone(),
-            room: Arc::new(Semaphore::new(limits.connection_bytes)),
-            answers: Arc::new(Semaphore::new(ANSWERS)),
             known: AtomicBool::new(known),
-            use_of: Mutex::new(Use { calls: 0, since: Instant::now(), sending: BTreeMap::new(), sent: 0, place }),
+            ..PeerState::stranger(number, address, self.gate.clone(), place)
         }));
         Ok((peer, of_address))
     }

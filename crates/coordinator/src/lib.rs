@@ -12,7 +12,7 @@
 //! - `plausible`: which sums are used; `roster`: which roster is in force;
 //! - `connections`: who may connect; `gate`: rates and room; `known`: for whom room is kept; `calls`: every call on its way in and out; `sampled`: lines about refusals;
 //! - `service`: the gRPC calls and their errors; `health`: whether devices can be served; `asked`: devices that wait for a round;
-//! - `admin`: what an operator asks of a running coordinator.
+//! - `admin`: what an operator asks of a running coordinator; `internal`: what fuzz targets need, no part of the API.
 
 mod active;
 pub mod admin;
@@ -24,6 +24,8 @@ mod content_keys;
 mod gate;
 mod grants;
 mod health;
+#[doc(hidden)]
+pub mod internal;
 mod known;
 pub mod learning;
 mod models;
@@ -363,6 +365,13 @@ impl Shared {
     }
 }
 
+/// The gRPC calls of devices.
+fn calls_of(shared: Arc<Shared>) -> CoordinatorServer<service::Service> {
+    CoordinatorServer::new(service::Service::new(shared))
+        .max_decoding_message_size(MAX_MESSAGE_LEN)
+        .max_encoding_message_size(MAX_MESSAGE_LEN)
+}
+
 /// Checks that devices will take what the publisher signs.
 fn check_publisher(
     roster: &unisono_protocol::roster::Roster,
@@ -465,9 +474,7 @@ impl Coordinator {
             tallies: watch::Sender::new(None),
             config,
         });
-        let server = CoordinatorServer::new(service::Service::new(shared.clone()))
-            .max_decoding_message_size(MAX_MESSAGE_LEN)
-            .max_encoding_message_size(MAX_MESSAGE_LEN);
+        let server = calls_of(shared.clone());
         let limits = &shared.config.limits;
         // What is received and not read, of all streams of a connection: who does not read one of them keeps no other from coming.
         let window = STREAM_WINDOW.saturating_mul(limits.streams_per_connection).min(MOST_WINDOW);

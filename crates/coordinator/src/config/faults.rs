@@ -88,7 +88,7 @@ fn without(text: &str, offset: usize) -> String {
 }
 
 /// Reads the settings; what can't be read is left out, and told.
-fn parse(text: &str, faults: &mut Vec<Fault>) -> Option<Config> {
+pub(crate) fn parse(text: &str, faults: &mut Vec<Fault>) -> Option<Config> {
     let mut rest = text.to_owned();
     loop {
         let error = match toml::from_str::<Config>(&rest) {

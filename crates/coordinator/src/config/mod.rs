@@ -16,6 +16,7 @@ use crate::learning::{EarlyStop, OptimizerConfig};
 
 pub use error::ConfigError;
 pub use faults::Fault;
+pub(crate) use faults::parse;
 pub use keys::{ReleaseKeys, RoundKeys, TOKEN_VARIABLE};
 pub use limits::Limits;
 pub use retention::{Keep, Retention};

@@ -19,6 +19,33 @@ pub enum Event {
     Close(u64),
 }
 
+impl Event {
+    /// What a row of the table says: kind, body and time.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`].
+    pub fn from_row(kind: i64, body: Vec<u8>, at: i64) -> Result<Self, StoreError> {
+        match kind {
+            0 => Ok(Self::Message(body, at as u64)),
+            1 => {
+                let client = ClientId::from_slice(&body);
+                Ok(Self::Upload(client.ok_or_else(|| StoreError::Damaged("an upload names no client".into()))?))
+            }
+            2 => Ok(Self::Close(at as u64)),
+            _ => Err(StoreError::Damaged(format!("an event is of kind {kind}: made by a newer version?"))),
+        }
+    }
+
+    /// What [`Self::from_row`] reads.
+    pub fn to_row(&self) -> (i64, Vec<u8>, i64) {
+        match self {
+            Self::Message(bytes, at) => (0, bytes.clone(), *at as i64),
+            Self::Upload(client) => (1, client.to_vec(), 0),
+            Self::Close(at) => (2, Vec::new(), *at as i64),
+        }
+    }
+}
+
 /// A round whose end is not recorded.
 pub struct OpenRound {
     /// Its id.
@@ -110,13 +137,9 @@ impl Store {
         for (seq, events) in (seq..).step_by(1000).zip(events.chunks(1000)) {
             let mut insert = QueryBuilder::new("INSERT OR REPLACE INTO events (round_id, seq, kind, body, at) ");
             insert.push_values((seq..).zip(events), |mut row, (seq, event)| {
-                let (kind, body, at) = match event {
-                    Event::Message(bytes, at) => (0, bytes.clone(), *at),
-                    Event::Upload(client) => (1, client.to_vec(), 0),
-                    Event::Close(at) => (2, Vec::new(), *at),
-                };
+                let (kind, body, at) = event.to_row();
                 let row = row.push_bind(round_id.to_vec()).push_bind(seq as i64);
-                row.push_bind(kind).push_bind(body).push_bind(at as i64);
+                row.push_bind(kind).push_bind(body).push_bind(at);
             });
             insert.build().execute(&self.db).await?;
         }
@@ -236,14 +259,5 @@ impl Store {
 }
 
 fn read_event(row: &SqliteRow) -> Result<Event, StoreError> {
-    let (kind, body, at): (i64, Vec<u8>, i64) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
-    match kind {
-        0 => Ok(Event::Message(body, at as u64)),
-        1 => {
-            let client = ClientId::from_slice(&body);
-            Ok(Event::Upload(client.ok_or_else(|| StoreError::Damaged("an upload names no client".into()))?))
-        }
-        2 => Ok(Event::Close(at as u64)),
-        _ => Err(StoreError::Damaged(format!("an event is of kind {kind}: made by a newer version?"))),
-    }
+    Event::from_row(row.try_get(0)?, row.try_get(1)?, row.try_get(2)?)
 }

@@ -33,13 +33,22 @@ class Device(NumPyClient):
         return [array + np.float32(0.1) for array in parameters], 10, {}
 
 
-def run(clients, dropped=0, rounds=1, sampled=None, mode="malicious", policy=None, **settings):
-    """Parameters after the rounds, and the last round's report. `sampled` of the clients are asked, by default all."""
-    folder = provision(tempfile.mkdtemp(), clients) if mode == "malicious" else None
+def run(clients, dropped=0, **settings):
+    """Parameters after the rounds, and the last round's report; `dropped` of the clients vanish."""
+    return play(lambda partition: Device(partition < dropped), [np.zeros(20, np.float32)], clients, **settings)
+
+
+def play(device, start, clients, rounds=1, sampled=None, mode="malicious", policy=None, strategy={}, kept=None, **settings):
+    """The same with `device(partition)` for each client. `sampled` of the clients are asked, by default all; `strategy` holds further
+    settings of FedAvg, and what is left are those of the workflow. A second run with the same dictionary `kept` has the same devices."""
+    kept = {} if kept is None else kept
+    if "folder" not in kept:
+        kept["folder"] = provision(tempfile.mkdtemp(), clients) if mode == "malicious" else None
+    folder = kept["folder"]
     sampled = sampled or clients
 
     def client_fn(context):
-        return Device(int(context.node_config["partition-id"]) < dropped).to_client()
+        return device(int(context.node_config["partition-id"])).to_client()
 
     app = ClientApp(client_fn=client_fn, mods=[unisono_mod(folder, policy=policy)])
     secure = UnisonoWorkflow(clip=0.5, provisioning=folder, mode=mode, **settings)
@@ -48,11 +57,12 @@ def run(clients, dropped=0, rounds=1, sampled=None, mode="malicious", policy=Non
         fraction_evaluate=0.0,
         min_fit_clients=sampled,
         min_available_clients=clients,
-        initial_parameters=ndarrays_to_parameters([np.zeros(20, np.float32)]),
+        initial_parameters=ndarrays_to_parameters(start),
+        **strategy,
     )
     context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
     legacy = LegacyContext(context=context, config=ServerConfig(num_rounds=rounds), strategy=strategy)
-    DefaultWorkflow(fit_workflow=secure)(LocalGrid(app, clients), legacy)
+    DefaultWorkflow(fit_workflow=secure)(kept.setdefault("grid", LocalGrid(app, clients)), legacy)
     record = legacy.state.array_records[MAIN_PARAMS_RECORD]
     return parameters_to_ndarrays(compat.arrayrecord_to_parameters(record, True)), secure.report
 

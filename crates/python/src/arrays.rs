@@ -25,6 +25,10 @@ fn checked<'py, 'a, T: Element>(object: &'a Bound<'py, PyAny>, what: &str) -> Py
         let got = array.dtype();
         return Err(errors::array(format!("the {what} has dtype {got}; {wanted} is needed: x.astype(numpy.{wanted})")));
     }
+    // A numpy.ma array: below its mask lies what must not be sent.
+    if object.hasattr("mask")? {
+        return Err(errors::array(format!("the {what} is a masked array: x.filled(0) puts a value where it is masked")));
+    }
     if array.ndim() != 1 {
         let shape = array.shape();
         return Err(errors::array(format!("the {what} has shape {shape:?}; one dimension is needed: x.ravel()")));

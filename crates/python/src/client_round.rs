@@ -116,6 +116,12 @@ impl ClientRound {
         self.params.wire.dimension
     }
 
+    /// Bound of an element of the update: what is beyond it is cut.
+    #[getter]
+    fn clip(&self) -> f64 {
+        self.params.quantiser.clip.into()
+    }
+
     /// Last second (Unix time) at which this device masks, endorses or reveals in the round: then the host calls `erase()`.
     /// None before a cohort was accepted, and when nothing is left to do.
     #[getter]

@@ -296,3 +296,15 @@ def test_an_array_that_another_thread_changes_spoils_no_other_element():
         ends.set()
         thread.join()
     assert packed > 0
+
+
+def test_a_masked_array_is_refused_wherever_an_array_is_taken(at_masking):
+    client, view = at_masking
+    masked = np.ma.masked_array(np.zeros(10, np.float32), mask=[False, True] * 5)
+    for call in (
+        lambda: client.receive(view, update=masked),
+        lambda: unisono.quantise(masked, 1.0, unisono.Quantiser(clip=1.0), 20),
+        lambda: unisono.mask(np.ma.masked_array(np.zeros(10, np.uint32)), 20, add=[b"s" * 32]),
+    ):
+        with pytest.raises(unisono.ArrayError, match="filled"):
+            call()

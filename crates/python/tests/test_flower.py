@@ -12,7 +12,9 @@ pytest.importorskip("sklearn")
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 
 import flower_digits
+import flower_two_lines
 import unisono
+from flwr.client import NumPyClient
 from unisono.flower import UnisonoWorkflow, provision, unisono_mod
 
 CLIENTS = 8
@@ -55,17 +57,6 @@ def test_a_round_with_too_many_drop_outs_leaves_the_parameters_as_they_are():
     secure = flower_digits.run("unisono", CLIENTS, dropped=5, engine="local")
     assert secure["report"] == {}
     assert all(not array.any() for array in secure["parameters"])
-
-
-def test_the_difference_of_parameters_is_one_float32_vector():
-    from unisono.flower import _difference
-
-    before = [np.float32([[1, 2], [3, 4]]), np.array(7, np.int64), np.zeros(2)]
-    after = [np.float32([[2, 2], [3, 5]]), np.array(9, np.int64), np.array([0.25, -1.0])]
-    update = _difference(after, before)
-    assert update.dtype == np.float32 and update.tolist() == [1, 0, 0, 1, 2, 0.25, -1]
-    with pytest.raises(unisono.EncodingError, match="shapes"):
-        _difference(after[:2], before)
 
 
 @pytest.mark.parametrize(
@@ -120,3 +111,105 @@ def test_provisioning_is_checked(tmp_path):
     with pytest.raises(unisono.KeyFileError):
         UnisonoWorkflow(clip=1.0, provisioning=folder)
     assert callable(unisono_mod(folder))
+
+
+class Given(NumPyClient):
+    def __init__(self, partition, fit):
+        self.partition, self.train = partition, fit
+
+    def fit(self, parameters, config):
+        return *self.train(self.partition, parameters), {}
+
+
+def one_round(monkeypatch, start, fit, *, clients=5, strategy={}, **settings):
+    """A round whose clients return what `fit(partition, parameters)` gives: the parameters after it, the report, and the log."""
+    logged = []
+    monkeypatch.setattr(unisono.flower, "log", lambda level, text, *values: logged.append((level, text % values)))
+    parameters, report = flower_two_lines.play(
+        lambda partition: Given(partition, fit), start, clients, strategy=strategy, **settings
+    )
+    return parameters, report, [text for level, text in logged if level >= logging.WARN]
+
+
+def test_buffers_that_nobody_changes_stay_and_the_others_are_averaged(monkeypatch):
+    start = [
+        np.ones(2, np.float32),
+        np.tril(np.ones((3, 3), bool)),
+        np.float32([-np.inf, 0]),
+        np.array([2**53 + 1], np.int64),
+        np.array([1 + 2j]),
+    ]
+
+    def fit(partition, arrays):
+        return [arrays[0] + np.float32(0.1), arrays[1], arrays[2], arrays[3], arrays[4]], 10
+
+    parameters, report, logged = one_round(monkeypatch, start, fit)
+    assert np.abs(parameters[0] - 1.1).max() < 1e-3 and report["survivors"] == 5 and report["cut"] < 1e-4
+    for i in (1, 3, 4):
+        assert parameters[i].dtype == start[i].dtype and parameters[i].tobytes() == start[i].tobytes()
+    assert parameters[2][0] == -np.inf and not logged
+
+
+def test_what_can_not_be_averaged_is_named_to_the_server_and_can_be_left_out(monkeypatch):
+    start = [np.ones(2, np.float32), np.array([True, False])]
+
+    def fit(partition, arrays):
+        return [arrays[0] + np.float32(0.1), ~arrays[1]], 10
+
+    parameters, report, logged = one_round(monkeypatch, start, fit)
+    assert report == {} and "5 of 5 clients did not go on in phase mask" in logged[0] and "array 1 is bool" in logged[0]
+    assert "ended without a sum" in logged[-1] and "5 x" in logged[-1] and "exclude=[1]" in logged[-1]
+    parameters, report, _ = one_round(monkeypatch, start, fit, exclude=[1])
+    assert report["survivors"] == 5 and parameters[1].tolist() == [True, False] and parameters[0][0] > 1.05
+    with pytest.raises(unisono.EncodingError, match="exclude names array 2"):
+        one_round(monkeypatch, start, fit, exclude=[2])
+
+
+def test_the_share_that_the_clip_cuts_is_learned_and_told(monkeypatch):
+    start = [np.ones(4, np.float32), np.full(4, 600, np.float32)]
+
+    def fit(partition, arrays):
+        return [arrays[0] + np.float32(0.01), arrays[1] + np.float32(50)], 900
+
+    parameters, report, logged = one_round(monkeypatch, start, fit)
+    assert report["cut"] == pytest.approx(0.5, abs=1e-3) and report["error_bound"] < 1e-2
+    assert sum("100 % of array 1 lies beyond the clip" in text for text in logged) == 5
+    assert "50 % of the elements" in logged[-1] and "exclude" in logged[-1]
+    parameters, report, logged = one_round(monkeypatch, start, fit, exclude=[1])
+    assert report["cut"] < 1e-4 and parameters[1].tolist() == start[1].tolist() and not logged
+
+
+def test_reasons_of_drop_outs_are_counted_in_the_log(monkeypatch):
+    start = [np.ones(2, np.float32)]
+
+    def fit(partition, arrays):
+        if partition == 0:
+            raise ValueError("no data today")
+        return [arrays[0] + np.float32(0.1)], 4000 if partition == 1 else 10
+
+    _, report, logged = one_round(monkeypatch, start, fit, clients=10)
+    assert report["survivors"] == 8
+    told = [text for text in logged if "1 of 10 clients did not go on in phase mask" in text]
+    assert len(told) == 2 and any("no data today" in text for text in told)
+    assert any("the weight is 4000" in text and "max_weight = 1000" in text for text in told)
+
+
+def test_a_run_that_is_started_again_goes_on_above_the_rounds_of_the_devices(monkeypatch):
+    logged = []
+    monkeypatch.setattr(unisono.flower, "log", lambda level, text, *values: logged.append((level, text % values)))
+    start = [np.zeros(4, np.float32)]
+    kept = {}
+    for again in range(3):
+        parameters, report = flower_two_lines.play(
+            lambda _: flower_two_lines.Device(False), start, 5, rounds=2, kept=kept
+        )
+        assert (report["round"], report["survivors"]) == (2, 5)
+        assert np.abs(parameters[0] - 0.2).max() < 1e-2
+    assert sum("going on above" in text for _, text in logged) == 2
+    assert [level for level, _ in logged if level >= logging.ERROR] == []
+
+
+def test_an_aggregation_of_metrics_is_refused_before_the_first_round(monkeypatch):
+    strategy = {"fit_metrics_aggregation_fn": lambda results: {"loss": sum(m["loss"] for _, m in results)}}
+    with pytest.raises(unisono.ParamsError, match="fit_metrics_aggregation_fn"):
+        one_round(monkeypatch, [np.ones(2, np.float32)], lambda _, arrays: (arrays, 10), strategy=strategy)

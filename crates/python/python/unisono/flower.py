@@ -20,7 +20,8 @@ Tested with ``flwr`` 1.42.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Collection
 from logging import DEBUG, ERROR, INFO, WARN
 from pathlib import Path
 from time import perf_counter
@@ -41,9 +42,8 @@ from flwr.supercore import log
 from . import (
     AbortError,
     ClientRound,
-    DeviceKeys,
-    EncodingError,
     Error,
+    Outcome,
     ParamsError,
     Policy,
     Quantiser,
@@ -55,86 +55,24 @@ from . import (
     SigningKey,
     default_n_min,
     modulus_bits,
-    read_public_key,
     sender_of,
 )
+from ._averaging import add, beyond, check_excluded, difference, dimension
+from ._flower_keys import ContextRecord, device_keys, provision, registrar_key_of
+
 __all__ = ["UnisonoWorkflow", "provision", "unisono_mod"]
 
 _MESSAGE = "unisono.message"
 _STATE = "unisono.state"
 #: What a phase may take where there is no limit, in seconds.
 _UNLIMITED_S = 6 * 60 * 60.0
-
-
-def provision(folder: str | os.PathLike[str], devices: int) -> Path:
-    """Makes keys and a roster for a simulation of ``devices`` devices, and returns the folder.
-
-    Writes ``registrar.pub``, ``roster.bin``, ``coordinator.key`` and, for each partition id, ``device-<id>.key``. The
-    registrar's signing key is forgotten. Key files are readable by their owner only.
-    """
-    if devices < 3:
-        raise ParamsError(f"devices is {devices}; a cohort has at least 3 members")
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    registrar, coordinator = SigningKey.generate("registrar"), SigningKey.generate("coordinator")
-    keys = [DeviceKeys.generate() for _ in range(devices)]
-    roster = Roster.publish(
-        [key.enrolment() for key in keys], registrar, epoch=1, coordinators=[coordinator.verifying_key]
-    )
-    (folder / "registrar.pub").write_text(registrar.public_text(), encoding="ascii")
-    (folder / "roster.bin").write_bytes(roster.to_bytes())
-    _write_secret(folder / "coordinator.key", coordinator.to_text())
-    for i, key in enumerate(keys):
-        _write_secret(folder / f"device-{i}.key", key.to_text())
-    return folder
-
-
-def _write_secret(path: Path, text: str) -> None:
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(handle, "w", encoding="ascii") as file:
-        file.write(text)
-
-
-def _registrar_key(folder: Path) -> bytes:
-    return read_public_key("registrar", (folder / "registrar.pub").read_text("ascii"))
-
-
-class _ContextRecord:
-    """A participation record in the client's Flower context, which outlives the message."""
-
-    def __init__(self, state: ConfigRecord) -> None:
-        self._state = state
-
-    def entry(self, task: str) -> bytes | None:
-        return cast("bytes | None", self._state.get(f"entry:{task}"))
-
-    def replace(self, task: str, expected: bytes | None, new: bytes) -> bool:
-        if self.entry(task) != expected:
-            return False
-        self._state[f"entry:{task}"] = new
-        return True
-
-    def roster_epoch(self) -> int:
-        return cast(int, self._state.get("roster_epoch", 0))
-
-    def see_roster_epoch(self, epoch: int) -> None:
-        self._state["roster_epoch"] = max(epoch, self.roster_epoch())
-
-
-def _device_keys(provisioning: Path, context: Context, state: ConfigRecord, malicious: bool) -> DeviceKeys:
-    """The device's keys: of its partition, or of the one device in the folder; without signatures any will do."""
-    if "device" in state:
-        return DeviceKeys.from_text(cast(str, state["device"]))
-    if not malicious:
-        keys = DeviceKeys.generate()
-        state["device"] = keys.to_text()
-        return keys
-    path = provisioning / "device.key"
-    if not path.exists():
-        if "partition-id" not in context.node_config:
-            raise RecordError(f"there is no {path}, and no partition-id in the node's configuration to choose a key by")
-        path = provisioning / f"device-{context.node_config['partition-id']}.key"
-    return DeviceKeys.from_text(path.read_text(encoding="ascii"))
+#: No device has been in so many rounds.
+_MOST_ROUNDS = 2**32
+#: A share of cut elements above this is told: below, it may come from the quantisation of the share itself.
+_CUT = 1e-4
+#: Characters of a reason that are kept, and reasons in an error.
+_REASON = 400
+_REASONS = 5
 
 
 def unisono_mod(
@@ -164,16 +102,23 @@ def unisono_mod(
             context.state.config_records[_STATE] = ConfigRecord({})
         state = context.state.config_records[_STATE]
         incoming = msg.content.config_records[_MESSAGE]
-        keys = _device_keys(folder or Path(), context, state, folder is not None)
-        registrar_key = _registrar_key(folder) if folder else None
-        record = _ContextRecord(state)
+        keys = device_keys(folder or Path(), context, state, folder is not None)
+        registrar_key = registrar_key_of(folder) if folder else None
+        record = ContextRecord(state)
         started = perf_counter()
         trained = 0.0
         content = RecordDict()
         reply: dict[str, Any] = {}
         if "offer" in incoming:
             offer = cast(bytes, incoming["offer"])
-            client = ClientRound(offer, keys, record=record, registrar_key=registrar_key, policy=policy)
+            try:
+                client = ClientRound(offer, keys, record=record, registrar_key=registrar_key, policy=policy)
+            except RecordError:
+                # Of another workflow, or before the server began anew: it goes on above.
+                if (last := record.last_round()) is None:
+                    raise
+                content.config_records[_MESSAGE] = ConfigRecord({"last_round": last})
+                return Message(content, reply_to=msg)
             state["offer"] = offer
             reply["message"] = client.message()
         else:
@@ -197,8 +142,15 @@ def unisono_mod(
                 out = call_next(msg, context)
                 trained = perf_counter() - before
                 fitres = compat.recorddict_to_fitres(out.content, keep_input=True)
-                update = _difference(parameters_to_ndarrays(fitres.parameters), base)
-                reply["message"] = client.receive(view, update=update, weight=float(fitres.num_examples))
+                excluded = cast("list[int]", incoming.get("exclude", []))
+                update = difference(parameters_to_ndarrays(fitres.parameters), base, excluded)
+                cut = beyond(update, client.clip, base, excluded)
+                for array, share in cut.items():
+                    log(WARN, "%.3g %% of array %s lies beyond the clip %s and is cut", 100 * share, array, client.clip)
+                elements = sum(share * base[array].size for array, share in cut.items())
+                metrics = [min(1.0, elements / max(1, update.size))]
+                weight = float(fitres.num_examples)
+                reply["message"] = client.receive(view, update=update, weight=weight, metrics=metrics)
                 reply["upload"] = client.upload()
             else:
                 reply["message"] = client.receive(view)
@@ -215,27 +167,13 @@ def _arrays_of(content: RecordDict) -> list[np.ndarray]:
     return parameters_to_ndarrays(compat.recorddict_to_fitins(content, keep_input=True).parameters)
 
 
-def _difference(after: list[np.ndarray], before: list[np.ndarray]) -> np.ndarray:
-    if [a.shape for a in after] != [b.shape for b in before]:
-        raise EncodingError("the client returned parameters of other shapes than it was sent")
-    update = np.empty(sum(array.size for array in before), np.float32)
-    start = 0
-    for a, b in zip(after, before, strict=True):
-        part = update[start : start + b.size].reshape(b.shape)
-        # float32 in place: rounded once either way. Integers of 8 bytes and the like need more than its 24 bits.
-        dtype = np.float32 if a.dtype == b.dtype == np.float32 else np.float64
-        np.subtract(a, b, out=part, dtype=dtype, casting="unsafe")
-        start += b.size
-    return update
-
-
 class UnisonoWorkflow:
     """The server workflow that takes the place of ``SecAggPlusWorkflow`` in ``DefaultWorkflow(fit_workflow=...)``.
 
     Parameters
     ----------
-    clip : bound of an element of an update (returned minus sent parameters), above 0; larger ones are cut off by the client
-        without a word, so it has no default.
+    clip : bound of an element of an update (returned minus sent parameters), above 0; larger ones are cut, so it has no default. The
+        clients' logs say of which arrays, and the report and the server's log which share of all elements.
     provisioning : folder with ``roster.bin``, ``registrar.pub`` and ``coordinator.key``; ``None`` only in semi-honest mode.
     mode : ``"malicious"`` (default) or ``"semi-honest"``.
     max_weight : largest ``num_examples`` of a client, above 0; a client with more can't take part.
@@ -247,6 +185,8 @@ class UnisonoWorkflow:
         as many may drop out as :attr:`unisono.Topology.tolerated_drop_outs` says, whatever ``delta`` is, if ``n_min`` are left: none
         of 3 or 4, one of 5, three of 10.
     task : name under which devices record the rounds that they took part in, 1 to 64 bytes.
+    exclude : indices of the arrays that stay as the server has them, whatever clients make of them: statistics of a BatchNorm layer that
+        one clip for all arrays would cut, or what has no average.
     timeout : seconds (above 0) to wait for replies in each phase; ``None`` waits for all. Devices forget a round after twice
         the time that is left for its phases, and after their policy's ``max_round_s`` (a day); ``None`` counts as six hours.
 
@@ -255,7 +195,9 @@ class UnisonoWorkflow:
     that is not ends without a sum, as any that has too many drop-outs. So does one whose default ``n_min`` the default policy of
     devices refuses: a small sample of a large roster. The log says which settings to change.
 
-    After a round, ``report`` holds its clients, drop-outs, seconds and bytes.
+    After a round, ``report`` holds its clients, drop-outs, seconds and bytes; ``cut``, the share of elements that were beyond the clip,
+    weighted like the mean (0 to 1, up to 1e-4 from quantisation); and ``error_bound``, which bounds the error of the mean of the
+    updates *as they were cut*.
     """
 
     def __init__(
@@ -271,6 +213,7 @@ class UnisonoWorkflow:
         gamma: float = 0.05,
         delta: float = 0.1,
         task: str = "flower",
+        exclude: Collection[int] = (),
         timeout: float | None = None,
     ) -> None:
         _check(mode=mode, n_min=n_min, gamma=gamma, delta=delta, task=task, timeout=timeout)
@@ -278,21 +221,32 @@ class UnisonoWorkflow:
             raise ParamsError(
                 "malicious mode needs provisioning=.., semi-honest mode has none: see unisono.flower.provision"
             )
-        self._quantiser = Quantiser(bits=bits, clip=clip, max_weight=max_weight, rounding=cast(Any, rounding))
+        # The metric is the share of a client's elements that are cut.
+        self._quantiser = Quantiser(
+            bits=bits, clip=clip, max_weight=max_weight, rounding=cast(Any, rounding), metrics=[(0.0, 1.0)]
+        )
         self._mode, self._n_min, self._gamma, self._delta = mode, n_min, gamma, delta
         self._task, self._timeout = task, timeout
+        self._exclude = sorted(set(exclude))
+        #: By how much a round's number is above Flower's.
+        self._ahead = 0
         self._coordinator: SigningKey | None = None
         self._roster: Roster | None = None
         if provisioning is not None:
             folder = Path(provisioning)
             self._coordinator = SigningKey.from_text("coordinator", (folder / "coordinator.key").read_text("ascii"))
-            self._roster = Roster.from_bytes((folder / "roster.bin").read_bytes(), _registrar_key(folder))
+            self._roster = Roster.from_bytes((folder / "roster.bin").read_bytes(), registrar_key_of(folder))
         self.report: dict[str, Any] = {}
 
     def __call__(self, grid: Grid, context: Context) -> None:
         """Runs one round. A round that ends without a sum leaves the parameters as they are, and says why in the log."""
         if not isinstance(context, LegacyContext):
             raise TypeError(f"Expect a LegacyContext, but get {type(context).__name__}.")
+        if getattr(context.strategy, "fit_metrics_aggregation_fn", None) is not None:
+            raise ParamsError(
+                "the strategy has fit_metrics_aggregation_fn, and metrics of single clients stay on them: leave it out, and look at "
+                "the model with evaluate_fn, or on clients in the evaluation"
+            )
         log(INFO, "Secure aggregation commencing (unisono, %s mode).", self._mode)
         try:
             done = self._round(grid, context)
@@ -315,29 +269,41 @@ class UnisonoWorkflow:
             raise ValueError("the strategy sends clients different parameters: their updates have no common base")
         instructions = {proxy.node_id: compat.fitins_to_recorddict(fitins, True) for proxy, fitins in sampled}
         proxies = {proxy.node_id: proxy for proxy, _ in sampled}
-        params = self._params(len(sampled), sum(array.size for array in base), current_round)
-        server = ServerRound(params, coordinator_key=self._coordinator, roster=self._roster)
-        exchange = _Exchange(grid, server, str(current_round), self._timeout)
-        exchange.advertise(instructions)
-        outcome = server.close()
-        while outcome is None:
-            phase = server.phase
-            if phase == "mask" and params.malicious and len(exchange.clients) < len(sampled):
-                log(WARN, "%s of %s clients are left", len(exchange.clients), len(sampled))
-            exchange.step(phase, instructions if phase == "mask" else None)
-            before = perf_counter()
-            outcome = server.close()
-            exchange.seconds["server"] += perf_counter() - before
+        check_excluded(self._exclude, len(base))
+        size = dimension(base, self._exclude)
+        params, server, exchange = self._open(grid, instructions, size, current_round)
+        if exchange.last_rounds and len(exchange.clients) < params.n_min:
+            # The one in the middle: a few liars don't move it.
+            last = sorted(exchange.last_rounds)[len(exchange.last_rounds) // 2]
+            log(INFO, "devices have been in round %s, of another workflow or an earlier run: going on above", last)
+            self._ahead = last + 1 - current_round
+            params, server, exchange = self._open(grid, instructions, size, current_round)
+        try:
+            outcome = self._play(exchange, server, params, instructions)
+        except AbortError as error:
+            if exchange.reasons:
+                error.args = (f"{error}; clients did not go on: {exchange.why()}", *error.args[1:])
+            raise
         before = perf_counter()
         aggregate = outcome.decode()
         exchange.seconds["server"] += perf_counter() - before
         for about, by, what in outcome.reports:
             log(WARN, "report: %s about client %s, by client %s", what, about.hex(), by.hex())
+        cut = aggregate.metrics[0]
+        if cut > _CUT:
+            log(
+                WARN,
+                "%.3g %% of the elements of the updates were beyond the clip %s and were cut: the clients' logs say of which arrays. "
+                "Raise clip, or leave such arrays out with exclude",
+                100 * cut,
+                self._quantiser.clip,
+            )
         self.report = {
             "round": current_round,
             "clients": len(sampled),
             "survivors": len(outcome.survivors),
             "error_bound": aggregate.error_bound,
+            "cut": cut,
             "seconds": exchange.seconds,
             "bytes_up": exchange.bytes_up,
             "bytes_down": exchange.bytes_down,
@@ -346,7 +312,7 @@ class UnisonoWorkflow:
         survivor = next(node for node, client in exchange.clients.items() if client in alive)
         fitres = FitRes(
             status=Status(code=Code.OK, message="the sum of all survivors"),
-            parameters=ndarrays_to_parameters(_add(base, aggregate.mean)),
+            parameters=ndarrays_to_parameters(add(base, aggregate.mean, self._exclude)),
             num_examples=max(1, round(aggregate.total_weight)),
             metrics={},
         )
@@ -358,6 +324,32 @@ class UnisonoWorkflow:
             context.state.array_records[MAIN_PARAMS_RECORD] = compat.parameters_to_arrayrecord(aggregated, True)
             context.history.add_metrics_distributed_fit(server_round=current_round, metrics=metrics)
         return True
+
+    def _open(
+        self, grid: Grid, instructions: dict[int, RecordDict], size: int, current_round: int
+    ) -> tuple[RoundParams, ServerRound, _Exchange]:
+        """Offers a round."""
+        params = self._params(len(instructions), size, current_round + self._ahead)
+        server = ServerRound(params, coordinator_key=self._coordinator, roster=self._roster)
+        exchange = _Exchange(grid, server, str(current_round), self._timeout)
+        exchange.advertise(instructions)
+        return params, server, exchange
+
+    def _play(
+        self, exchange: _Exchange, server: ServerRound, params: RoundParams, instructions: dict[int, RecordDict]
+    ) -> Outcome:
+        """The phases of a round, to its sum."""
+        sampled = len(instructions)
+        outcome = server.close()
+        while outcome is None:
+            phase = server.phase
+            if phase == "mask" and params.malicious and len(exchange.clients) < sampled:
+                log(WARN, "%s of %s clients are left", len(exchange.clients), sampled)
+            exchange.step(phase, instructions if phase == "mask" else None, self._exclude)
+            before = perf_counter()
+            outcome = server.close()
+            exchange.seconds["server"] += perf_counter() - before
+        return outcome
 
     def _params(self, clients: int, dimension: int, current_round: int) -> RoundParams:
         n_min = self._n_min
@@ -403,15 +395,6 @@ def _check(
         raise ParamsError(f"timeout is {timeout}; a number of seconds above 0, or None to wait for all, is needed")
 
 
-def _add(base: list[np.ndarray], mean: np.ndarray) -> list[np.ndarray]:
-    """The parameters plus the mean update, in the shapes and dtypes of the parameters."""
-    ends = np.cumsum([array.size for array in base])[:-1]
-    parts = np.split(mean.astype(np.float64), ends)
-    sums = [array + part.reshape(array.shape) for array, part in zip(base, parts, strict=True)]
-    rounded = (np.rint(s) if np.issubdtype(b.dtype, np.integer) else s for s, b in zip(sums, base, strict=True))
-    return [s.astype(b.dtype) for s, b in zip(rounded, base, strict=True)]
-
-
 class _Exchange:
     """Carries the round's messages over Flower's grid, and counts them."""
 
@@ -420,9 +403,17 @@ class _Exchange:
         #: Which client answers under which Flower node, as the node's signed advert says.
         self.clients: dict[int, bytes] = {}
         self.failures: list[Exception] = []
+        #: Why clients did not go on, with their numbers.
+        self.reasons: Counter[str] = Counter()
+        #: Of devices that have been in this round or a later one.
+        self.last_rounds: list[int] = []
         self.bytes_up: dict[str, int] = {}
         self.bytes_down: dict[str, int] = {}
         self.seconds: dict[str, float] = {"server": 0.0, "clients": 0.0}
+
+    def why(self) -> str:
+        """Why clients did not go on, the most frequent reason first."""
+        return "; ".join(f"{count} x {reason}" for reason, count in self.reasons.most_common(_REASONS))
 
     def _send(self, phase: str, contents: dict[int, RecordDict]) -> list[tuple[int, ConfigRecord]]:
         messages = [
@@ -431,13 +422,16 @@ class _Exchange:
         ]
         log(DEBUG, "[%s] sending to %s clients", phase, len(messages))
         answers = []
+        reasons: Counter[str] = Counter()
         for reply in self._grid.send_and_receive(messages, timeout=self._timeout):
             if reply.has_error():
                 self.failures.append(Exception(reply.error))
-                if len(self.failures) == 1:
-                    log(WARN, "a client did not go on in phase %s: %s", phase, reply.error.reason)
+                reasons[" ".join((reply.error.reason or "no reason given").split())[:_REASON]] += 1
             elif _MESSAGE in reply.content.config_records:
                 answers.append((reply.metadata.src_node_id, reply.content.config_records[_MESSAGE]))
+        for reason, count in reasons.most_common():
+            log(WARN, "%s of %s clients did not go on in phase %s: %s", count, len(messages), phase, reason)
+        self.reasons += reasons
         size = sum(_length(answer, "message") + _length(answer, "upload") for _, answer in answers)
         self.bytes_up[phase] = size
         self.seconds["clients"] += sum(cast(float, answer.get("seconds", 0.0)) for _, answer in answers)
@@ -455,6 +449,7 @@ class _Exchange:
         except Error as error:
             log(WARN, "refused: %s", error)
             self.failures.append(error)
+            self.reasons[str(error)[:_REASON]] += 1
         finally:
             self.seconds["server"] += perf_counter() - before
 
@@ -466,13 +461,18 @@ class _Exchange:
             node: RecordDict({_MESSAGE: ConfigRecord({"offer": offer})}) for node in nodes
         }
         for node, answer in self._send("advertise", contents):
+            if isinstance(last := answer.get("last_round"), int) and 0 <= last < _MOST_ROUNDS:
+                self.last_rounds.append(last)
+                self.reasons[f"it has been in round {last}"] += 1
+                continue
             known = len(self.failures)
             self._absorb(node, answer)
             if len(self.failures) == known:
                 self.clients[node] = sender_of(cast(bytes, answer["message"]))
 
-    def step(self, phase: str, instructions: dict[int, RecordDict] | None) -> None:
-        """A later phase: each client that has a part in it gets its view, in phase 2 with the strategy's instructions."""
+    def step(self, phase: str, instructions: dict[int, RecordDict] | None, exclude: list[int]) -> None:
+        """A later phase: each client that has a part in it gets its view, in phase 2 with the strategy's instructions and the
+        arrays that are left out."""
         contents = {}
         size = 0
         for node, client in self.clients.items():
@@ -481,7 +481,8 @@ class _Exchange:
                 continue
             size += len(view)
             content = RecordDict() if instructions is None else instructions[node]
-            content.config_records[_MESSAGE] = ConfigRecord({"view": view})
+            extra: dict[str, Any] = {} if instructions is None or not exclude else {"exclude": exclude}
+            content.config_records[_MESSAGE] = ConfigRecord({"view": view, **extra})
             contents[node] = content
         self.bytes_down[phase] = size
         answers = self._send(phase, contents)

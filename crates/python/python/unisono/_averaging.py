@@ -1,0 +1,138 @@
+"""What of a client's arrays is averaged, and how: the difference that is sent, and the arrays that come of the mean.
+
+What no client changed stays bit for bit where the type has no room for noise (integers, booleans, and everything that can't be
+averaged) or the value has none (infinities, NaN). Floats that no client changed move by at most the error of quantisation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import EncodingError
+
+#: From here on the difference of two integers may not fit 64 bits; it is far beyond any clip.
+_FAR = 2.0**62
+
+
+def check_excluded(excluded: Collection[int], arrays: int) -> None:
+    """Raises ``EncodingError`` unless every index is one of ``arrays`` arrays."""
+    for index in excluded:
+        if not 0 <= index < arrays:
+            raise EncodingError(f"exclude names array {index}; there are {arrays} arrays, from 0 to {arrays - 1}")
+
+
+def dimension(arrays: Sequence[NDArray[Any]], excluded: Collection[int] = ()) -> int:
+    """Elements of the arrays that are averaged."""
+    return sum(array.size for i, array in enumerate(arrays) if i not in excluded)
+
+
+def difference(
+    after: Sequence[NDArray[Any]], before: Sequence[NDArray[Any]], excluded: Collection[int] = ()
+) -> NDArray[np.float32]:
+    """The update: ``after`` minus ``before``, all arrays but the excluded ones one after the other.
+
+    Raises ``EncodingError``: other shapes; an element that was changed and can't be averaged, by array and index.
+    """
+    if [a.shape for a in after] != [b.shape for b in before]:
+        raise EncodingError("the client returned parameters of other shapes than it was sent")
+    update = np.empty(dimension(before, excluded), np.float32)
+    start = 0
+    for i, (a, b) in enumerate(zip(after, before, strict=True)):
+        if i in excluded:
+            continue
+        part = update[start : start + b.size]
+        # A view of the update, in the array's shape.
+        _subtract(np.asarray(a), np.asarray(b), part.reshape(b.shape), i)
+        start += b.size
+    return update
+
+
+def beyond(update: NDArray[np.float32], clip: float, arrays: Sequence[NDArray[Any]], excluded: Collection[int] = ()) -> dict[int, float]:
+    """Which share of the elements of which array lies beyond the clip and is cut; arrays of which nothing is cut are not there."""
+    shares = {}
+    start = 0
+    for i, array in enumerate(arrays):
+        if i in excluded or array.size == 0:
+            continue
+        part = update[start : start + array.size]
+        start += array.size
+        if share := float(np.count_nonzero(np.abs(part) > clip)) / array.size:
+            shares[i] = share
+    return shares
+
+
+def _subtract(a: NDArray[Any], b: NDArray[Any], out: NDArray[np.float32], index: int) -> None:
+    kinds = {a.dtype.kind, b.dtype.kind}
+    if kinds <= {"i", "u"}:
+        out[...] = _integer_difference(a, b)
+    elif kinds <= {"f", "i", "u"}:
+        # float32 in place: rounded once either way. Integers of 8 bytes and the like need more than its 24 bits.
+        dtype = np.float32 if a.dtype == b.dtype == np.float32 else np.float64
+        with np.errstate(invalid="ignore", over="ignore"):
+            np.subtract(a, b, out=out, dtype=dtype, casting="unsafe")
+        if not np.isfinite(out).all():
+            # An infinity less itself is NaN, and so is NaN less itself.
+            same = (a == b) | ((a != a) & (b != b))
+            out[same] = 0.0
+            _refuse(~np.isfinite(out), index, f"is {a.dtype} and was changed from or to what is not finite", a, b)
+    else:
+        changed = np.asarray(a != b) if a.dtype == b.dtype else np.ones(b.shape, bool)
+        if a.dtype == b.dtype and a.dtype.kind == "c":
+            # NaN is not equal to itself.
+            changed &= ~((a != a) & (b != b))
+        _refuse(changed, index, f"is {a.dtype}, which has no average, and was changed", a, b)
+        out[...] = 0.0
+
+
+def _integer_difference(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.float64]:
+    rough: NDArray[np.float64] = np.subtract(a, b, dtype=np.float64, casting="unsafe")
+    # Exact modulo 2^64, so exact where it is not far.
+    with np.errstate(over="ignore"):
+        exact = (a.astype(np.uint64) - b.astype(np.uint64)).view(np.int64)
+    return np.where(np.abs(rough) < _FAR, exact.astype(np.float64), rough)
+
+
+def _refuse(wrong: NDArray[np.bool_], index: int, why: str, a: NDArray[Any], b: NDArray[Any]) -> None:
+    if wrong.any():
+        at = tuple(int(i) for i in np.unravel_index(int(np.argmax(wrong)), wrong.shape))
+        raise EncodingError(
+            f"element {list(at)} of array {index} {why} ({b[at]} to {a[at]}): leave the array as it is, or leave it out "
+            f"(UnisonoWorkflow(exclude=[{index}]))"
+        )
+
+
+def add(base: Sequence[NDArray[Any]], mean: NDArray[Any], excluded: Collection[int] = ()) -> list[NDArray[Any]]:
+    """The arrays plus the mean update, in their shapes and types: integers rounded and kept within their range. Excluded arrays, and
+    those that can't be averaged, come back as they are."""
+    result = []
+    start = 0
+    for i, array in enumerate(base):
+        if i in excluded:
+            result.append(array)
+            continue
+        step = np.asarray(mean[start : start + array.size], np.float64).reshape(array.shape)
+        start += array.size
+        result.append(_moved(array, step))
+    return result
+
+
+def _moved(array: NDArray[Any], step: NDArray[np.float64]) -> NDArray[Any]:
+    if array.dtype.kind == "f":
+        moved: NDArray[Any] = (array + step).astype(array.dtype)
+        # Where the base is not finite, nobody has changed it.
+        return np.where(np.isfinite(array), moved, array)
+    if array.dtype.kind in "iu":
+        limits = np.iinfo(array.dtype)
+        step = np.rint(step)
+        rough = array.astype(np.float64) + step
+        with np.errstate(over="ignore"):
+            # Modulo the type's range, so exact within it.
+            exact = array + step.astype(np.int64).astype(array.dtype)
+        above = (step > 0.0) & ((exact < array) | (rough > limits.max))
+        below = (step < 0.0) & ((exact > array) | (rough < limits.min))
+        return np.where(above, limits.max, np.where(below, limits.min, exact)).astype(array.dtype)
+    return array

@@ -16,7 +16,7 @@ use unisono_protocol::params::RoundParams;
 use unisono_protocol::policy::{CLOCK, ParticipationRecord, ROUND_JUMP};
 use unisono_protocol::proto::{RoundOffer, UploadHeader, client_message::Step, server_message::View};
 use unisono_protocol::server::Phase;
-use unisono_wire::model::{Model, model_hash};
+use unisono_wire::model::{MAX_MODEL_HEADER, Model, model_hash};
 use unisono_wire::proto::poll_response::Answer;
 use unisono_wire::proto::{
     Ended, LeftOut, PollRequest, RoundPhase, UploadChunk, UploadStatusRequest, UploadStatusResponse,
@@ -26,9 +26,6 @@ use crate::connection::{Stub, WAIT_MS, Waiting};
 use crate::models::Authority;
 use crate::traffic::Meter;
 use crate::{Client, Error, Event, TrainingRound, Update, now};
-
-/// Bytes that a model's file may have beyond its elements: names, shapes, alignment.
-const MODEL_OVERHEAD: u64 = 1 << 20;
 
 fn rng() -> UnwrapErr<SysRng> {
     UnwrapErr(SysRng)
@@ -224,7 +221,7 @@ impl Client {
     /// Fetches the base model and starts the trainer, which works while the keys are shared.
     async fn start_training(&self, params: &Arc<RoundParams>) -> Result<JoinHandle<Result<Update, Error>>, Error> {
         let version = params.wire.model_version;
-        let limit = params.wire.dimension * size_of::<f32>() as u64 + MODEL_OVERHEAD;
+        let limit = params.wire.dimension * size_of::<f32>() as u64 + MAX_MODEL_HEADER;
         let authority = if params.malicious() { Authority::Roster } else { Authority::Token };
         let bytes = self.base_model(version, limit, authority).await?.plaintext;
         if model_hash(&bytes).as_slice() != params.wire.model_hash {

@@ -27,7 +27,9 @@ fn checked<'py, 'a, T: Element>(object: &'a Bound<'py, PyAny>, what: &str) -> Py
     }
     // A numpy.ma array: below its mask lies what must not be sent.
     if object.hasattr("mask")? {
-        return Err(errors::array(format!("the {what} is a masked array: x.filled(0) puts a value where it is masked")));
+        return Err(errors::array(format!(
+            "the {what} is a masked array: x.filled(0) puts a value where it is masked"
+        )));
     }
     if array.ndim() != 1 {
         let shape = array.shape();

@@ -8,6 +8,12 @@ use safetensors::tensor::{Dtype, TensorView};
 use safetensors::{SafeTensors, serialize};
 use unisono_crypto::kdf::{hash, label};
 
+/// Most bytes that a model's file may have beyond its elements: names and shapes of its tensors, and metadata. Enough for a hundred
+/// thousand tensors.
+pub const MAX_MODEL_HEADER: u64 = 16 << 20;
+/// Name under which a safetensors header has what is no tensor.
+const METADATA: &str = "__metadata__";
+
 /// Why bytes are no model.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ModelError {
@@ -21,6 +27,14 @@ pub enum ModelError {
         name: String,
         /// Its type.
         dtype: String,
+    },
+    /// More names, shapes and metadata than a device takes.
+    #[error(
+        "names, shapes and metadata of the model's tensors take {length} bytes; at most {MAX_MODEL_HEADER} are taken"
+    )]
+    Header {
+        /// Bytes beyond the elements.
+        length: u64,
     },
     /// No elements at all.
     #[error("the model has no elements")]
@@ -48,6 +62,8 @@ pub enum ModelError {
 pub struct Model {
     /// Shape of each tensor, by name.
     shapes: BTreeMap<String, Vec<usize>>,
+    /// What the file says about itself, as `format: pt`.
+    metadata: BTreeMap<String, String>,
     values: Vec<f32>,
 }
 
@@ -67,16 +83,20 @@ impl Model {
         }
         let values = sorted.values().flat_map(|(_, values)| values.iter().copied()).collect();
         let shapes = sorted.into_iter().map(|(name, (shape, _))| (name, shape)).collect();
-        Self::checked(shapes, values)
+        Self::checked(shapes, BTreeMap::new(), values)
     }
 
-    fn checked(shapes: BTreeMap<String, Vec<usize>>, values: Vec<f32>) -> Result<Self, ModelError> {
+    fn checked(
+        shapes: BTreeMap<String, Vec<usize>>,
+        metadata: BTreeMap<String, String>,
+        values: Vec<f32>,
+    ) -> Result<Self, ModelError> {
         if values.is_empty() {
             return Err(ModelError::Empty);
         }
         match values.iter().position(|value| !value.is_finite()) {
             Some(index) => Err(ModelError::NonFinite { index, value: values[index].to_string() }),
-            None => Ok(Self { shapes, values }),
+            None => Ok(Self { shapes, metadata, values }),
         }
     }
 
@@ -85,7 +105,15 @@ impl Model {
     /// # Errors
     /// Any [`ModelError`] but `Length`.
     pub fn from_safetensors(bytes: &[u8]) -> Result<Self, ModelError> {
-        let file = SafeTensors::deserialize(bytes).map_err(|e| ModelError::Format(e.to_string()))?;
+        let format = |e: safetensors::SafeTensorError| ModelError::Format(e.to_string());
+        let (start, header) = SafeTensors::read_metadata(bytes).map_err(format)?;
+        // Eight bytes say how long the header is.
+        let length = start as u64 + 8;
+        if length > MAX_MODEL_HEADER {
+            return Err(ModelError::Header { length });
+        }
+        let metadata = header.metadata().iter().flatten().map(|(name, value)| (name.clone(), value.clone())).collect();
+        let file = SafeTensors::deserialize(bytes).map_err(format)?;
         let mut tensors: Vec<(String, TensorView<'_>)> = file.tensors();
         tensors.sort_by(|a, b| a.0.cmp(&b.0));
         let (mut shapes, mut values) = (BTreeMap::new(), Vec::new());
@@ -97,7 +125,7 @@ impl Model {
             values.extend(elements.iter().map(|&bytes| f32::from_le_bytes(bytes)));
             shapes.insert(name, tensor.shape().to_vec());
         }
-        Self::checked(shapes, values)
+        Self::checked(shapes, metadata, values)
     }
 
     /// The model as a safetensors file; the same model gives the same bytes.
@@ -114,7 +142,30 @@ impl Model {
             views.push((name, TensorView::new(Dtype::F32, shape.clone(), now).map_err(format)?));
             rest = later;
         }
-        serialize(views, None).map_err(format)
+        let file = serialize(views, None).map_err(format)?;
+        self.with_metadata(file)
+    }
+
+    /// Puts the metadata before the tensors of a file that has none, in order of name: the library's own order is another one each
+    /// time.
+    fn with_metadata(&self, file: Vec<u8>) -> Result<Vec<u8>, ModelError> {
+        if self.metadata.is_empty() {
+            return Ok(file);
+        }
+        let broken = || ModelError::Format("the file that was just written is none".into());
+        let (length, rest) = file.split_first_chunk::<8>().ok_or_else(broken)?;
+        let (header, elements) = rest.split_at_checked(u64::from_le_bytes(*length) as usize).ok_or_else(broken)?;
+        let tensors = header.trim_ascii_end().strip_prefix(b"{").ok_or_else(broken)?;
+        let metadata = serde_json::to_string(&self.metadata).map_err(|e| ModelError::Format(e.to_string()))?;
+        let mut header = format!("{{\"{METADATA}\":{metadata},").into_bytes();
+        header.extend_from_slice(tensors);
+        header.resize(header.len().next_multiple_of(8), b' ');
+        Ok([&(header.len() as u64).to_le_bytes(), header.as_slice(), elements].concat())
+    }
+
+    /// What the file says about itself, by name.
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.metadata
     }
 
     /// All elements: tensors in order of name, row-major.
@@ -138,7 +189,7 @@ impl Model {
         if values.len() != self.values.len() {
             return Err(ModelError::Length { expected: self.values.len(), got: values.len() });
         }
-        Self::checked(self.shapes.clone(), values)
+        Self::checked(self.shapes.clone(), self.metadata.clone(), values)
     }
 }
 
@@ -161,6 +212,37 @@ mod tests {
         let bytes = model.to_safetensors().unwrap();
         assert_eq!(Model::from_safetensors(&bytes).unwrap(), model);
         assert_eq!(model.to_safetensors().unwrap(), bytes);
+    }
+
+    #[test]
+    fn what_a_file_says_about_itself_stays_in_every_version() {
+        let view = TensorView::new(Dtype::F32, vec![1], &[0, 0, 128, 63]).unwrap();
+        let words = [("format", "pt"), ("author", "a \"quoted\" name\n"), ("z", "ü"), ("a", "")];
+        let metadata = words.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let file = serialize([("w", view)], Some(metadata.clone().into())).unwrap();
+        let model = Model::from_safetensors(&file).unwrap();
+        assert_eq!(model.metadata(), &BTreeMap::from(metadata));
+        let next = model.with_values(vec![2.0]).unwrap();
+        let bytes = next.to_safetensors().unwrap();
+        assert!((0..20).all(|_| next.to_safetensors().unwrap() == bytes), "the same bytes each time");
+        // For any reader, aligned.
+        assert_eq!(SafeTensors::read_metadata(&bytes).unwrap().0 % 8, 0);
+        let read = SafeTensors::read_metadata(&bytes).unwrap().1;
+        assert_eq!(read.metadata().as_ref().unwrap()["format"], "pt");
+        assert_eq!(Model::from_safetensors(&bytes).unwrap(), next);
+    }
+
+    #[test]
+    fn twenty_thousand_tensors_are_a_model_and_a_header_without_end_is_none() {
+        let names: Vec<String> = (0..20_000).map(|i| format!("model.layers.{i}.self_attention.query.weight")).collect();
+        let model = Model::new(names.iter().map(|name| (name.as_str(), vec![1], vec![1.0]))).unwrap();
+        let bytes = model.to_safetensors().unwrap();
+        assert!(bytes.len() > 1 << 20);
+        assert_eq!(Model::from_safetensors(&bytes).unwrap(), model);
+        let view = TensorView::new(Dtype::F32, vec![1], &[0; 4]).unwrap();
+        let long = "x".repeat(MAX_MODEL_HEADER as usize);
+        let file = serialize([("w", view)], Some([("note".to_owned(), long)].into())).unwrap();
+        assert!(matches!(Model::from_safetensors(&file), Err(ModelError::Header { .. })));
     }
 
     #[test]

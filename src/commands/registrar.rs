@@ -191,7 +191,8 @@ pub fn run(command: Command) -> Result<()> {
                 return Ok(());
             }
             println!("roster of epoch {} with {} devices: {}", done.epoch, done.devices, out.display());
-            println!("it counts for {days} days, until {} (Unix time): publish again before", done.valid_until);
+            let left = done.valid_until.saturating_sub(issue.now) / 86_400;
+            println!("it counts for {left} days, until {} (Unix time): publish again before", done.valid_until);
             println!("head of the log: {}", done.log);
         }
         Command::List { folder, json } => {

@@ -5,11 +5,12 @@ use std::path::Path;
 
 use rusqlite::Connection;
 use serde::Deserialize;
+use unisono_protocol::ClientId;
 use unisono_protocol::keyfile::Enrolment;
 
 use super::error::RegistrarError;
 use super::log::{Event, LogHead};
-use super::{leaf, store_leaf, store_revocation};
+use super::{store_leaf, store_revocation, wire_attributes};
 
 /// The file's name.
 pub(super) const OLD_STATE: &str = "registrar.json";
@@ -39,14 +40,15 @@ pub(super) fn import(db: &Connection, head: &mut LogHead, path: &Path, now: u64)
     let database = |source| RegistrarError::Database { path: path.into(), source };
     head.append(db, now, &Event::Imported(state.epoch)).map_err(database)?;
     for (id, device) in state.devices {
-        let enrolment = Enrolment::from_unsigned_text(&device.enrolment)
-            .ok()
-            .filter(|enrolment| enrolment.client_id().to_string() == id)
-            .ok_or_else(|| damaged(format!("what it says of client {id} is no enrolment of it")))?;
-        let leaf = leaf(&enrolment, device.not_before, device.not_after, &device.attributes);
-        store_leaf(db, head, now, enrolment.client_id(), &leaf).map_err(|e| e.at(path))?;
+        let no_enrolment = || damaged(format!("what it says of client {id} is no enrolment of it"));
+        let attributes = wire_attributes(&device.attributes);
+        let leaf = Enrolment::leaf_of_unsigned(&device.enrolment, device.not_before, device.not_after, attributes);
+        let leaf = leaf.map_err(|_| no_enrolment())?;
+        let client = ClientId::from_slice(&leaf.client_id).filter(|client| client.to_string() == id);
+        let client = client.ok_or_else(no_enrolment)?;
+        store_leaf(db, head, now, client, &leaf).map_err(|e| e.at(path))?;
         if let Some(revoked_at) = device.revoked_at {
-            store_revocation(db, head, revoked_at, enrolment.client_id()).map_err(database)?;
+            store_revocation(db, head, revoked_at, client).map_err(database)?;
         }
     }
     Ok(())

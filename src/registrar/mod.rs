@@ -542,6 +542,8 @@ impl Registrar {
                     && pending == Some(last.head.epoch)
                     && issue.after_epoch < last.head.epoch
                     && last.head.valid_until == last.issued_at.saturating_add(issue.days * DAY)
+                    // Not one of which much of the time is over.
+                    && issue.now.saturating_sub(last.issued_at) <= issue.days * DAY / 10
                     && last.head.coordinator_keys == issue.coordinators
                     && last.head.publisher_keys == issue.publishers
             });
@@ -710,9 +712,8 @@ fn decode_leaf(bytes: &[u8], path: &Path) -> Result<RosterLeaf, RegistrarError> 
     RosterLeaf::decode(bytes).map_err(|e| RegistrarError::Damaged { path: path.into(), why: e.to_string() })
 }
 
-fn leaf(enrolment: &Enrolment, not_before: u64, not_after: u64, attributes: &BTreeMap<String, String>) -> RosterLeaf {
-    let attribute = |(name, value): (&String, &String)| Attribute { name: name.clone(), value: value.clone() };
-    enrolment.leaf(not_before, not_after, attributes.iter().map(attribute).collect())
+fn wire_attributes(attributes: &BTreeMap<String, String>) -> Vec<Attribute> {
+    attributes.iter().map(|(name, value)| Attribute { name: name.clone(), value: value.clone() }).collect()
 }
 
 fn enrol_one(
@@ -726,7 +727,7 @@ fn enrol_one(
     input::check_attributes(attributes)?;
     let client = enrolment.client_id();
     let not_after = now.saturating_add(terms.days * DAY);
-    let new = leaf(enrolment, now.saturating_sub(BACKDATED), not_after, attributes);
+    let new = enrolment.leaf(now.saturating_sub(BACKDATED), not_after, wire_attributes(attributes));
     let known = known(db, client)?;
     if let Some(Known { event, not_after, revoked_at }) = known {
         if revoked_at.is_some() {
@@ -827,5 +828,22 @@ mod tests {
             registrar.enrol(&two.enrolment(), later, 0, BTreeMap::new()),
             Err(RegistrarError::Validity(0))
         ));
+    }
+
+    #[test]
+    fn an_interrupted_publication_is_resumed_while_most_of_its_time_is_left() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut registrar = Registrar::init(&folder.path().join("registrar")).unwrap();
+        let coordinators = [SigningKey::generate(Level::L65, &mut UnwrapErr(SysRng)).verifying_key()];
+        let mut publish = |name: &str, now| {
+            let issue = Issue { coordinators: &coordinators, publishers: &[], now, days: 10, after_epoch: 0 };
+            registrar.publish_to(&folder.path().join(name), &issue)
+        };
+        let outcome = |published: Published| (published.epoch, published.resumed, published.valid_until);
+        // Signed, and not written.
+        publish("none/roster.bin", 1000).unwrap_err();
+        assert_eq!(outcome(publish("roster.bin", 1000 + DAY).unwrap()), (1, true, 1000 + 10 * DAY));
+        publish("none/roster.bin", 2000).unwrap_err();
+        assert_eq!(outcome(publish("roster.bin", 2001 + DAY).unwrap()), (3, false, 2001 + 11 * DAY));
     }
 }

@@ -96,7 +96,7 @@ const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// The kept copy is verified again at most so often when something read of it is not what was verified.
 const VERIFY_EVERY: Duration = Duration::from_secs(60);
-/// Seconds before its end from which on it is told that a roster is over soon, and how often.
+/// Seconds before its end from which on it is told that a roster is over soon, at most; and how often.
 const OVER_SOON: u64 = 14 * 86_400;
 const REMIND_EVERY: Duration = Duration::from_secs(86_400);
 /// So long a call waits for a roster that is being read, if the newest is needed.
@@ -156,7 +156,12 @@ impl Rosters {
     }
 
     fn put_in_force(&self, roster: Arc<Roster>) {
-        gauge!("unisono_roster_valid_until").set(roster.head().valid_until as f64);
+        let valid_until = roster.head().valid_until;
+        gauge!("unisono_roster_valid_until").set(if valid_until == u64::MAX {
+            f64::INFINITY
+        } else {
+            valid_until as f64
+        });
         *self.in_force.write().unwrap_or_else(PoisonError::into_inner) = Some(roster);
     }
 
@@ -223,19 +228,16 @@ impl Rosters {
 
     /// Reads the file when it has changed, for ever, and says when the roster in force is over soon.
     pub async fn watch(&self, store: &Store, keys: &RoundKeys) {
-        let mut told: Option<Instant> = None;
+        let mut told: Option<(u64, Instant)> = None;
         loop {
-            if told.is_none_or(|told| told.elapsed() > REMIND_EVERY)
-                && let Some(roster) = self.in_force()
-                && roster.head().valid_until < crate::now().saturating_add(OVER_SOON)
+            if let Some(roster) = self.in_force()
+                && let &Head { epoch, issued_at, valid_until, .. } = roster.head()
+                && told.is_none_or(|(of, at)| of != epoch || at.elapsed() > REMIND_EVERY)
+                && crate::now().saturating_add(over_soon(issued_at, valid_until)) > valid_until
             {
-                let (epoch, valid_until) = (roster.head().epoch, roster.head().valid_until);
-                tracing::warn!(
-                    epoch,
-                    valid_until,
-                    "devices act on this roster no longer than that: publish a newer one"
-                );
-                told = Some(Instant::now());
+                let until = "devices act on this roster no longer than that: publish a newer one";
+                tracing::warn!(epoch, valid_until, "{until}");
+                told = Some((epoch, Instant::now()));
             }
             let _ = tokio::time::timeout(LOOK_EVERY, self.wanted.notified()).await;
             // It was told and counted.
@@ -267,6 +269,11 @@ impl Rosters {
             Err(error) => tracing::error!(%error, "the kept roster can't be read"),
         }
     }
+}
+
+/// How many seconds before its end a roster is over soon: a tenth of its time, at most [`OVER_SOON`].
+fn over_soon(issued_at: u64, valid_until: u64) -> u64 {
+    (valid_until.saturating_sub(issued_at) / 10).min(OVER_SOON)
 }
 
 fn stamp(keys: &RoundKeys) -> Stamp {

@@ -18,6 +18,9 @@ const DRAW: Duration = Duration::from_secs(2);
 /// How often a phase 0 whose time is over looks for devices that are ahead.
 const LATE_TICK: Duration = Duration::from_secs(1);
 
+/// How often a phase looks whether its roster is over.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+
 /// What comes after waiting in a phase.
 pub enum Next {
     /// The phase is closed.
@@ -89,6 +92,9 @@ pub async fn wait(shared: &Shared) -> Next {
                 if late && let Some(end) = newer_roster(shared, server) {
                     return end;
                 }
+                if let Some(end) = roster_is_over(shared, server) {
+                    return end;
+                }
                 if late && let Some(end) = jump(shared, number, n_min.saturating_sub(answered)) {
                     return end;
                 }
@@ -108,7 +114,7 @@ pub async fn wait(shared: &Shared) -> Next {
         tokio::select! {
             () = accepted => {}
             () = given => {}
-            () = tokio::time::sleep_until(tick.min(report)) => {}
+            () = tokio::time::sleep_until(tick.min(report).min(now + LOOK_EVERY)) => {}
         }
     }
 }
@@ -148,6 +154,13 @@ fn newer_roster(shared: &Shared, server: &Server) -> Option<Next> {
         skip_to: None,
         order: None,
     })
+}
+
+/// When the roster ends before the cohort is closed: no device joins any more. The next round is not opened before there is a newer one.
+fn roster_is_over(shared: &Shared, server: &Server) -> Option<Next> {
+    let roster = shared.rosters.in_force().filter(|_| server.phase() == Phase::Advertise)?;
+    let over = roster.head().check_validity(crate::now()).err()?;
+    Some(Next::End { reason: over.to_string(), code: "roster", skip_to: None, order: None })
 }
 
 /// When phase 0 is over and `needed` devices are missing, while as many are in later rounds already: on with their number.

@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use prost::Message;
 use unisono_crypto::kdf::{hash, label};
 use unisono_crypto::kem::EncapsulationKey;
 
@@ -188,7 +187,7 @@ impl Advert {
     /// [`SignedError::Malformed`] for a wrong length, a key that is none, or another round.
     pub fn from_payload(payload: &[u8], round: RoundId) -> Result<Self, SignedError> {
         const WHAT: &str = "advert";
-        let wire = proto::Advert::decode(payload).map_err(|e| SignedError::malformed(WHAT, e))?;
+        let wire: proto::Advert = signed::canonical(payload, WHAT)?;
         if wire.round_id != round.0 {
             return Err(SignedError::malformed(WHAT, "it is of another round"));
         }

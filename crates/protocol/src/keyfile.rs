@@ -425,14 +425,21 @@ impl Enrolment {
         Self::verify(client_id, identity_key, release_key, fields.bytes("signature")?.to_vec())
     }
 
-    /// Reads what an earlier version wrote, without a signature: for devices that a registrar has enrolled with it.
+    /// The leaf of a device that a registrar has enrolled with the text of an earlier version, which devices did not sign. Validity is
+    /// as of [`Self::leaf`].
     ///
     /// # Errors
     /// [`KeyFileError`].
-    pub fn from_unsigned_text(text: &str) -> Result<Self, KeyFileError> {
+    pub fn leaf_of_unsigned(
+        text: &str,
+        not_before: u64,
+        not_after: u64,
+        attributes: Vec<Attribute>,
+    ) -> Result<RosterLeaf, KeyFileError> {
         let fields = Fields::read(Self::KIND.into(), &["client_id", "identity_key", "release_key"], text)?;
         let (client_id, identity_key, release_key) = Self::keys(&fields)?;
-        Ok(Self { client_id, identity_key, release_key, signature: Vec::new() })
+        let unsigned = Self { client_id, identity_key, release_key, signature: Vec::new() };
+        Ok(unsigned.leaf(not_before, not_after, attributes))
     }
 
     fn keys(fields: &Fields<'_>) -> Result<(ClientId, VerifyingKey, EncapsulationKey), KeyFileError> {

@@ -139,6 +139,8 @@ pub struct Head {
     pub root: [u8; 32],
     /// Number of leaves.
     pub size: u64,
+    /// When it was signed, Unix time.
+    pub issued_at: u64,
     /// Last second in which it counts, Unix time; `u64::MAX`: without end.
     pub valid_until: u64,
     /// Keys that may open rounds.
@@ -170,6 +172,7 @@ impl Head {
             epoch: wire.epoch,
             root: fixed(&wire.root, WHAT)?,
             size: wire.size,
+            issued_at: wire.issued_at,
             valid_until: if wire.valid_until == 0 { u64::MAX } else { wire.valid_until },
             coordinator_keys: keys(&wire.coordinator_keys)?,
             publisher_keys: keys(&wire.publisher_keys)?,

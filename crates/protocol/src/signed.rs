@@ -1,4 +1,4 @@
-//! Signed bytes as carried (section 2): verified first, parsed after, never re-encoded.
+//! Signed bytes as carried (section 2): verified first, parsed after, and encoded again only to see that they are canonical.
 
 use prost::Message;
 use rand_core::CryptoRng;

@@ -187,7 +187,7 @@ impl Shared {
         let cohort = &self.cohort;
         let malformed = |why: &dyn ToString| SignedError::malformed(WHAT, why.to_string());
         let root = delivery.root.as_ref().ok_or_else(|| malformed(&"no root"))?;
-        let root = proto::SharesRoot::decode(root.payload.as_slice()).map_err(|e| malformed(&e))?;
+        let root: proto::SharesRoot = signed::canonical(&root.payload, WHAT)?;
         if root.cohort_id != cohort.id.0 || root.from != neighbour.index {
             return Err(NeighbourFault::Addressee);
         }

@@ -5,12 +5,13 @@ use std::sync::Arc;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 use unisono_crypto::sign::{Level, SigningKey};
-use unisono_protocol::ClientId;
 use unisono_protocol::client::{ClientError, Identity};
 use unisono_protocol::cohort::Cohort;
+use unisono_protocol::policy::{ParticipationRecord, Spent, TaskEntry};
 use unisono_protocol::proto::{self, server_message::View};
 use unisono_protocol::roster::{HeadTerms, Roster, RosterError};
 use unisono_protocol::server::{Abort, Accepted, Authority, Closed, OpenError, Phase, Reason, Server, place_in_draw};
+use unisono_protocol::{ClientId, CohortId};
 
 use crate::world::{CAST, Device, NOW, leaf, open, params};
 
@@ -251,7 +252,14 @@ fn a_device_joins_no_round_under_a_roster_that_is_over_and_ends_one_that_it_has_
     let mut server = Server::open(&wire, Some(authority)).unwrap();
     let mut devices: Vec<Device> = (0..5).map(|i| Device::new(i, &server, 1)).collect();
     let over = RosterError::HeadExpired { epoch: 8, valid_until: NOW, now: NOW + 1 };
-    assert_eq!(devices[4].join_at(server.offer(), NOW + 1), Err(over.into()));
+    assert_eq!(devices[4].join_at(server.offer(), NOW + 1), Err(over.clone().into()));
+    // A clock that was set back since it last took part.
+    let spent = Spent { rounds: 1, last_at: NOW + 1, ..Spent::default() };
+    let entry = TaskEntry { round: 0, cohort: CohortId([7; 32]), masked_for: None, survivors: None, spent };
+    let mut again = Device::new(3, &server, 1);
+    again.trust.policy.min_interval_s = 0;
+    again.record.replace(&wire.task, None, entry).unwrap();
+    assert_eq!(again.join_at(server.offer(), NOW - 50), Err(over.into()));
     // Nothing of it stays: in time it joins.
     for device in &mut devices {
         device.join_at(server.offer(), NOW).unwrap();

@@ -20,7 +20,8 @@ pub struct TrainingRound {
 /// What a device contributes. It leaves the device masked only.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Update {
-    /// New weights minus the base model's, in the order of [`Model::values`]; finite, clipped to the quantiser's bound.
+    /// New weights minus the base model's, in the order of [`Model::values`]; finite, clipped to the quantiser's bound. That order is by
+    /// name: [`Model::flatten`] puts named tensors into it, and refuses others.
     pub update: Vec<f32>,
     /// Weight in the mean, for instance the number of examples; above 0 up to the quantiser's `max_weight`.
     pub weight: f32,

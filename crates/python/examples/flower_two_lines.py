@@ -38,9 +38,10 @@ def run(clients, dropped=0, **settings):
     return play(lambda partition: Device(partition < dropped), [np.zeros(20, np.float32)], clients, **settings)
 
 
-def play(device, start, clients, rounds=1, sampled=None, mode="malicious", policy=None, strategy={}, kept=None, **settings):
+def play(device, start, clients, rounds=1, sampled=None, mode="malicious", policy=None, strategy={}, kept=None, mods=(), **settings):
     """The same with `device(partition)` for each client. `sampled` of the clients are asked, by default all; `strategy` holds further
-    settings of FedAvg, and what is left are those of the workflow. A second run with the same dictionary `kept` has the same devices."""
+    settings of FedAvg, and what is left are those of the workflow. A second run with the same dictionary `kept` has the same devices; `mods` come
+    before that of secure aggregation."""
     kept = {} if kept is None else kept
     if "folder" not in kept:
         kept["folder"] = provision(tempfile.mkdtemp(), clients) if mode == "malicious" else None
@@ -50,7 +51,7 @@ def play(device, start, clients, rounds=1, sampled=None, mode="malicious", polic
     def client_fn(context):
         return device(int(context.node_config["partition-id"])).to_client()
 
-    app = ClientApp(client_fn=client_fn, mods=[unisono_mod(folder, policy=policy)])
+    app = ClientApp(client_fn=client_fn, mods=[*mods, unisono_mod(folder, policy=policy)])
     secure = UnisonoWorkflow(clip=0.5, provisioning=folder, mode=mode, **settings)
     strategy = FedAvg(
         fraction_fit=sampled / clients,

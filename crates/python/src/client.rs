@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use numpy::{PyArray1, PyArrayMethods};
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyDict};
+use pyo3::types::{PyBytes, PyDict, PyMapping};
 use tokio::runtime::Runtime;
 use unisono_client as sdk;
 use unisono_protocol::keyfile;
 use unisono_release::Token;
+use unisono_wire::model::Model;
 
 use crate::arguments::named;
 use crate::keys::{DeviceKeys, verifying_key};
@@ -79,10 +80,67 @@ impl TrainingRound {
         Ok(PyArray1::from_slice(py, values).reshape(shape.to_vec())?.into_any())
     }
 
+    /// All tensors of the base model by name, each in its shape: copies.
+    #[getter]
+    fn tensors<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let tensors = PyDict::new(py);
+        for (name, shape, values) in self.0.model.tensors() {
+            tensors.set_item(name, PyArray1::from_slice(py, values).reshape(shape.to_vec())?)?;
+        }
+        Ok(tensors)
+    }
+
+    /// Puts named arrays, in any order, into the order of `parameters`, float32. Names within names are joined by dots. Arrays are what
+    /// `numpy.asarray` takes, of real numbers. ArrayError for other names, shapes or types.
+    fn flatten<'py>(&self, py: Python<'py>, tensors: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyArray1<f32>>> {
+        Ok(PyArray1::from_vec(py, named_tensors(&self.0.model, tensors)?))
+    }
+
     fn __repr__(&self) -> String {
         let wire = &self.0.params.wire;
         format!("TrainingRound(task={:?}, number={}, dimension={})", wire.task, wire.round, wire.dimension)
     }
+}
+
+/// A tensor by name: its shape and elements.
+type Named = (String, Vec<usize>, Vec<f32>);
+
+/// Named arrays in the order of the model's values.
+fn named_tensors(model: &Model, tensors: &Bound<'_, PyAny>) -> PyResult<Vec<f32>> {
+    let mut named = Vec::new();
+    collect("", tensors.cast::<PyMapping>()?, &mut named)?;
+    let views = named.iter().map(|(name, shape, values)| (name.as_str(), shape.as_slice(), values.as_slice()));
+    model.flatten(views).map_err(|error| errors::array(error.to_string()))
+}
+
+fn collect(above: &str, tensors: &Bound<'_, PyMapping>, named: &mut Vec<Named>) -> PyResult<()> {
+    let numpy = tensors.py().import("numpy")?;
+    for item in tensors.items()?.iter() {
+        let (key, value): (Bound<'_, PyAny>, Bound<'_, PyAny>) = item.extract()?;
+        let key: String = key
+            .extract()
+            .map_err(|_| errors::array(format!("the tensors under {above:?} have a name that is no text")))?;
+        let name = if above.is_empty() { key } else { format!("{above}.{key}") };
+        if let Ok(below) = value.cast::<PyMapping>() {
+            collect(&name, below, named)?;
+            continue;
+        }
+        if value.hasattr("mask")? {
+            return Err(errors::array(format!(
+                "tensor {name:?} is a masked array: x.filled(0) puts a value where it is masked"
+            )));
+        }
+        let array = numpy.call_method1("asarray", (value,))?;
+        let kind: String = array.getattr("dtype")?.getattr("kind")?.extract()?;
+        if !["f", "i", "u"].contains(&kind.as_str()) {
+            let dtype = array.getattr("dtype")?;
+            return Err(errors::array(format!("tensor {name:?} has dtype {dtype}; real numbers are needed")));
+        }
+        let shape: Vec<usize> = array.getattr("shape")?.extract()?;
+        let flat = array.call_method1("astype", ("float32",))?.call_method0("ravel")?;
+        named.push((name.clone(), shape, arrays::copied::<f32>(&flat, &format!("tensor {name:?}"))?));
+    }
+    Ok(())
 }
 
 /// Calls a Python callable; its exception is the reason why the round is missed.
@@ -91,6 +149,7 @@ struct PyTrainer(Py<PyAny>);
 impl sdk::Trainer for PyTrainer {
     fn train(&mut self, round: &sdk::TrainingRound) -> Result<sdk::Update, sdk::TrainError> {
         Python::attach(|py| {
+            let model = round.model.clone();
             let round = Bound::new(py, TrainingRound(round.clone()))?;
             let result = self.0.bind(py).call1((round,))?;
             type Three<'py> = (Bound<'py, PyAny>, f32, Vec<f32>);
@@ -105,7 +164,10 @@ impl sdk::Trainer for PyTrainer {
                     ));
                 }
             };
-            let update = arrays::copied::<f32>(&update, "update")?;
+            let update = match update.cast::<PyMapping>() {
+                Ok(_) => named_tensors(&model, &update)?,
+                Err(_) => arrays::copied::<f32>(&update, "update")?,
+            };
             Ok(sdk::Update { update, weight, metrics })
         })
         .map_err(|error: PyErr| sdk::TrainError::from(error.to_string()))

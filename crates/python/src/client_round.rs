@@ -122,6 +122,12 @@ impl ClientRound {
         self.params.quantiser.clip.into()
     }
 
+    /// How many metrics the round asks for.
+    #[getter]
+    fn metrics(&self) -> usize {
+        self.params.quantiser.metric_bounds.len()
+    }
+
     /// Last second (Unix time) at which this device masks, endorses or reveals in the round: then the host calls `erase()`.
     /// None before a cohort was accepted, and when nothing is left to do.
     #[getter]

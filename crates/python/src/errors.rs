@@ -69,6 +69,10 @@ pub fn token(error: unisono_release::TokenError) -> PyErr {
     class::KeyFileError::new_err(error.to_string())
 }
 
+pub fn roster_text(text: &str) -> PyErr {
+    class::RosterError::new_err(text.to_owned())
+}
+
 pub fn roster(error: RosterError) -> PyErr {
     class::RosterError::new_err(error.to_string())
 }

@@ -223,6 +223,9 @@ impl Roster {
         let leaves = enrolments.iter().map(leaf).collect::<PyResult<Vec<_>>>()?;
         let keys = |keys: &[Vec<u8>]| keys.iter().map(|key| verifying_key(key)).collect::<PyResult<Vec<_>>>();
         let (coordinators, publishers) = (keys(&coordinators)?, keys(&publishers)?);
+        if valid_until == Some(0) {
+            return Err(errors::roster_text("valid_until is 0; a Unix time in seconds, or None for no end, is needed"));
+        }
         let published = threads::detach(py, || {
             let issued_at = unix_time(issued_at);
             let terms = roster::HeadTerms { epoch, issued_at, valid_until: valid_until.unwrap_or(0) };

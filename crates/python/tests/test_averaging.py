@@ -31,6 +31,7 @@ STAY = {
     "int64 above 2^53": np.array([2**53 + 1, -(2**62) - 1, 2**63 - 1], np.int64),
     "uint64": np.array([2**64 - 1, 0], np.uint64),
     "uint8 scalar": np.array(255, np.uint8),
+    "no time": np.array(["NaT", "2020-01-01"], "datetime64[s]"),
     "infinite": np.float32([-np.inf, np.inf, np.nan]),
     "float16 infinite": np.float16([-np.inf]),
 }
@@ -53,6 +54,15 @@ def test_integers_are_rounded_as_integers_and_stay_in_their_range():
     far = difference([np.array([2**63 - 1], np.int64)], [np.array([-(2**63)], np.int64)])
     assert far[0] == pytest.approx(2.0**64)
     assert difference([np.array([0], np.uint64)], [np.array([3], np.uint64)]).tolist() == [-3]
+
+
+def test_floats_stay_finite():
+    before = [np.float32([3e38, 0]), np.float64([0.0]), np.float16([65500])]
+    after = [np.float32([-3e38, 1]), np.float64([1e300]), np.float16([65504])]
+    largest = np.finfo(np.float32).max
+    assert difference(after, before).tolist() == [-largest, 1, largest, 0]
+    moved = add(before, np.float32([0, 0, 0, 100]))
+    assert moved[2].dtype == np.float16 and moved[2].tolist() == [65504]
 
 
 @pytest.mark.parametrize(

@@ -54,9 +54,13 @@ def command(folder, *arguments):
     subprocess.run([BIN, *arguments], cwd=folder, check=True, capture_output=True, text=True, timeout=120)
 
 
-def write_model(path):
-    header = json.dumps({"w": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}}).encode()
-    path.write_bytes(struct.pack("<Q", len(header)) + header + np.zeros(6, "<f4").tobytes())
+def write_model(path, shapes):
+    header, end = {"__metadata__": {"format": "pt"}}, 0
+    for name, shape in shapes.items():
+        start, end = end, end + 4 * int(np.prod(shape))
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [start, end]}
+    header = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header + np.zeros(end // 4, "<f4").tobytes())
 
 
 def values_of(safetensors):
@@ -64,10 +68,15 @@ def values_of(safetensors):
     return np.frombuffer(safetensors[8 + length :], "<f4")
 
 
+def header_of(safetensors):
+    (length,) = struct.unpack("<Q", safetensors[:8])
+    return json.loads(safetensors[8 : 8 + length])
+
+
 @contextmanager
-def coordinator(folder, mode):
+def coordinator(folder, mode, shapes={"w": [2, 3]}):
     """A running coordinator's address. Its log, JSON lines, is in the folder."""
-    write_model(folder / "model.safetensors")
+    write_model(folder / "model.safetensors", shapes)
     malicious = mode == "malicious"
     config = CONFIG.format(mode=mode, keys=KEYS if malicious else TOKEN) + (RELEASE if malicious else "")
     (folder / "coordinator.toml").write_text(config)
@@ -186,6 +195,76 @@ def test_devices_with_trainers_in_python_train_a_model(tmp_path, mode):
         stranger = unisono.Client(endpoint, "t", unisono.DeviceKeys.generate(), print, **common)
         with pytest.raises(unisono.ConnectionError, match="unknown_client|enrolled|roster"):
             stranger.open_release("digits")
+
+
+class Tensor:
+    """As those of PyTorch: no array, and made one by NumPy."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def __array__(self, dtype=None, copy=None):
+        return self.array if dtype is None else self.array.astype(dtype)
+
+
+@needs_command
+def test_named_arrays_of_a_trainer_are_put_in_order_and_others_are_refused(tmp_path):
+    # Here the order by name is not that of a state dictionary.
+    shapes = {"layer.10.bias": [2], "layer.10.weight": [2, 2], "layer.9.bias": [1], "scale": []}
+    keys, registrar = enrol(tmp_path, 4)
+    told = []
+
+    def trainer(device):
+        def train(round_):
+            base = round_.tensors
+            assert {name: list(array.shape) for name, array in base.items()} == shapes
+            assert all(array.dtype == np.float32 for array in base.values())
+            good = {
+                "scale": np.array(0.5),
+                "layer.9.bias": Tensor(np.float64([0.1])),
+                "layer.10.weight": np.float32([[0.2, 0.3], [0.4, 0.5]]),
+                "layer.10.bias": np.array([1, 0]),
+            }
+            for wrong in (
+                {**good, "layer.9.bais": good["layer.9.bias"]},
+                {name: array for name, array in good.items() if name != "scale"},
+                {**good, "layer.10.weight": np.zeros(4, np.float32)},
+                {**good, "layer.9.bias": np.array([1 + 2j])},
+                {**good, "layer.10.bias": np.array([True, False])},
+                {**good, "layer.9.bias": np.ma.masked_array([0.1], mask=[True])},
+                {**good, 5: np.zeros(1)},
+            ):
+                with pytest.raises(unisono.ArrayError) as error:
+                    round_.flatten(wrong)
+                told.append(str(error.value))
+            flat = round_.flatten(good)
+            assert flat.dtype == np.float32
+            np.testing.assert_allclose(flat, [1, 0, 0.2, 0.3, 0.4, 0.5, 0.1, 0.5], rtol=1e-6)
+            nested = {
+                "layer": {"9": {"bias": good["layer.9.bias"]}, "10": {"weight": good["layer.10.weight"], "bias": [1, 0]}},
+                "scale": 0.5,
+            }
+            np.testing.assert_array_equal(round_.flatten(nested), flat)
+            return (good, 1.0) if device % 2 else (flat, 1.0)
+
+        return train
+
+    with coordinator(tmp_path, "malicious", shapes) as endpoint:
+        clients = [
+            unisono.Client(endpoint, "t", keys[i], trainer(i), registrar_key=registrar, policy=POLICY) for i in range(4)
+        ]
+        assert run_all(clients) == [{"completed": 2, "missed": 0}] * 4
+        model, _ = clients[0].open_release("digits")
+    header = header_of(model)
+    assert header["__metadata__"] == {"format": "pt"}
+    np.testing.assert_allclose(values_of(model), [2, 0, 0.4, 0.6, 0.8, 1, 0.2, 1], atol=2e-3)
+    for text, words in zip(
+        told[:7],
+        ['unknown are "layer.9.bais"', 'missing are "scale"', r"shape \[4\], the model's \[2, 2\]"]
+        + ["complex128", "bool", "filled", "no text"],
+        strict=True,
+    ):
+        assert re.search(words, text), text
 
 
 @needs_command

@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 import flower_digits
 import flower_two_lines
 import unisono
+from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.client import NumPyClient
 from unisono.flower import UnisonoWorkflow, provision, unisono_mod
 
@@ -207,6 +208,27 @@ def test_a_run_that_is_started_again_goes_on_above_the_rounds_of_the_devices(mon
         assert np.abs(parameters[0] - 0.2).max() < 1e-2
     assert sum("going on above" in text for _, text in logged) == 2
     assert [level for level, _ in logged if level >= logging.ERROR] == []
+
+
+def test_one_liar_about_its_rounds_moves_the_run_no_further_than_devices_follow(monkeypatch):
+    """Of three clients all are needed, so one that says to be ahead is believed, by a bounded step."""
+    monkeypatch.setattr(unisono.flower, "log", lambda *_: None)
+    lie = ConfigRecord({"last_round": 2**63 - 1})
+
+    def lying(msg, context, call_next):
+        if context.node_config["partition-id"] == 0 and not context.state.config_records.get("lied"):
+            context.state.config_records["lied"] = ConfigRecord({"yes": 1})
+            return Message(RecordDict({"unisono.message": lie}), reply_to=msg)
+        return call_next(msg, context)
+
+    start, kept = [np.zeros(4, np.float32)], {}
+    _, report = flower_two_lines.play(
+        lambda _: flower_two_lines.Device(False), start, 3, rounds=2, kept=kept, mods=[lying]
+    )
+    assert (report["round"], report["survivors"]) == (2, 3)
+    # The next run goes on from there.
+    _, report = flower_two_lines.play(lambda _: flower_two_lines.Device(False), start, 3, kept=kept)
+    assert report["survivors"] == 3
 
 
 def test_an_aggregation_of_metrics_is_refused_before_the_first_round(monkeypatch):

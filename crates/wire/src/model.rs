@@ -47,6 +47,24 @@ pub enum ModelError {
         /// The value.
         value: String,
     },
+    /// Tensors that are not those of the model.
+    #[error("the tensors are not those of the model: {}", differences(missing, unknown))]
+    Names {
+        /// Of the model, and not there.
+        missing: Vec<String>,
+        /// There, and not of the model, or there twice.
+        unknown: Vec<String>,
+    },
+    /// A tensor of another shape.
+    #[error("tensor {name:?} has shape {got:?}, the model's {expected:?}")]
+    Shape {
+        /// Its name.
+        name: String,
+        /// Its shape.
+        got: Vec<usize>,
+        /// That of the model's.
+        expected: Vec<usize>,
+    },
     /// Another number of elements.
     #[error("the vector has {got} elements, the model {expected}")]
     Length {
@@ -55,6 +73,19 @@ pub enum ModelError {
         /// Elements found.
         got: usize,
     },
+}
+
+/// Of tensors that are missing and that are unknown, the first names.
+fn differences(missing: &[String], unknown: &[String]) -> String {
+    let names = |what: &str, names: &[String]| match names.len() {
+        0 => None,
+        count => {
+            let first: Vec<_> = names.iter().take(5).map(|name| format!("{name:?}")).collect();
+            let more = if count > 5 { format!(" and {} more", count - 5) } else { String::new() };
+            Some(format!("{what} {}{more}", first.join(", ")))
+        }
+    };
+    [names("missing are", missing), names("unknown are", unknown)].into_iter().flatten().collect::<Vec<_>>().join("; ")
 }
 
 /// Named `f32` tensors, held as one flat vector.
@@ -173,6 +204,51 @@ impl Model {
         &self.values
     }
 
+    /// Each tensor in order of name: its name, shape and row-major elements.
+    pub fn tensors(&self) -> impl Iterator<Item = (&str, &[usize], &[f32])> {
+        let mut rest = self.values.as_slice();
+        self.shapes.iter().map(move |(name, shape)| {
+            let (now, later) = rest.split_at(shape.iter().product());
+            rest = later;
+            (name.as_str(), shape.as_slice(), now)
+        })
+    }
+
+    /// Puts tensors with this model's names and shapes, in any order, into the order of [`Self::values`]: an update, for instance.
+    ///
+    /// # Errors
+    /// [`ModelError::Names`], [`ModelError::Shape`], and [`ModelError::Length`] when a shape and its elements disagree.
+    pub fn flatten<'a>(
+        &self,
+        tensors: impl IntoIterator<Item = (&'a str, &'a [usize], &'a [f32])>,
+    ) -> Result<Vec<f32>, ModelError> {
+        let (mut given, mut unknown) = (BTreeMap::new(), Vec::new());
+        for (name, shape, values) in tensors {
+            if !self.shapes.contains_key(name) || given.insert(name, (shape, values)).is_some() {
+                unknown.push(name.to_owned());
+            }
+        }
+        let missing: Vec<String> =
+            self.shapes.keys().filter(|name| !given.contains_key(name.as_str())).cloned().collect();
+        if !missing.is_empty() || !unknown.is_empty() {
+            return Err(ModelError::Names { missing, unknown });
+        }
+        let mut flat = Vec::with_capacity(self.values.len());
+        for (name, (shape, values)) in given {
+            let expected = self.shapes.get(name).map_or(&[][..], Vec::as_slice);
+            if shape != expected {
+                let (name, got) = (name.to_owned(), shape.to_vec());
+                return Err(ModelError::Shape { name, got, expected: expected.to_vec() });
+            }
+            let expected = shape.iter().product();
+            if values.len() != expected {
+                return Err(ModelError::Length { expected, got: values.len() });
+            }
+            flat.extend_from_slice(values);
+        }
+        Ok(flat)
+    }
+
     /// The elements of one tensor with its shape.
     pub fn tensor(&self, name: &str) -> Option<(&[usize], &[f32])> {
         let shape = self.shapes.get(name)?;
@@ -212,6 +288,34 @@ mod tests {
         let bytes = model.to_safetensors().unwrap();
         assert_eq!(Model::from_safetensors(&bytes).unwrap(), model);
         assert_eq!(model.to_safetensors().unwrap(), bytes);
+    }
+
+    #[test]
+    fn tensors_in_any_order_are_put_into_the_models_and_others_are_refused() {
+        let names = ["layer.10.bias", "layer.10.weight", "layer.9.bias"];
+        let model = Model::new([
+            (names[0], vec![2], vec![1.0, 2.0]),
+            (names[1], vec![1, 2], vec![3.0, 4.0]),
+            (names[2], vec![], vec![5.0]),
+        ])
+        .unwrap();
+        assert_eq!(
+            model.tensors().map(|(name, _, values)| (name, values.len())).collect::<Vec<_>>(),
+            [(names[0], 2), (names[1], 2), (names[2], 1)]
+        );
+        // As a state dictionary has them: weight before bias, layer 9 before layer 10.
+        let given: [(&str, &[usize], &[f32]); 3] =
+            [(names[2], &[], &[0.5]), (names[1], &[1, 2], &[0.3, 0.4]), (names[0], &[2], &[0.1, 0.2])];
+        assert_eq!(model.flatten(given).unwrap(), [0.1, 0.2, 0.3, 0.4, 0.5]);
+        let told =
+            model.flatten([given[0], given[2], ("layer.10.weigth", &[1, 2], &[0.3, 0.4])]).unwrap_err().to_string();
+        assert!(told.contains(r#"missing are "layer.10.weight"; unknown are "layer.10.weigth""#), "{told}");
+        let twice = model.flatten([given[0], given[1], given[2], given[2]]).unwrap_err();
+        assert_eq!(twice, ModelError::Names { missing: vec![], unknown: vec![names[0].into()] });
+        let turned = model.flatten([given[0], (names[1], &[2, 1], &[0.3, 0.4]), given[2]]).unwrap_err();
+        assert_eq!(turned.to_string(), r#"tensor "layer.10.weight" has shape [2, 1], the model's [1, 2]"#);
+        let short = model.flatten([given[0], (names[1], &[1, 2], &[0.3]), given[2]]).unwrap_err();
+        assert_eq!(short, ModelError::Length { expected: 2, got: 1 });
     }
 
     #[test]

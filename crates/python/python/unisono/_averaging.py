@@ -78,11 +78,14 @@ def _subtract(a: NDArray[Any], b: NDArray[Any], out: NDArray[np.float32], index:
             # An infinity less itself is NaN, and so is NaN less itself.
             same = (a == b) | ((a != a) & (b != b))
             out[same] = 0.0
+            # A difference that float32 can't hold is beyond any clip.
+            far = np.isinf(out) & np.isfinite(a) & np.isfinite(b)
+            out[far] = np.copysign(np.finfo(np.float32).max, out[far])
             _refuse(~np.isfinite(out), index, f"is {a.dtype} and was changed from or to what is not finite", a, b)
     else:
         changed = np.asarray(a != b) if a.dtype == b.dtype else np.ones(b.shape, bool)
-        if a.dtype == b.dtype and a.dtype.kind == "c":
-            # NaN is not equal to itself.
+        if a.dtype == b.dtype and a.dtype.kind in "cmM":
+            # NaN and NaT are not equal to themselves.
             changed &= ~((a != a) & (b != b))
         _refuse(changed, index, f"is {a.dtype}, which has no average, and was changed", a, b)
         out[...] = 0.0
@@ -122,7 +125,8 @@ def add(base: Sequence[NDArray[Any]], mean: NDArray[Any], excluded: Collection[i
 
 def _moved(array: NDArray[Any], step: NDArray[np.float64]) -> NDArray[Any]:
     if array.dtype.kind == "f":
-        moved: NDArray[Any] = (array + step).astype(array.dtype)
+        largest = np.finfo(array.dtype).max
+        moved: NDArray[Any] = np.clip(array + step, -largest, largest).astype(array.dtype)
         # Where the base is not finite, nobody has changed it.
         return np.where(np.isfinite(array), moved, array)
     if array.dtype.kind in "iu":

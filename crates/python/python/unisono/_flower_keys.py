@@ -54,10 +54,10 @@ class ContextRecord:
     def entry(self, task: str) -> bytes | None:
         return cast("bytes | None", self._state.get(f"entry:{task}"))
 
-    def last_round(self) -> int | None:
-        """Highest number of a round in which this device shared its keys, of any task."""
-        entries = (value for key, value in self._state.items() if key.startswith("entry:"))
-        return max((int(json.loads(cast(bytes, entry))["round"]) for entry in entries), default=None)
+    def last_round(self, task: str) -> int | None:
+        """Number of the last round of a task in which this device shared its keys."""
+        entry = self.entry(task)
+        return None if entry is None else int(json.loads(entry)["round"])
 
     def replace(self, task: str, expected: bytes | None, new: bytes) -> bool:
         if self.entry(task) != expected:

@@ -16,7 +16,9 @@ class Client(_unisono.Client):
     max_failures=None)``
 
     ``trainer(round)`` gets a :class:`TrainingRound` and returns ``(update, weight)`` or ``(update, weight, metrics)``: the new
-    weights minus ``round.parameters`` as float32, and a weight above 0 up to ``round.max_weight``. It is called on a thread of
+    weights minus the base model's, and a weight above 0 up to ``round.max_weight``. The update is named arrays, in any order
+    (``{name: new[name] - base for name, base in round.tensors.items()}``), or one float32 array in the order of
+    ``round.parameters``. It is called on a thread of
     its own; an exception makes the device miss the round. ``state_dir`` holds the durable record; without it a restart
     forgets in which rounds this device took part.
     ``token`` is the text of the token file that devices of a coordinator in semi-honest mode share with it; without it they get no

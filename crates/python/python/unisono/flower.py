@@ -66,9 +66,9 @@ _MESSAGE = "unisono.message"
 _STATE = "unisono.state"
 #: What a phase may take where there is no limit, in seconds.
 _UNLIMITED_S = 6 * 60 * 60.0
-#: No device has been in so many rounds.
-_MOST_ROUNDS = 2**32
-#: A share of cut elements above this is told: below, it may come from the quantisation of the share itself.
+#: Rounds by which a run goes on at a time where only a few devices say that they are ahead.
+_MOST_AHEAD = 2**16
+#: A share of cut elements above this is told.
 _CUT = 1e-4
 #: Characters of a reason that are kept, and reasons in an error.
 _REASON = 400
@@ -115,7 +115,7 @@ def unisono_mod(
                 client = ClientRound(offer, keys, record=record, registrar_key=registrar_key, policy=policy)
             except RecordError:
                 # Of another workflow, or before the server began anew: it goes on above.
-                if (last := record.last_round()) is None:
+                if (last := record.last_round(str(incoming.get("task", "")))) is None:
                     raise
                 content.config_records[_MESSAGE] = ConfigRecord({"last_round": last})
                 return Message(content, reply_to=msg)
@@ -148,7 +148,8 @@ def unisono_mod(
                 for array, share in cut.items():
                     log(WARN, "%.3g %% of array %s lies beyond the clip %s and is cut", 100 * share, array, client.clip)
                 elements = sum(share * base[array].size for array, share in cut.items())
-                metrics = [min(1.0, elements / max(1, update.size))]
+                # A workflow of before asks for none.
+                metrics = [min(1.0, elements / max(1, update.size))] * min(1, client.metrics)
                 weight = float(fitres.num_examples)
                 reply["message"] = client.receive(view, update=update, weight=weight, metrics=metrics)
                 reply["upload"] = client.upload()
@@ -196,7 +197,7 @@ class UnisonoWorkflow:
     devices refuses: a small sample of a large roster. The log says which settings to change.
 
     After a round, ``report`` holds its clients, drop-outs, seconds and bytes; ``cut``, the share of elements that were beyond the clip,
-    weighted like the mean (0 to 1, up to 1e-4 from quantisation); and ``error_bound``, which bounds the error of the mean of the
+    weighted like the mean and quantised like it (0 where nothing was cut); and ``error_bound``, which bounds the error of the mean of the
     updates *as they were cut*.
     """
 
@@ -272,11 +273,11 @@ class UnisonoWorkflow:
         check_excluded(self._exclude, len(base))
         size = dimension(base, self._exclude)
         params, server, exchange = self._open(grid, instructions, size, current_round)
-        if exchange.last_rounds and len(exchange.clients) < params.n_min:
-            # The one in the middle: a few liars don't move it.
-            last = sorted(exchange.last_rounds)[len(exchange.last_rounds) // 2]
+        if (last := exchange.later_round(params.n_min)) is not None and last > current_round + self._ahead - 1:
             log(INFO, "devices have been in round %s, of another workflow or an earlier run: going on above", last)
-            self._ahead = last + 1 - current_round
+            # Most have reached it; otherwise a few liars may take the number on, but by no leap that devices don't follow.
+            honest = 2 * (params.n_min - len(exchange.clients)) > len(sampled)
+            self._ahead = last + 1 - current_round if honest else min(last + 1 - current_round, self._ahead + _MOST_AHEAD)
             params, server, exchange = self._open(grid, instructions, size, current_round)
         try:
             outcome = self._play(exchange, server, params, instructions)
@@ -289,7 +290,7 @@ class UnisonoWorkflow:
         exchange.seconds["server"] += perf_counter() - before
         for about, by, what in outcome.reports:
             log(WARN, "report: %s about client %s, by client %s", what, about.hex(), by.hex())
-        cut = aggregate.metrics[0]
+        cut = min(1.0, aggregate.metrics[0])
         if cut > _CUT:
             log(
                 WARN,
@@ -331,7 +332,7 @@ class UnisonoWorkflow:
         """Offers a round."""
         params = self._params(len(instructions), size, current_round + self._ahead)
         server = ServerRound(params, coordinator_key=self._coordinator, roster=self._roster)
-        exchange = _Exchange(grid, server, str(current_round), self._timeout)
+        exchange = _Exchange(grid, server, self._task, str(current_round), self._timeout)
         exchange.advertise(instructions)
         return params, server, exchange
 
@@ -398,8 +399,8 @@ def _check(
 class _Exchange:
     """Carries the round's messages over Flower's grid, and counts them."""
 
-    def __init__(self, grid: Grid, server: ServerRound, group: str, timeout: float | None) -> None:
-        self._grid, self._server, self._group, self._timeout = grid, server, group, timeout
+    def __init__(self, grid: Grid, server: ServerRound, task: str, group: str, timeout: float | None) -> None:
+        self._grid, self._server, self._task, self._group, self._timeout = grid, server, task, group, timeout
         #: Which client answers under which Flower node, as the node's signed advert says.
         self.clients: dict[int, bytes] = {}
         self.failures: list[Exception] = []
@@ -410,6 +411,13 @@ class _Exchange:
         self.bytes_up: dict[str, int] = {}
         self.bytes_down: dict[str, int] = {}
         self.seconds: dict[str, float] = {"server": 0.0, "clients": 0.0}
+
+    def later_round(self, needed: int) -> int | None:
+        """Where too few joined because they have been in later rounds: the highest number that as many as are missing have reached."""
+        missing = max(0, needed - len(self.clients))
+        if not 0 < missing <= len(self.last_rounds):
+            return None
+        return sorted(self.last_rounds, reverse=True)[missing - 1]
 
     def why(self) -> str:
         """Why clients did not go on, the most frequent reason first."""
@@ -458,10 +466,10 @@ class _Exchange:
         offer = self._server.offer()
         self.bytes_down["advertise"] = len(offer) * len(nodes)
         contents = {
-            node: RecordDict({_MESSAGE: ConfigRecord({"offer": offer})}) for node in nodes
+            node: RecordDict({_MESSAGE: ConfigRecord({"offer": offer, "task": self._task})}) for node in nodes
         }
         for node, answer in self._send("advertise", contents):
-            if isinstance(last := answer.get("last_round"), int) and 0 <= last < _MOST_ROUNDS:
+            if isinstance(last := answer.get("last_round"), int):
                 self.last_rounds.append(last)
                 self.reasons[f"it has been in round {last}"] += 1
                 continue

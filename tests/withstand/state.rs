@@ -71,7 +71,7 @@ async fn a_roster_that_is_over_stops_the_task_and_no_device_until_a_newer_one_is
     };
     // It is over in five seconds, while a round waits for devices.
     publish(1, 86_400 - 5);
-    let mut coordinator = Coordinator::start(deployment.config.clone()).await.unwrap();
+    let coordinator = Coordinator::start(deployment.config.clone()).await.unwrap();
     let (number, why) = aborted(&mut coordinator.events()).await;
     assert!(number == 1 && why.contains("unisono registrar publish"), "{why}");
     let (_, faults) = Config::examine(&deployment.folder().join("coordinator.toml"), now());

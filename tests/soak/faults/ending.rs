@@ -82,15 +82,21 @@ impl Soak {
     }
 
     /// A device opens the release: it is the last model.
-    fn open_release(&self) -> Result<(), String> {
+    fn open_release(&mut self) -> Result<(), String> {
         let endpoint = format!("http://{}", self.world.address);
         let arguments = ["client", "open", "--model", TASK, "--coordinator", &endpoint, "--keys", "device-0.key"];
         let state = self.world.device_state(0);
         let more = ["--registrar", "registrar/registrar.pub", "--state-dir", &state, "--out", "opened.safetensors"];
         self.world.succeed(&[&arguments[..], &more].concat());
         let opened = std::fs::read(self.world.path("opened.safetensors")).map_err(|error| error.to_string())?;
-        let newest = self.sums.newest().and_then(|newest| self.sums.model(newest));
-        if newest != Some(&opened) { Err("the released model is not the newest one".into()) } else { Ok(()) }
+        // The last round may have ended since the sums were looked at.
+        self.sums.look(true)?;
+        let newest = self.sums.newest().unwrap_or(0);
+        if self.sums.model(newest) == Some(&opened) {
+            return Ok(());
+        }
+        let same = (0..=newest).rev().find(|&version| self.sums.model(version) == Some(&opened));
+        Err(format!("the released model is not version {newest}, the newest one; it is version {same:?}"))
     }
 
     /// What the coordinator has told about finished rounds fits the sums.

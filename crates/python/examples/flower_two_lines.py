@@ -74,7 +74,7 @@ if __name__ == "__main__":
     parser.add_argument("--drop", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=1)
     a = parser.parse_args()
-    parameters, report = run(a.clients, a.drop, a.rounds)
+    parameters, report = run(a.clients, a.drop, rounds=a.rounds)
     if not report:
         raise SystemExit("no round had a sum; the log says why")
     print(f"{report['survivors']} of {report['clients']} updates in the sum: every parameter is {parameters[0].mean():.3f}")

@@ -70,7 +70,8 @@ fn check(args: &Args) -> Result<()> {
     let mut faults: Vec<String> = faults.iter().map(ToString::to_string).collect();
     if let Some(config) = config.as_ref() {
         faults.extend(config.raise_open_files().err().map(|error| error.to_string()));
-        let changes = tokio::runtime::Runtime::new()?.block_on(unisono::coordinator::changes(config));
+        let runtime = tokio::runtime::Runtime::new()?;
+        let changes = runtime.block_on(unisono::coordinator::changes(config));
         match changes {
             Ok(changes) => {
                 let not_accepted =
@@ -81,6 +82,10 @@ fn check(args: &Args) -> Result<()> {
             // Told above.
             Err(CoordinatorError::Config(_)) => {}
             Err(error) => faults.push(format!("state_dir: {error}")),
+        }
+        match runtime.block_on(unisono::coordinator::check_key_encryption_key(config)) {
+            Ok(()) | Err(CoordinatorError::Config(_)) => {}
+            Err(error) => faults.push(error.to_string()),
         }
     }
     match (faults.as_slice(), config) {

@@ -233,6 +233,17 @@ async fn another_key_encryption_key_than_that_of_the_release_is_noticed_at_the_s
     std::fs::write(&path, format!("{head} {other}\n")).unwrap();
     let error = Coordinator::start(deployment.config.clone()).await.err().unwrap().to_string();
     assert!(error.contains("release.key_encryption_key") && error.contains("version 1"), "{error}");
+    // `--check` tells it, too.
+    let check = |config: &Path| {
+        let check = ["coordinator", "--check", "--config"];
+        Command::new(env!("CARGO_BIN_EXE_unisono")).args(check).arg(config).output().unwrap()
+    };
+    let config = deployment.folder().join("coordinator.toml");
+    let told = check(&config);
+    let text = String::from_utf8_lossy(&told.stderr).into_owned();
+    assert!(!told.status.success() && text.contains("release.key_encryption_key"), "{text}");
     std::fs::write(&path, good).unwrap();
+    let told = check(&config);
+    assert!(told.status.success(), "{}", String::from_utf8_lossy(&told.stderr));
     Coordinator::start(deployment.config.clone()).await.unwrap().stop().await;
 }

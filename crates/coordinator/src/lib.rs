@@ -386,6 +386,38 @@ fn check_publisher(
     }
 }
 
+/// Checks that the key-encryption key opens the wrapped content key of the latest release.
+async fn check_wrap(
+    store: &Store,
+    model_id: &str,
+    content_keys: &content_keys::ContentKeys,
+) -> Result<(), CoordinatorError> {
+    match store.latest_release(model_id).await? {
+        Some(latest) if content_keys.unwrap(&latest.wrapped_key, &latest.header_hash).is_err() => {
+            Err(CoordinatorError::OtherKeyEncryptionKey { model_id: latest.name, version: latest.version })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Checks, as a start does, that the configured key-encryption key is that of the latest release in the state folder, which is not
+/// changed. One that is not there, or is of a version that kept releases elsewhere, has none.
+///
+/// # Errors
+/// [`CoordinatorError::OtherKeyEncryptionKey`]; the storage, or the key's file.
+pub async fn check_key_encryption_key(config: &Config) -> Result<(), CoordinatorError> {
+    let (Some(release), Some(store)) = (&config.release, Store::open_to_read(&config.state_dir).await?) else {
+        return Ok(());
+    };
+    let content_keys = content_keys::ContentKeys::new(Some(release.key_encryption_key()?));
+    let checked = match store.keeps_sealed_models().await? {
+        true => check_wrap(&store, &release.model_id, &content_keys).await,
+        false => Ok(()),
+    };
+    store.close().await;
+    checked
+}
+
 /// Unix time in seconds.
 fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
@@ -437,12 +469,8 @@ impl Coordinator {
             let roster = rosters.newest(&store, keys).await?;
             check_publisher(&roster, release_keys.as_ref())?;
         }
-        if let Some(release) = &config.release
-            && let Some(latest) = store.latest_release(&release.model_id).await?
-            && content_keys.unwrap(&latest.wrapped_key, &latest.header_hash).is_err()
-        {
-            let (model_id, version) = (latest.name, latest.version);
-            return Err(CoordinatorError::OtherKeyEncryptionKey { model_id, version });
+        if let Some(release) = &config.release {
+            check_wrap(&store, &release.model_id, &content_keys).await?;
         }
         settings::settle(&store, &config, accept).await?;
         let listen_error = |source| CoordinatorError::Listen { address: config.listen, source };

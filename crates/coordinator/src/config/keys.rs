@@ -126,7 +126,7 @@ impl Release {
         read_secret(&self.publisher, |text| keyfile::signing_key_from_text(Role::Publisher, text))
     }
 
-    pub(super) fn key_encryption_key(&self) -> Result<KeyEncryptionKey, ConfigError> {
+    pub(crate) fn key_encryption_key(&self) -> Result<KeyEncryptionKey, ConfigError> {
         let key = read_secret(&self.key_encryption_key, keyfile::key_encryption_key_from_text)?;
         Ok(KeyEncryptionKey::from_secret(key))
     }

@@ -117,6 +117,15 @@ impl Store {
         Ok(())
     }
 
+    /// Whether the database has a table of sealed models: an earlier version's has none before it is opened to write.
+    ///
+    /// # Errors
+    /// [`StoreError::Database`].
+    pub async fn keeps_sealed_models(&self) -> Result<bool, StoreError> {
+        let table = "SELECT COUNT(*) FROM sqlite_schema WHERE type = 'table' AND name = 'sealed_models'";
+        Ok(sqlx::query_scalar::<_, i64>(table).fetch_one(&self.db).await? > 0)
+    }
+
     /// The latest release of a model.
     ///
     /// # Errors

@@ -161,7 +161,7 @@ async fn rounds_come_and_go_and_the_state_folder_stays_as_it_is() {
     let gone = get_model(&endpoint, 1).await.unwrap_err();
     assert_eq!((gone.code(), reason(&gone)), (Code::NotFound, "no_such_model"));
     // No device has noticed anything.
-    assert_eq!(all(set).await, vec![Summary { completed: rounds, missed: 0 }; CLIENTS as usize]);
+    assert_eq!(all(set).await, vec![Summary { completed: rounds, missed: 0, declined: 0 }; CLIENTS as usize]);
     // The release is of the last version, and a device opens it.
     let mut device = builder(&deployment, &endpoint, 0).build(constant(0)).unwrap();
     assert_eq!(*device.open_release(TASK, 1 << 20).await.unwrap().plaintext, current);

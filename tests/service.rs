@@ -328,7 +328,7 @@ async fn a_coordinator_killed_in_any_phase_goes_on_with_the_round_and_clients_ha
     }
     assert_eq!(kills, 5);
     for summary in all(set).await {
-        assert_eq!(summary, Summary { completed: 5, missed: 0 });
+        assert_eq!(summary, Summary { completed: 5, missed: 0, declined: 0 });
     }
     drop(process.lock().unwrap().take());
     // The model moved by the mean of all five devices' updates in each of the five rounds: nothing was lost or counted twice.

@@ -33,8 +33,18 @@ use super::tamper::Tamper;
 use super::world::{CAST, leaf};
 
 /// The methods of the service, and one that it has not.
-pub const METHODS: [&str; 9] =
-    ["GetRound", "Submit", "Poll", "GetUploadStatus", "Upload", "GetModel", "GetRelease", "RequestGrant", "Unknown"];
+pub const METHODS: [&str; 10] = [
+    "GetRound",
+    "Submit",
+    "Poll",
+    "GetUploadStatus",
+    "Upload",
+    "GetModel",
+    "GetRelease",
+    "RequestGrant",
+    "Leave",
+    "Unknown",
+];
 
 /// A call that waits longer than this waits for what does not come.
 const PATIENCE: Duration = Duration::from_millis(20);
@@ -204,6 +214,12 @@ fn real(method: &str, u: &mut Unstructured<'_>) -> Result<(Vec<u8>, bool)> {
             let (version, offset) = ((u.arbitrary::<u8>()? / 128).into(), u.arbitrary::<u16>()?.into());
             wire::GetModelRequest { task: TASK.into(), version, offset, ..Default::default() }.encode_to_vec()
         }
+        "Leave" => {
+            // For another round.
+            let word = [&[9; 32][..], &client_id].concat();
+            let signature = sign(word, label::SIG_LEAVE).signature;
+            wire::LeaveRequest { round_id, client_id, signature }.encode_to_vec()
+        }
         "GetRelease" => wire::GetReleaseRequest { model_id: "digits".into(), ..Default::default() }.encode_to_vec(),
         _ => {
             let requested_at = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
@@ -327,6 +343,9 @@ pub fn seeds() -> Vec<(String, Vec<u8>)> {
         ("grant-of-another-key-release_key", real("RequestGrant", &[0])),
         ("grant-of-a-stranger-unknown_client", real("RequestGrant", &[2])),
         ("grant-changed-unknown_client", real("RequestGrant", &[0, 4, 3, 0, 1])),
+        ("leave-signature", real("Leave", &[0])),
+        ("leave-of-a-stranger-unknown_client", real("Leave", &[2])),
+        ("leave-malformed", message("Leave", &[])),
         ("two-pieces-Ok", real("GetRound", &[2, 0, 0, 3])),
         ("twice-Ok", real("GetRound", &[2, 0, 0, 255])),
         ("long-too_large", body("GetRound", &[2, 0, 0, 4, 1, 0, 0xff])),

@@ -312,7 +312,7 @@ async fn offers(deployment: Deployment, lie: impl Fn(&mut GetRoundResponse) + Se
     drop(victim);
     let set = devices(&deployment, &endpoint, 0..5);
     assert_eq!(finished(&mut events).await.outcome.survivors.len(), 5);
-    assert_eq!(all(set).await, vec![Summary { completed: 1, missed: 0 }; 5]);
+    assert_eq!(all(set).await, vec![Summary { completed: 1, missed: 0, declined: 0 }; 5]);
     coordinator.stop().await;
     serving.abort();
     refusal(error)
@@ -385,7 +385,7 @@ async fn a_device_killed_in_each_phase_and_started_again_over_grpc() {
         }
     }
     for summary in all(honest).await {
-        assert_eq!(summary, Summary { completed: 5, missed: 0 });
+        assert_eq!(summary, Summary { completed: 5, missed: 0, declined: 0 });
     }
     coordinator.stop().await;
     serving.abort();
@@ -427,7 +427,7 @@ async fn deal_unreadable_shares(deployment: &Deployment, vanishes: bool, count: 
     let (proxied, sent, serving) = Proxy::start(&endpoint, lie).await;
     let mut set = devices(deployment, &endpoint, 0..4);
     // It gives up after two rounds that it misses for another reason than that it is suspended.
-    let mut client = builder(deployment, &proxied, 4).max_failures(2).build(constant(4)).unwrap();
+    let mut client = builder(deployment, &proxied, 4).max_failures(1).build(constant(4)).unwrap();
     set.spawn(async move { client.run().await });
     let mut ends = Vec::new();
     while ends.len() < count {

@@ -188,6 +188,10 @@ impl Service for Proxy {
         self.file(chunks).await
     }
 
+    async fn leave(&self, request: Request<LeaveRequest>) -> Result<Response<LeaveResponse>, Status> {
+        Ok(Response::new(self.stub.clone().leave(request).await?.into_inner()))
+    }
+
     async fn request_grant(&self, request: Request<GrantRequest>) -> Result<Response<GrantResponse>, Status> {
         let request = request.into_inner();
         if let Lie::Models { grant, .. } = &*self.lie

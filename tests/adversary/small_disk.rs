@@ -97,6 +97,6 @@ async fn a_disk_without_room_in_any_phase() {
     println!("refused in each phase, and when the sum was there: {refusals:?}");
     assert!(refusals.iter().sum::<u32>() > 0);
     coordinator.trained().await.unwrap();
-    assert_eq!(all(set).await, vec![Summary { completed: rounds, missed: 0 }; 5]);
+    assert_eq!(all(set).await, vec![Summary { completed: rounds, missed: 0, declined: 0 }; 5]);
     coordinator.stop().await;
 }

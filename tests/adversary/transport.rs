@@ -53,7 +53,7 @@ async fn completes(deployment: &Deployment, coordinator: &Coordinator) {
     let result = finished(&mut events).await;
     assert_eq!(result.outcome.survivors.len(), 5);
     assert!((result.aggregate.mean[0] - 0.03).abs() < 1e-3, "{}", result.aggregate.mean[0]);
-    assert_eq!(all(set).await, vec![Summary { completed: 1, missed: 0 }; 5]);
+    assert_eq!(all(set).await, vec![Summary { completed: 1, missed: 0, declined: 0 }; 5]);
 }
 
 /// They do so in spite of `attack`, which gets the coordinator's address.
@@ -367,7 +367,7 @@ async fn a_disk_that_is_full_during_uploads() {
     let result = finished(&mut events).await;
     assert_eq!(result.outcome.survivors.len(), 5);
     assert!((result.aggregate.mean[0] - 0.03).abs() < 1e-3);
-    assert_eq!(all(set).await, vec![Summary { completed: 1, missed: 0 }; 5]);
+    assert_eq!(all(set).await, vec![Summary { completed: 1, missed: 0, declined: 0 }; 5]);
     coordinator.stop().await;
 }
 
@@ -396,7 +396,7 @@ async fn a_disk_that_is_full_when_the_sum_is_there() {
         assert!((result.aggregate.mean[0] - 0.03).abs() < 1e-3);
     }
     coordinator.trained().await.unwrap();
-    assert_eq!(all(set).await, vec![Summary { completed: 2, missed: 0 }; 5]);
+    assert_eq!(all(set).await, vec![Summary { completed: 2, missed: 0, declined: 0 }; 5]);
     coordinator.stop().await;
 }
 
@@ -421,7 +421,7 @@ async fn a_database_that_is_locked_for_a_while() {
         let result = finished(&mut events).await;
         assert!(began.elapsed() >= Duration::from_secs(7), "the lock met the round");
         assert_eq!(result.outcome.survivors.len(), 5);
-        assert_eq!(all(set).await, vec![Summary { completed: 1, missed: 0 }; 5]);
+        assert_eq!(all(set).await, vec![Summary { completed: 1, missed: 0, declined: 0 }; 5]);
     };
     tokio::join!(lock, honest);
     coordinator.stop().await;

@@ -97,7 +97,7 @@ fn ask(wait_ms: u64) -> GetRoundRequest {
 async fn complete(deployment: &Deployment, coordinator: &Coordinator) {
     let set = devices(deployment, &format!("http://{}", coordinator.address()), 0..5);
     let summaries = tokio::time::timeout(Duration::from_secs(120), all(set)).await.expect("devices go on");
-    assert_eq!(summaries, vec![Summary { completed: 1, missed: 0 }; 5]);
+    assert_eq!(summaries, vec![Summary { completed: 1, missed: 0, declined: 0 }; 5]);
 }
 
 /// A stranger's stream that sends all of a message of `length` bytes but the last one. `None`: the server takes no further stream.

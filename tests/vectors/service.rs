@@ -98,6 +98,12 @@ pub fn cases() -> Vec<Value> {
             json!({ "state": "STATE_FINISHED", "finished": signed_json, "roster_head": signed_json }),
         ),
         case(
+            "LeaveRequest",
+            &LeaveRequest { round_id: round_id.to_vec(), client_id: client_id.to_vec(), signature: vec![7; 2484] },
+            &[Bytes(1, round_id.to_vec()), Bytes(2, client_id.to_vec()), Bytes(3, vec![7; 2484])],
+            json!({ "round_id": hex(round_id), "client_id": hex(client_id), "signature": hex([7; 2484]) }),
+        ),
+        case(
             "TaskFinished",
             &TaskFinished { task: "digits".into(), round: 300 },
             &[Bytes(1, b"digits".into()), Varint(2, 300)],

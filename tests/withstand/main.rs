@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tokio::sync::broadcast::Receiver;
 use tokio::task::JoinSet;
-use unisono::client::{Client, Error, Event, Retry, Summary, TrainingRound, Update};
+use unisono::client::{Client, Declined, Error, Event, Retry, Summary, TrainError, Trainer, TrainingRound, Update};
 use unisono::coordinator::{Config, Coordinator, Event as Happened};
 use unisono::crypto::kdf::label;
 use unisono::crypto::ring::RingVector;
@@ -18,6 +18,7 @@ use unisono::local::{Deployment, Plan, TASK};
 use unisono::protocol::RoundId;
 use unisono::protocol::client::{Session, Trust};
 use unisono::protocol::keyfile::{self, DeviceKeys, Role};
+use unisono::protocol::params::RoundParams;
 use unisono::protocol::policy::{MemoryRecord, Policy};
 use unisono::protocol::proto::{self, client_message::Step};
 use unisono::protocol::server::{Phase, place_in_draw};
@@ -35,6 +36,7 @@ mod deployed;
 mod proxy;
 
 mod fleet;
+mod leaving;
 mod operator;
 mod process;
 mod state;

@@ -56,7 +56,10 @@ async fn an_operator_aborts_and_skips_rounds_over_the_socket() {
     .await
     .unwrap();
     let endpoint = format!("http://{}", coordinator.address());
-    assert_eq!(all(devices(&deployment, &endpoint, 0..5)).await, vec![Summary { completed: 1, missed: 0 }; 5]);
+    assert_eq!(
+        all(devices(&deployment, &endpoint, 0..5)).await,
+        vec![Summary { completed: 1, missed: 0, declined: 0 }; 5]
+    );
     let (good, why) = admin(&["abort-round"]).await;
     assert!(!good && why.contains("finished"), "{why}");
     coordinator.stop().await;

@@ -127,3 +127,12 @@ fn sigterm_while_the_coordinator_loads_is_a_clean_stop() {
     }
     panic!("it did not stop");
 }
+
+#[tokio::test]
+async fn a_runtime_of_one_thread_serves_a_round_and_its_release() {
+    let deployment = deployment(1);
+    let coordinator = Coordinator::start(deployment.config.clone()).await.unwrap();
+    let set = devices(&deployment, &format!("http://{}", coordinator.address()), 0..5);
+    assert_eq!(all(set).await, vec![Summary { completed: 1, missed: 0, declined: 0 }; 5]);
+    coordinator.stop().await;
+}

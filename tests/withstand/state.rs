@@ -125,7 +125,7 @@ async fn a_task_that_fails_says_unavailable_and_goes_on_when_it_is_mended() {
     let set = devices(&deployment, &endpoint, 0..5);
     tokio::time::sleep(Duration::from_secs(2)).await;
     std::fs::write(&model, good).unwrap();
-    assert_eq!(all(set).await, vec![Summary { completed: 1, missed: 0 }; 5]);
+    assert_eq!(all(set).await, vec![Summary { completed: 1, missed: 0, declined: 0 }; 5]);
     coordinator.trained().await.unwrap();
     assert_eq!(coordinator.health().ready(), Ok(()));
     coordinator.stop().await;
@@ -179,7 +179,10 @@ async fn a_round_that_fails_in_the_same_way_at_two_replays_is_aborted() {
     db.close().await;
     let coordinator = Coordinator::start(deployment.config.clone()).await.unwrap();
     let endpoint = format!("http://{}", coordinator.address());
-    assert_eq!(all(devices(&deployment, &endpoint, 0..5)).await, vec![Summary { completed: 1, missed: 0 }; 5]);
+    assert_eq!(
+        all(devices(&deployment, &endpoint, 0..5)).await,
+        vec![Summary { completed: 1, missed: 0, declined: 0 }; 5]
+    );
     coordinator.stop().await;
 }
 
@@ -215,7 +218,10 @@ async fn a_missing_upload_ends_its_round_and_a_restart_goes_on() {
     }
     let coordinator = Coordinator::start(deployment.config.clone()).await.unwrap();
     let endpoint = format!("http://{}", coordinator.address());
-    assert_eq!(all(devices(&deployment, &endpoint, 0..5)).await, vec![Summary { completed: 1, missed: 0 }; 5]);
+    assert_eq!(
+        all(devices(&deployment, &endpoint, 0..5)).await,
+        vec![Summary { completed: 1, missed: 0, declined: 0 }; 5]
+    );
     coordinator.stop().await;
 }
 

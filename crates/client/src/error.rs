@@ -84,6 +84,9 @@ pub enum Error {
     /// The trainer gave no update.
     #[error("the trainer gave no update: {0}")]
     Train(#[source] TrainError),
+    /// This device leaves the round, by its trainer's choice. That is normal.
+    #[error("this device declines the round: {0}")]
+    Declined(String),
     /// The trainer panicked; it may be in any state and is not called again.
     #[error("the trainer panicked; make a new client")]
     TrainerPanicked,
@@ -220,7 +223,7 @@ impl Error {
             Self::Answer(_) => "answer",
             Self::ModelHash { .. } | Self::TooLong { .. } | Self::Model(_) | Self::Release(_) => "model",
             Self::Download(_) => "device",
-            Self::Train(_) | Self::TrainerPanicked => "trainer",
+            Self::Train(_) | Self::TrainerPanicked | Self::Declined(_) => "trainer",
             Self::Record(_) => "record",
             Self::Endpoint { .. } | Self::NoAuthority => "device",
             Self::Protocol(error) => match &**error {
@@ -238,6 +241,17 @@ impl Error {
                 _ => "view",
             },
         })
+    }
+
+    /// Whether it was this device that stopped, in a round that goes on: nobody has to wait for it.
+    pub(crate) fn is_own(&self) -> bool {
+        match self {
+            Self::Protocol(_) | Self::Model(_) | Self::ModelHash { .. } | Self::TooLong { .. } | Self::Download(_) => {
+                true
+            }
+            Self::Train(_) | Self::Declined(_) | Self::TrainerPanicked | Self::Record(_) | Self::Release(_) => true,
+            _ => false,
+        }
     }
 
     /// Whether the same call may succeed later.

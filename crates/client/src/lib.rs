@@ -41,6 +41,7 @@ mod trainer;
 
 use std::borrow::Cow;
 use std::path::PathBuf;
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -60,7 +61,7 @@ pub use error::Error;
 pub use models::OpenedModel;
 pub use record::{Record, RecordFileError};
 pub use traffic::Traffic;
-pub use trainer::{TrainError, Trainer, TrainingRound, Update};
+pub use trainer::{Declined, TrainError, Trainer, TrainingRound, Update};
 use unisono_release::Token;
 
 /// What happens, for logs and live views. It is not printable as a whole: one kind holds this device's update.
@@ -110,6 +111,13 @@ pub enum Event<'a> {
         /// Why.
         error: &'a Error,
     },
+    /// The trainer declined the round; the coordinator was told.
+    Declined {
+        /// Number of the round.
+        round: u64,
+        /// Why.
+        why: &'a str,
+    },
     /// There was no room in the round for this device, which is no failure; it comes back.
     LeftOut {
         /// Number of the round.
@@ -142,6 +150,8 @@ pub struct Summary {
     pub completed: u64,
     /// Rounds that were joined or offered, and not completed.
     pub missed: u64,
+    /// Rounds that the trainer declined.
+    pub declined: u64,
 }
 
 /// Makes a [`Client`].
@@ -191,10 +201,10 @@ impl ClientBuilder {
         self
     }
 
-    /// Rounds missed in a row after which [`Client::run`] gives up; never unless set. Rounds without room for this device, and those for
-    /// which it is suspended, are not counted.
+    /// Rounds that may be missed in a row: with one more, [`Client::run`] gives up. It never does unless this is set. Rounds without room
+    /// for this device, those that it declines, and those for which it is suspended are not counted.
     pub fn max_failures(mut self, rounds: u64) -> Self {
-        self.max_failures = rounds.max(1);
+        self.max_failures = rounds;
         self
     }
 
@@ -289,10 +299,20 @@ impl Client {
     /// What can't get better by waiting ([`Error::is_final`], and that the roster does not have this device though it has taken part
     /// before), or the last of the tries that were set.
     pub async fn run(&mut self) -> Result<Summary, Error> {
+        self.run_until(std::future::pending()).await
+    }
+
+    /// As [`Self::run`], until `stop` is ready: a client that waits for a round, or for a cohort, returns at once, one in a cohort when its
+    /// part in the round is over. Dropping the future instead leaves the round at hand, as a device does that loses its power.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub async fn run_until(&mut self, stop: impl Future<Output = ()>) -> Result<Summary, Error> {
+        let mut stop = Stop { signal: pin!(stop), over: false };
         let mut summary = Summary::default();
         let mut failures = 0;
         let (began, mut since) = (tokio::time::Instant::now(), None);
-        while let Some(result) = self.run_round().await? {
+        while let Some(Some(result)) = self.next_round(&mut stop).await? {
             let error = match result {
                 Ok(()) => {
                     summary.completed += 1;
@@ -304,18 +324,23 @@ impl Client {
             if error.left_out().is_some() {
                 continue;
             }
+            if let Error::Declined(_) = error {
+                summary.declined += 1;
+                continue;
+            }
             summary.missed += 1;
             if error.is_suspension() {
                 continue;
             }
             failures += 1;
             let waited = since.get_or_insert(began.elapsed()).abs_diff(began.elapsed());
-            if failures >= self.max_failures || self.gives_up(&error, waited) {
+            if failures > self.max_failures || self.gives_up(&error, waited) {
                 return Err(error);
             }
             // The round's end is not this device's doing: the next one may come at once.
             if !matches!(error, Error::Ended { .. }) {
-                tokio::time::sleep(self.connection.retry().pause(failures.min(64) as u32, waited)).await;
+                let pause = self.connection.retry().pause(failures.min(64) as u32, waited);
+                stop.unless(tokio::time::sleep(pause)).await;
             }
         }
         Ok(summary)
@@ -334,31 +359,54 @@ impl Client {
     /// # Errors
     /// What can't get better by waiting, as in [`Self::run`].
     pub async fn run_round(&mut self) -> Result<Option<Result<(), Error>>, Error> {
-        let Offer::Round(offer) = self.next_offer().await? else { return Ok(None) };
+        Ok(self.run_round_until(std::future::pending()).await?.flatten())
+    }
+
+    /// As [`Self::run_round`]; the outer `None` when `stop` was ready before this device was in a cohort.
+    ///
+    /// # Errors
+    /// As [`Self::run_round`].
+    pub async fn run_round_until(
+        &mut self,
+        stop: impl Future<Output = ()>,
+    ) -> Result<Option<Option<Result<(), Error>>>, Error> {
+        self.next_round(&mut Stop { signal: pin!(stop), over: false }).await
+    }
+
+    async fn next_round(
+        &mut self,
+        stop: &mut Stop<'_, impl Future<Output = ()>>,
+    ) -> Result<Option<Option<Result<(), Error>>>, Error> {
+        let Some(offer) = stop.unless(self.next_offer()).await.transpose()? else { return Ok(None) };
+        let Offer::Round(offer) = offer else { return Ok(Some(None)) };
         let before = self.attempted;
-        match self.take_part(&offer).await {
-            Ok(()) => Ok(Some(Ok(()))),
-            Err(error) => {
-                if let Some(after) = error.left_out() {
-                    self.tell(&Event::LeftOut { round: self.attempted, after });
-                    // All who were left out are told the same, and whoever says it has not to be believed.
-                    let pause = after.max(SHORTEST_REST).mul_f64(rand::rng().random_range(1.0..1.25));
-                    tokio::time::sleep(pause).await;
-                    return Ok(Some(Err(error)));
-                }
-                self.tell(&Event::Missed { round: self.attempted, error: &error });
-                self.missed = Some(error.missed());
-                let revoked = error.is_unknown_device() && self.record.entry(&self.task)?.is_some();
-                if error.is_final() || revoked {
-                    return Err(error);
-                }
-                if self.attempted == before {
-                    // The same offer would come again at once.
-                    tokio::time::sleep(self.connection.retry().max_pause).await;
-                }
-                Ok(Some(Err(error)))
-            }
+        let Err(error) = self.take_part(&offer, stop).await else { return Ok(Some(Some(Ok(())))) };
+        let round = self.attempted;
+        if let Some(after) = error.left_out() {
+            self.tell(&Event::LeftOut { round, after });
+            // All who were left out are told the same, and whoever says it has not to be believed.
+            let pause = after.max(SHORTEST_REST).mul_f64(rand::rng().random_range(1.0..1.25));
+            stop.unless(tokio::time::sleep(pause)).await;
+            return Ok(Some(Some(Err(error))));
         }
+        if let Error::Declined(why) = &error {
+            if stop.over {
+                return Ok(None);
+            }
+            self.tell(&Event::Declined { round, why });
+            return Ok(Some(Some(Err(error))));
+        }
+        self.tell(&Event::Missed { round, error: &error });
+        self.missed = Some(error.missed());
+        let revoked = error.is_unknown_device() && self.record.entry(&self.task)?.is_some();
+        if error.is_final() || revoked {
+            return Err(error);
+        }
+        if round == before {
+            // The same offer would come again at once.
+            stop.unless(tokio::time::sleep(self.connection.retry().max_pause)).await;
+        }
+        Ok(Some(Some(Err(error))))
     }
 
     async fn next_offer(&mut self) -> Result<Offer, Error> {
@@ -404,6 +452,29 @@ impl Client {
                     patience = self.connection.patience();
                 }
             }
+        }
+    }
+}
+
+/// The caller's wish that a client stops.
+pub(crate) struct Stop<'a, F> {
+    signal: Pin<&'a mut F>,
+    over: bool,
+}
+
+impl<F: Future<Output = ()>> Stop<'_, F> {
+    /// What comes of `work`, unless the client is to stop first.
+    pub async fn unless<T>(&mut self, work: impl Future<Output = T>) -> Option<T> {
+        if self.over {
+            return None;
+        }
+        tokio::select! {
+            biased;
+            () = self.signal.as_mut() => {
+                self.over = true;
+                None
+            }
+            value = work => Some(value),
         }
     }
 }

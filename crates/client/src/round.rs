@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
 use unisono_crypto::ring::RingVector;
-use unisono_protocol::client::{ClientError, Joining, Session};
+use unisono_protocol::client::{self, ClientError, Joining, Session};
 use unisono_protocol::encoding::Contribution;
 use unisono_protocol::params::RoundParams;
 use unisono_protocol::policy::{CLOCK, ParticipationRecord, ROUND_JUMP};
@@ -19,13 +19,16 @@ use unisono_protocol::server::Phase;
 use unisono_wire::model::{MAX_MODEL_HEADER, Model, model_hash};
 use unisono_wire::proto::poll_response::Answer;
 use unisono_wire::proto::{
-    Ended, LeftOut, PollRequest, RoundPhase, UploadChunk, UploadStatusRequest, UploadStatusResponse,
+    Ended, LeaveRequest, LeftOut, PollRequest, RoundPhase, UploadChunk, UploadStatusRequest, UploadStatusResponse,
 };
 
 use crate::connection::{Stub, WAIT_MS, Waiting};
 use crate::models::Authority;
 use crate::traffic::Meter;
-use crate::{Client, Error, Event, TrainingRound, Update, now};
+use crate::{Client, Declined, Error, Event, Stop, TrainingRound, Update, now};
+
+/// So long a device waits for the coordinator to hear that it leaves.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
 
 fn rng() -> UnwrapErr<SysRng> {
     UnwrapErr(SysRng)
@@ -62,7 +65,13 @@ async fn expiry(erase_at: Option<u64>) -> ClientError {
 
 impl Client {
     /// Takes part in the offered round from the first step to the last.
-    pub(crate) async fn take_part(&mut self, offer: &RoundOffer) -> Result<(), Error> {
+    ///
+    /// Until the cohort is closed, `stop` ends it: as declined.
+    pub(crate) async fn take_part(
+        &mut self,
+        offer: &RoundOffer,
+        stop: &mut Stop<'_, impl Future<Output = ()>>,
+    ) -> Result<(), Error> {
         let joining = match Joining::new(offer, self.identity.clone(), &self.trust, &mut self.record, now()) {
             Ok(joining) => joining,
             Err(ClientError::Policy(refusal)) if refusal.setting == "min_interval_s" => {
@@ -82,9 +91,29 @@ impl Client {
             }
         };
         let params = Arc::new(joining.params().clone());
-        let round = params.wire.round;
         // Whatever comes of it, this process does not try the round again: a second advert would be another one.
-        self.attempted = round;
+        self.attempted = params.wire.round;
+        let taken = self.join(joining, &params, stop).await;
+        if let Err(error) = &taken
+            && error.is_own()
+        {
+            self.leave(&params).await;
+        }
+        taken
+    }
+
+    async fn join(
+        &mut self,
+        joining: Joining,
+        params: &Arc<RoundParams>,
+        stop: &mut Stop<'_, impl Future<Output = ()>>,
+    ) -> Result<(), Error> {
+        let round = params.wire.round;
+        let (trainer, offered) = (self.trainer.clone(), params.clone());
+        let accepts = tokio::task::spawn_blocking(move || trainer.lock().map(|mut it| it.accepts(&offered)).ok());
+        if !accepts.await.ok().flatten().ok_or(Error::TrainerPanicked)? {
+            return Err(Error::Declined("the trainer does not accept it".into()));
+        }
         let mut meter = Meter::new(self.connection.counters());
         self.tell(&Event::Joined { round });
 
@@ -93,16 +122,32 @@ impl Client {
         self.submit(&session).await.map_err(Error::of_advert)?;
         meter.assign(Phase::Advertise);
 
-        let view = self.poll(&session).await?;
+        let stopped = || Error::Declined("this client was stopped".into());
+        let view = stop.unless(self.poll(&session)).await.ok_or_else(stopped)??;
         let session = self.receive(session, view, None).await?;
         let session_erase_at = session.erase_at();
         // Whatever this device waits for from here on, its secrets go with the session when its own clock says so.
         tokio::select! {
-            played = self.play(session, &params, &mut meter) => played?,
+            played = self.play(session, params, &mut meter) => played?,
             expired = expiry(session_erase_at) => return Err(expired.into()),
         }
         self.tell(&Event::Completed { round, traffic: meter.traffic() });
         Ok(())
+    }
+
+    /// Tells the coordinator that this device takes no further step. Once: it is a courtesy.
+    async fn leave(&self, params: &RoundParams) {
+        let signature = client::leave(params, &self.identity, &mut rng());
+        let (round_id, client_id) = (params.round_id.to_vec(), self.identity.client_id.to_vec());
+        let mut stub = self.connection.stub();
+        let told = stub.leave(LeaveRequest { round_id, client_id, signature });
+        if let Ok(Err(status)) = tokio::time::timeout(LEAVE_TIMEOUT, told).await {
+            tracing::debug!(
+                round = params.wire.round,
+                why = status.message(),
+                "the coordinator was not told of leaving"
+            );
+        }
     }
 
     /// The steps of a round whose cohort this device has accepted.
@@ -236,7 +281,10 @@ impl Client {
         let trainer = self.trainer.clone();
         Ok(tokio::task::spawn_blocking(move || {
             let mut trainer = trainer.lock().map_err(|_| Error::TrainerPanicked)?;
-            trainer.train(&round).map_err(Error::Train)
+            trainer.train(&round).map_err(|error| match error.downcast::<Declined>() {
+                Ok(declined) => Error::Declined(declined.0),
+                Err(error) => Error::Train(error),
+            })
         }))
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use unisono_protocol::params::RoundParams;
 use unisono_wire::model::Model;
 
-/// What a trainer reports when it can't give an update. The round is missed, later ones are tried.
+/// What a trainer reports when it can't give an update. The round is missed, later ones are tried; the coordinator is told not to wait.
 pub type TrainError = Box<dyn std::error::Error + Send + Sync>;
 
 /// One round, as a trainer sees it.
@@ -29,12 +29,25 @@ pub struct Update {
     pub metrics: Vec<f32>,
 }
 
+/// Why a device leaves a round without an update, when nothing is wrong: no new data, an empty battery. As a [`TrainError`] it is no
+/// failure, and the coordinator is told not to wait.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Declined(pub String);
+
 /// Computes updates on data that stays with the device.
 pub trait Trainer: Send {
+    /// Whether this device takes part in a round, asked before anything but its name leaves the device. `false` leaves the round to
+    /// the others; the next one is asked for again. Runs on a thread that may block.
+    fn accepts(&mut self, params: &RoundParams) -> bool {
+        let _ = params;
+        true
+    }
+
     /// Trains on the round's base model. Runs on a thread that may block.
     ///
     /// # Errors
-    /// Any reason not to take part in this round.
+    /// Any reason not to go on with this round; [`Declined`] for one that is no failure.
     fn train(&mut self, round: &TrainingRound) -> Result<Update, TrainError>;
 }
 

@@ -196,11 +196,20 @@ impl Active {
         now: u64,
     ) -> Result<(Accepted, u64), StepError> {
         let server = self.server.as_mut().expect("as in `server`");
-        let accepted = tokio::task::block_in_place(|| server.absorb(message, now))?;
+        let accepted = crate::in_place(|| server.absorb(message, now))?;
         if accepted == Accepted::New {
             self.pending.push(Event::Message(message.encode_to_vec(), now));
         }
         Ok((accepted, self.flush(store).await?))
+    }
+
+    /// See [`Server::leave`]. It is not stored: after a restart the client is waited for again, no longer than others.
+    ///
+    /// # Errors
+    /// [`Refusal`].
+    pub fn leave(&mut self, client: ClientId, signature: &[u8], now: u64) -> Result<Accepted, Refusal> {
+        let server = self.server.as_mut().expect("as in `server`");
+        crate::in_place(|| server.leave(client, signature, now))
     }
 
     /// Takes a whole upload; it counts, and is on stable storage, when this returns. How many steps were stored, as in [`Self::absorb`].
@@ -209,7 +218,7 @@ impl Active {
     /// [`StepError`].
     pub async fn absorb_upload(&mut self, store: &Store, client: ClientId, packed: &[u8]) -> Result<u64, StepError> {
         let server = self.server.as_mut().expect("as in `server`");
-        let accepted = tokio::task::block_in_place(|| server.absorb_upload(client, packed))?;
+        let accepted = crate::in_place(|| server.absorb_upload(client, packed))?;
         if accepted == Accepted::New {
             self.pending.push(Event::Upload(client));
         }
@@ -241,7 +250,7 @@ impl Active {
             self.stored += 1;
         }
         let server = self.server.take().expect("as in `server`");
-        Ok(match tokio::task::block_in_place(|| server.close()) {
+        Ok(match crate::in_place(|| server.close()) {
             Ok(Closed::Next(next)) => {
                 self.server = Some(*next);
                 self.uploads.clear();

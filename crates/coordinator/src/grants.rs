@@ -252,7 +252,7 @@ pub(crate) async fn issue(shared: &Shared, caller: &Caller, request: &GrantReque
         counter!("unisono_grants_repeated_total").increment(1);
         return response(grant);
     }
-    let grant = tokio::task::block_in_place(|| make(shared, &asked, &sealed, epoch))?;
+    let grant = crate::in_place(|| make(shared, &asked, &sealed, epoch))?;
     counter!("unisono_grants_total").increment(1);
     grants.keep(key, Made { request: digest, release_key, epoch, grant: grant.clone() });
     response(grant)

@@ -418,6 +418,15 @@ pub async fn check_key_encryption_key(config: &Config) -> Result<(), Coordinator
     checked
 }
 
+/// Runs what takes long where it is. On a runtime of several threads others take over this one's tasks meanwhile; on a runtime of one, as
+/// tests have it, they wait.
+pub(crate) fn in_place<T>(work: impl FnOnce() -> T) -> T {
+    match tokio::runtime::Handle::current().runtime_flavor() {
+        tokio::runtime::RuntimeFlavor::MultiThread => tokio::task::block_in_place(work),
+        _ => work(),
+    }
+}
+
 /// Unix time in seconds.
 fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())

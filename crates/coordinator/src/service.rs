@@ -16,7 +16,7 @@ use tonic::{Code, Request, Response, Status, Streaming};
 use unisono_crypto::kdf::label;
 use unisono_protocol::proto::{ClientMessage, client_message::Step};
 use unisono_protocol::roster::RosterError;
-use unisono_protocol::server::{Accepted, Phase, Reason, Refusal};
+use unisono_protocol::server::{Accepted, Phase, Progress, Reason, Refusal};
 use unisono_protocol::{ClientId, RoundId, signed};
 use unisono_wire::proto::coordinator_server::Coordinator;
 use unisono_wire::proto::get_round_response::State;
@@ -220,12 +220,15 @@ impl Service {
     /// Counts and tells that steps were stored, if any were: a repeat can bring earlier ones to a disk that was full.
     fn progress(&self, active: &Active, stored: u64) {
         if stored > 0 {
-            let (progress, phase) = (active.server().progress(), active.server().phase());
-            counter!("unisono_steps_total", "phase" => phase.name()).increment(stored);
-            let (answered, expected) = (progress.answered, progress.expected);
-            self.shared.emit(Event::Progress { round: active.number, phase, answered, expected });
-            self.shared.accepted.notify_one();
+            counter!("unisono_steps_total", "phase" => active.server().phase().name()).increment(stored);
+            self.tell_progress(active);
         }
+    }
+
+    fn tell_progress(&self, active: &Active) {
+        let (Progress { answered, expected }, phase) = (active.server().progress(), active.server().phase());
+        self.shared.emit(Event::Progress { round: active.number, phase, answered, expected });
+        self.shared.accepted.notify_one();
     }
 
     /// Refuses who can have no part in a round, by what its id says, and a device in whose name too many calls come.
@@ -495,6 +498,21 @@ impl Coordinator for Service {
         let (caller, message) = (caller(&request)?, request.into_inner());
         let accepted = to_its_end(self.clone().take(caller, message)).await?;
         Ok(Response::new(SubmitResponse { repeat: accepted == Accepted::Repeat }))
+    }
+
+    async fn leave(&self, request: Request<LeaveRequest>) -> Result<Response<LeaveResponse>, Status> {
+        let (caller, request) = (caller(&request)?, request.into_inner());
+        let (round, client) = (round_id(&request.round_id)?, client_id(&request.client_id)?);
+        self.check_client(&caller, round, client).await?;
+        let mut stage = self.shared.stage.lock().await;
+        let active = self.running(&mut stage, round).await?;
+        let accepted = active.leave(client, &request.signature, now()).map_err(|refusal| self.refused(refusal))?;
+        if accepted == Accepted::New {
+            caller.authenticated();
+            counter!("unisono_leaves_total", "phase" => active.server().phase().name()).increment(1);
+            self.tell_progress(active);
+        }
+        Ok(Response::new(LeaveResponse {}))
     }
 
     async fn poll(&self, request: Request<PollRequest>) -> Result<Response<PollResponse>, Status> {

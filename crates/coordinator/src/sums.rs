@@ -52,7 +52,7 @@ pub async fn apply(
     outcome: &Outcome,
 ) -> Result<Result<Applied, Unused>, StoreError> {
     let survivors = outcome.survivors.len() as u32;
-    let aggregate = tokio::task::block_in_place(|| {
+    let aggregate = crate::in_place(|| {
         let aggregate = params.quantiser.decode(&outcome.sum, params.wire.dimension as usize, survivors)?;
         plausible::check(&params.quantiser, shared.config.quantiser.min_weight, &aggregate, survivors)?;
         Ok::<_, Unused>(aggregate)
@@ -77,7 +77,7 @@ pub async fn apply(
         let model = model.with_values(values)?.to_safetensors()?;
         Ok((model, write_moments(&moments)?))
     };
-    let stepped = tokio::task::block_in_place(step);
+    let stepped = crate::in_place(step);
     Ok(stepped.map(|(model, moments)| Applied { aggregate, model, moments }))
 }
 

@@ -70,7 +70,7 @@ pub async fn wait(shared: &Shared) -> Next {
                 gauge!("unisono_phase_expected").set(expected as f64);
                 gauge!("unisono_phase_late").set(f64::from(u8::from(late)));
                 let enough = phase != Phase::Advertise || answered >= n_min;
-                let ready = || now >= drawn && tokio::task::block_in_place(|| server.ready());
+                let ready = || now >= drawn && crate::in_place(|| server.ready());
                 if (late && (enough || server.suspends())) || ready() {
                     return Next::Close;
                 }

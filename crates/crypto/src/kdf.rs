@@ -130,6 +130,8 @@ pub mod label {
         SIG_ENDORSEMENT = "sig-endorsement";
         /// Signature on revealed shares.
         SIG_UNMASK = "sig-unmask";
+        /// Signature of a device on its leaving a round.
+        SIG_LEAVE = "sig-leave";
         /// Signature on a release.
         SIG_RELEASE = "sig-release";
         /// Signature on a grant.

@@ -35,7 +35,7 @@ use unisono_crypto::shamir::SecretScalar;
 use unisono_crypto::sign::{Claim, SigningKey, VerifyingKey, verify_all};
 
 use crate::cohort::Advert;
-use crate::ids::ClientId;
+use crate::ids::{ClientId, RoundId};
 use crate::pairwise;
 use crate::params::RoundParams;
 use crate::phase::Phase;
@@ -67,6 +67,19 @@ pub struct Trust {
     pub registrar: Option<VerifyingKey>,
     /// Its own limits.
     pub policy: Policy,
+}
+
+/// What a device signs when it leaves a round: `round_id || client_id`, 48 bytes (section 3).
+pub(crate) fn leave_payload(round: RoundId, client: ClientId) -> Vec<u8> {
+    [&round.0[..], &client.0].concat()
+}
+
+/// The signature by which a device says that it takes no further step in a round, for
+/// [`Server::leave`](crate::server::Server::leave); empty in semi-honest mode.
+pub fn leave<R: CryptoRng + ?Sized>(params: &RoundParams, identity: &Identity, rng: &mut R) -> Vec<u8> {
+    let payload = leave_payload(params.round_id, identity.client_id);
+    let key = params.malicious().then_some(&identity.signing_key);
+    signed::sign_hedged(payload, label::SIG_LEAVE, key, rng).signature
 }
 
 /// A refused view, with the state that refused it unchanged.

@@ -188,6 +188,8 @@ pub struct Server {
     suspended: BTreeMap<ClientId, (u64, u64)>,
     /// Clients whose adverts were accepted and that are not in the cohort, once it is closed.
     left_out: BTreeSet<ClientId>,
+    /// Clients that have said that they take no further step. Nobody waits for them; a step that comes after all counts.
+    leaving: BTreeSet<ClientId>,
     state: State,
 }
 
@@ -217,8 +219,9 @@ impl Server {
         let roster_head = context.authority.as_ref().map(|authority| authority.roster.signed_head().clone());
         let offer = proto::RoundOffer { params: Some(signed), roster_head, base_model: None };
         let state = State::Advertising(Advertising::new(context.clone()));
-        let (ledger, suspended, left_out) = (BTreeMap::new(), BTreeMap::new(), BTreeSet::new());
-        Ok(Self { context, offer, ledger, suspended, left_out, state })
+        let (ledger, suspended) = (BTreeMap::new(), BTreeMap::new());
+        let (left_out, leaving) = (BTreeSet::new(), BTreeSet::new());
+        Ok(Self { context, offer, ledger, suspended, left_out, leaving, state })
     }
 
     /// Adds the publisher's word on the round's base model to the offer, for devices whose policy demands it (section 3).
@@ -239,10 +242,13 @@ impl Server {
         !self.suspended.is_empty()
     }
 
-    /// Clients that may come: the roster's, less the suspended ones; `None` in semi-honest mode, where anybody may.
+    /// Clients that may come: the roster's, less the suspended ones and those that leave without an advert; `None` in semi-honest mode,
+    /// where anybody may.
     pub fn fleet(&self) -> Option<usize> {
         let authority = self.context.authority.as_ref()?;
-        Some((authority.roster.head().size as usize).saturating_sub(self.suspended.len()))
+        let came = |client: &ClientId| self.ledger.contains_key(&(*client, Phase::Advertise));
+        let leaving = self.leaving.iter().filter(|client| !came(client) && !self.suspended.contains_key(client));
+        Some((authority.roster.head().size as usize).saturating_sub(self.suspended.len() + leaving.count()))
     }
 
     /// Whether `client`'s advert was accepted and it is not in the cohort, for want of room: others had lower places in the draw.
@@ -315,6 +321,41 @@ impl Server {
         Ok(Accepted::New)
     }
 
+    /// Takes a client's word that it takes no further step in this round (section 3): [`Self::progress`] waits for it no longer.
+    /// `signature` is over `round_id || client_id`; `now` is Unix time in seconds.
+    ///
+    /// # Errors
+    /// [`Refusal`]: the client can have no part in the round, or has not signed this.
+    pub fn leave(&mut self, client: ClientId, signature: &[u8], now: u64) -> Result<Accepted, Refusal> {
+        if self.leaving.contains(&client) {
+            return Ok(Accepted::Repeat);
+        }
+        self.may_come(client)?;
+        let refuse = self.refusal(Some(client));
+        self.check_leave(client, signature, now).map_err(refuse)?;
+        self.leaving.insert(client);
+        Ok(Accepted::New)
+    }
+
+    fn check_leave(&self, client: ClientId, signature: &[u8], now: u64) -> Result<(), Reason> {
+        let signed = Signed {
+            payload: crate::client::leave_payload(self.context.params.round_id, client),
+            signature: signature.to_vec(),
+        };
+        let verify = |key: Option<&VerifyingKey>| Ok(signed::verify_bytes(&signed, label::SIG_LEAVE, key, "leave")?);
+        match (self.members(), &self.context.authority) {
+            (Some(members), _) => verify(members.identity(members.index_of(client)?)),
+            (None, Some(authority)) => {
+                let unknown = || Reason::Unknown { epoch: authority.roster.head().epoch };
+                let (leaf, _) = authority.roster.entry(client)?.ok_or_else(unknown)?;
+                leaf.check_validity(now)?;
+                verify(Some(&leaf.identity_key))
+            }
+            // Who is not in the cohort is not waited for, and anybody can make up an id.
+            (None, None) => Err(Reason::NotExpected),
+        }
+    }
+
     /// Whether a client with this id can have any part in the round: a look-up, before anything of it is read or verified.
     ///
     /// # Errors
@@ -327,14 +368,18 @@ impl Server {
 
     /// Whether `client` is in the cohort; nobody is before it is closed.
     pub fn is_member(&self, client: ClientId) -> bool {
-        let members = match &self.state {
-            State::Advertising(_) => return false,
+        self.members().is_some_and(|members| members.index_of(client).is_ok())
+    }
+
+    /// The cohort, once it is closed.
+    fn members(&self) -> Option<&Members> {
+        Some(match &self.state {
+            State::Advertising(_) => return None,
             State::Sharing(state) => state.members(),
             State::Masking(state) => state.members(),
             State::Confirming(state) => &state.masked().members,
             State::Unmasking(state) => &state.masked().members,
-        };
-        members.index_of(client).is_ok()
+        })
     }
 
     /// Takes the whole packed vector whose header `client` has sent, and adds it to the sum.
@@ -373,13 +418,21 @@ impl Server {
         each_phase!(&self.state, state => state.view(client)).map(|view| ServerMessage { view: Some(view) })
     }
 
-    /// How many of the clients that may take this phase's step have taken it.
+    /// How many of the clients that may take this phase's step have taken it. Nobody waits for those who can't come, or leave.
     pub fn progress(&self) -> Progress {
         let mut progress = each_phase!(&self.state, state => state.progress());
-        if let (State::Advertising(_), Some(may_come)) = (&self.state, self.fleet()) {
-            // Nobody waits for those who can't come.
-            let n_min = self.context.params.wire.n_min as usize;
-            progress.expected = progress.expected.min(may_come).max(n_min);
+        match (&self.state, self.fleet()) {
+            (State::Advertising(_), Some(may_come)) => {
+                let n_min = self.context.params.wire.n_min as usize;
+                progress.expected = progress.expected.min(may_come).max(n_min);
+            }
+            _ if self.leaving.is_empty() => {}
+            _ => {
+                let missing = self.missing();
+                let to_come = missing.iter().filter(|client| !self.leaving.contains(client)).count();
+                // Of the committee, no more than the quorum is expected anyway.
+                progress.expected = progress.expected.min(progress.answered + to_come);
+            }
         }
         progress
     }

@@ -2,6 +2,7 @@
 //! anything else.
 
 mod budget;
+mod leaving;
 mod liars;
 mod lying;
 mod network;

@@ -15,7 +15,7 @@ use unisono_protocol::{ClientId, CohortId};
 
 use crate::world::{CAST, Device, NOW, leaf, open, params};
 
-fn next(server: Server) -> Server {
+pub fn next(server: Server) -> Server {
     match server.close() {
         Ok(Closed::Next(next)) => *next,
         Ok(Closed::Finished(_)) => panic!("the round is over"),
@@ -24,7 +24,7 @@ fn next(server: Server) -> Server {
 }
 
 /// A round of five in malicious mode, up to the given phase, with everybody's step taken in the phases before.
-fn up_to(phase: Phase) -> (Server, Vec<Device>) {
+pub fn up_to(phase: Phase) -> (Server, Vec<Device>) {
     let mut server = open(&params(true, 3, 5, 0.0, 0.25, 20));
     let mut devices: Vec<Device> = (0..5).map(|i| Device::new(i, &server, 9)).collect();
     loop {

@@ -33,6 +33,7 @@ fn client_path(criterion: &mut Criterion) {
     let quantiser = Quantiser {
         bits: 16,
         clip: 1.0,
+        clips: Vec::new(),
         l2_clip: None,
         max_weight: 1.0,
         rounding: Rounding::Stochastic,

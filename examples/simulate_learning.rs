@@ -156,6 +156,7 @@ fn settings(args: &Args) -> Vec<Setting> {
     let quantiser = |bits, l2_clip: Option<f32>| Quantiser {
         bits,
         clip: l2_clip.unwrap_or(2.0),
+        clips: Vec::new(),
         l2_clip,
         max_weight: 1.0, // the largest part's, once the data is dealt
         rounding: Rounding::Stochastic,

@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output};
 
-use unisono::coordinator::config::Fault;
+use unisono::coordinator::config::{Fault, TensorClip};
 use unisono::coordinator::{Config, ConfigError, Coordinator, CoordinatorError, Event, changes};
 use unisono::crypto::sign::{Level, SigningKey};
 use unisono::local::Deployment;
@@ -225,4 +225,57 @@ fn a_model_that_is_none_is_a_fault() {
     std::fs::write(deployment.folder().join("initial.safetensors"), &model[..20]).unwrap();
     let found = faults(&deployment, &[]);
     assert!(found.len() == 1 && found[0].setting == "task.initial_model", "{found:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tensors_have_clips_of_their_own() {
+    let mut deployment = deployment(1);
+    let quantiser = &mut deployment.config.quantiser;
+    quantiser.clip = 0.001;
+    let of = |tensors: &str, clip| TensorClip { tensors: tensors.into(), clip };
+    quantiser.clips = vec![of("b*s", 4.0), of("*", 0.001)];
+    let coordinator = taken(&deployment.config, &[]).await;
+    let mut events = coordinator.events();
+    let set = devices(&deployment, &format!("http://{}", coordinator.address()), 0..5);
+    let result = finished(&mut events).await;
+    all(set).await;
+    coordinator.stop().await;
+    // All five send the same everywhere: 0.01 to 0.05.
+    let model = unisono::wire::model::Model::from_safetensors(&result.model).unwrap();
+    let near = |name: &str, wanted: f32, bound: f32| {
+        let values = model.tensor(name).unwrap().1;
+        assert!(values.iter().all(|value| (value - wanted).abs() < bound), "{name}: {values:?}");
+    };
+    near("bias", 0.03, 1e-3);
+    near("weight", 0.001, 1e-6);
+
+    let text = deployment.config.quantiser.clone();
+    deployment.config.quantiser.clips = vec![of("weigths", 4.0)];
+    let model = deployment.config.initial_model().unwrap();
+    let mut params = result.params.wire.clone();
+    let error = deployment.config.set_clips(&mut params, &model).unwrap_err().to_string();
+    assert!(error.contains("weigths") && error.contains("bias, weight"), "{error}");
+    deployment.config.quantiser = text;
+    // It decides what is learned.
+    deployment.config.quantiser.clips.truncate(1);
+    let told = changes(&deployment.config).await.unwrap();
+    assert_eq!(told.iter().map(|change| change.setting.as_str()).collect::<Vec<_>>(), ["quantiser.clips"]);
+}
+
+#[test]
+fn a_listener_has_an_address_or_a_name_of_this_machine() {
+    let listen = |text: &str| {
+        let deployment = deployment(1);
+        let config = deployment.folder().join("coordinator.toml");
+        let file = std::fs::read_to_string(&config).unwrap();
+        let line = file.lines().find(|line| line.starts_with("listen")).unwrap();
+        std::fs::write(&config, file.replace(line, &format!("listen = {text:?}"))).unwrap();
+        Config::load(&config).map(|config| config.listen.to_string()).map_err(|error| error.to_string())
+    };
+    assert_eq!(listen("localhost:7700"), Ok("127.0.0.1:7700".into()));
+    assert_eq!(listen("[::1]:7700"), Ok("[::1]:7700".into()));
+    for bad in ["7700", "localhost", "", "no such host:7700"] {
+        let error = listen(bad).unwrap_err();
+        assert!(error.contains("no address of this machine with a port"), "{bad:?}: {error}");
+    }
 }

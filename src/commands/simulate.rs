@@ -261,6 +261,7 @@ impl Args {
             bits: point.bits,
             // Random updates lie within 1; what a device learns from its digits in a round within 2.
             clip: if self.learn { self.l2_clip.unwrap_or(2.0) } else { 1.0 },
+            clips: Vec::new(),
             l2_clip: self.l2_clip,
             max_weight: federation.as_ref().map_or(1.0, |federation| federation.max_weight()),
             rounding: Rounding::Stochastic,

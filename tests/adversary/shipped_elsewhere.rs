@@ -360,6 +360,7 @@ fn a_default_clip_that_silently_changes_results() {
     let quantiser = Quantiser {
         bits: 16,
         clip: 3.0,
+        clips: Vec::new(),
         l2_clip: None,
         max_weight: 1.0,
         rounding: Rounding::Deterministic,

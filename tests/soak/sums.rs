@@ -45,6 +45,7 @@ impl Sums {
             quantiser: Quantiser {
                 bits: BITS,
                 clip: CLIP,
+                clips: Vec::new(),
                 l2_clip: None,
                 max_weight: 1.0,
                 rounding: Rounding::Deterministic,

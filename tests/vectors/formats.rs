@@ -39,6 +39,7 @@ fn encoded_updates_and_their_mean_are_those_in_the_vectors() {
         let quantiser = Quantiser {
             bits,
             clip,
+            clips: Vec::new(),
             l2_clip,
             max_weight: 16.0,
             rounding,
@@ -76,6 +77,7 @@ fn rotated_updates_are_those_in_the_vectors() {
         let quantiser = Quantiser {
             bits: 16,
             clip: 4.0,
+            clips: Vec::new(),
             l2_clip: None,
             max_weight: 1.0,
             rounding: Rounding::Deterministic,

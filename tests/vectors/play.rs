@@ -155,6 +155,7 @@ fn params(malicious: bool, cast: &Cast) -> proto::RoundParams {
         quantiser: Some(proto::Quantiser {
             bits: 16,
             clip: 1.0,
+            clips: Vec::new(),
             l2_clip: None,
             max_weight: 8.0,
             rounding: proto::Rounding::Stochastic as i32,

@@ -102,11 +102,19 @@ pub fn check(quantiser: &Quantiser, min_weight: f32, sum: &Aggregate, clients: u
     let noise = quantiser.privacy.map_or(0.0, |privacy| privacy.margin(clients) as f64 / levels * 2.0 * clip / weight);
     let dimension = sum.mean.len();
     let growth = if quantiser.rotation.is_some() { Rotation::error_growth(dimension) } else { 1.0 };
-    // `error_bound` has grown already. The factor is for the conversions to f32.
-    let limit = (growth * (clip + noise) + sum.error_bound) * (1.0 + 1e-5);
-    let largest = sum.mean.iter().enumerate().max_by(|(_, a), (_, b)| a.abs().total_cmp(&b.abs()));
-    if let Some((index, &got)) = largest.filter(|(_, got)| f64::from(got.abs()) > limit) {
-        return Err(Implausible::Mean { index, got, limit });
+    let runs = quantiser.runs(dimension).map_err(|_| Implausible::Mean { index: 0, got: 0.0, limit: 0.0 })?;
+    let widest = runs.iter().map(|run| f64::from(run.clip)).fold(0.0, f64::max);
+    let mut start = 0;
+    for run in &runs {
+        let elements = &sum.mean[start..start + run.elements as usize];
+        // `error_bound` has grown already, and is that of the widest run. The factor is for the conversions to f32.
+        let clip = f64::from(run.clip);
+        let limit = (growth * (clip + noise) + sum.error_bound * clip / widest) * (1.0 + 1e-5);
+        let largest = elements.iter().enumerate().max_by(|(_, a), (_, b)| a.abs().total_cmp(&b.abs()));
+        if let Some((index, &got)) = largest.filter(|(_, got)| f64::from(got.abs()) > limit) {
+            return Err(Implausible::Mean { index: start + index, got, limit });
+        }
+        start += elements.len();
     }
     if let Some(l2_clip) = quantiser.l2_clip {
         let norm = sum.mean.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt();
@@ -141,6 +149,7 @@ mod tests {
         Quantiser {
             bits: 8,
             clip: 1.0,
+            clips: Vec::new(),
             l2_clip: None,
             max_weight: 10.0,
             rounding: Rounding::Stochastic,

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use unisono_wire::model::model_hash;
 
-use crate::config::{Config, Metric, Mode, Rounding};
+use crate::config::{Config, Metric, Mode, Rounding, TensorClip};
 use crate::storage::Store;
 use crate::{CoordinatorError, StoreError};
 
@@ -57,6 +57,7 @@ pub(crate) fn list(changes: &[Change]) -> String {
 fn of(config: &Config, model: Option<&[u8]>) -> BTreeMap<String, String> {
     let q = &config.quantiser;
     let metric = |m: &Metric| format!("{} from {:?} to {:?}", m.name, m.lower, m.upper);
+    let clip = |c: &TensorClip| format!("{} {:?}", c.tensors, c.clip);
     let metrics: Vec<String> = config.metrics.iter().map(metric).collect();
     let none = || "none".to_owned();
     let privacy = config.privacy.as_ref().map_or_else(none, |p| match (p.noise_multiplier, p.epsilon) {
@@ -80,6 +81,10 @@ fn of(config: &Config, model: Option<&[u8]>) -> BTreeMap<String, String> {
         ("privacy", privacy),
         ("quantiser.bits", q.bits.to_string()),
         ("quantiser.clip", format!("{:?}", q.clip)),
+        (
+            "quantiser.clips",
+            if q.clips.is_empty() { none() } else { q.clips.iter().map(clip).collect::<Vec<_>>().join(", ") },
+        ),
         ("quantiser.l2_clip", q.l2_clip.map_or_else(none, |clip| format!("{clip:?}"))),
         ("quantiser.max_weight", format!("{:?}", q.max_weight)),
         ("quantiser.rotate", q.rotate.to_string()),

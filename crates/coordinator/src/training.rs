@@ -243,6 +243,7 @@ async fn open(shared: &Shared, version: u64) -> Result<Active, CoordinatorError>
     let number = shared.store.last_round_number(task).await? + 1;
     let dimension = model.values().len() as u64;
     let mut params = shared.config.params(number, version, model_hash(&bytes), dimension, roster)?;
+    shared.config.set_clips(&mut params, &model)?;
     params.opened_at = now();
     Active::open(&shared.store, &params, authority).await.map_err(|error| match error {
         RecoverError::Store(error) => error.into(),

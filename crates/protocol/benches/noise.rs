@@ -22,6 +22,7 @@ fn noise(criterion: &mut Criterion) {
         let quantiser = Quantiser {
             bits: 12,
             clip: 1.0,
+            clips: Vec::new(),
             l2_clip: Some(1.0),
             max_weight: 1.0,
             rounding: Rounding::Stochastic,

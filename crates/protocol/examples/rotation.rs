@@ -36,6 +36,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             let quantiser = Quantiser {
                 bits,
                 clip,
+                clips: Vec::new(),
                 l2_clip: Some(1.0),
                 max_weight: 1.0,
                 rounding: Rounding::Stochastic,

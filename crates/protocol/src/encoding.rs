@@ -21,6 +21,18 @@ pub enum Rounding {
     Deterministic,
 }
 
+/// Elements that follow each other and have an L-infinity bound of their own.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ClipRun {
+    /// How many, at least 1.
+    pub elements: u64,
+    /// Their bound, above 0.
+    pub clip: f32,
+}
+
+/// Most runs of elements with bounds of their own.
+pub const MAX_CLIP_RUNS: usize = 4096;
+
 /// The encoder's settings.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Quantiser {
@@ -28,6 +40,9 @@ pub struct Quantiser {
     pub bits: u32,
     /// L-infinity bound of an update's elements, above 0.
     pub clip: f32,
+    /// Bounds of runs of elements in the place of `clip`, in order, with as many elements together as the update; empty: `clip` is the
+    /// bound of all. Neighbours have different ones. Not with `privacy` or `rotation`, and at most [`MAX_CLIP_RUNS`].
+    pub clips: Vec<ClipRun>,
     /// L2 bound of an update, applied first, above 0.
     pub l2_clip: Option<f32>,
     /// Largest weight of one client, above 0.
@@ -154,7 +169,8 @@ pub struct Aggregate {
     pub metrics: Vec<f32>,
     /// Sum of the weights.
     pub total_weight: f64,
-    /// Bound on the error that quantisation adds to an element of `mean`; clipping is not counted. With rotation this is the
+    /// Bound on the error that quantisation adds to an element of `mean`, the one with the largest clip where there are several; clipping
+    /// is not counted. With rotation this is the
     /// worst case, [`Rotation::error_growth`] times what a rotated element is off by; the RMS error over all elements does not grow.
     pub error_bound: f64,
     /// Standard deviation of the noise on an element of `mean`; 0 in a round without privacy.
@@ -172,6 +188,25 @@ impl Quantiser {
         modulus_bits(self.bits, 1)?;
         if !positive(self.clip) {
             return setting("clip", self.clip.to_string(), "a finite number above 0");
+        }
+        if let Some(run) = self.clips.iter().find(|run| run.elements == 0 || !positive(run.clip)) {
+            let got = format!("{} for {} elements", run.clip, run.elements);
+            return setting("clips", got, "finite numbers above 0, each for at least one element");
+        }
+        if self.clips.windows(2).any(|pair| pair[0].clip == pair[1].clip) || self.clips.len() > MAX_CLIP_RUNS {
+            return setting(
+                "clips",
+                format!("{} runs", self.clips.len()),
+                "at most 4096 runs, each with another bound than the one before",
+            );
+        }
+        if !self.clips.is_empty() && (self.privacy.is_some() || self.rotation.is_some()) {
+            let with = if self.privacy.is_some() { "privacy" } else { "rotation" };
+            return setting(
+                "clips",
+                format!("set, with {with}"),
+                "one clip for all elements, with privacy or rotation",
+            );
         }
         if let Some(clip) = self.l2_clip.filter(|&clip| !positive(clip)) {
             return setting("l2_clip", clip.to_string(), "a finite number above 0");
@@ -203,6 +238,38 @@ impl Quantiser {
         let levels = (1u128 << self.bits) - 1;
         let whole = u128::from(clients) * levels + 2 * u128::from(privacy.margin(clients));
         Ok(128 - whole.leading_zeros())
+    }
+
+    /// The bound of each element of an update of `dimension`, as runs.
+    ///
+    /// # Errors
+    /// [`EncodingError::Setting`] where `clips` have another number of elements.
+    pub fn runs(&self, dimension: usize) -> Result<Vec<ClipRun>, EncodingError> {
+        if self.clips.is_empty() {
+            return Ok(vec![ClipRun { elements: dimension as u64, clip: self.clip }]);
+        }
+        let elements = self.clips.iter().try_fold(0u64, |sum, run| sum.checked_add(run.elements));
+        if elements == Some(dimension as u64) {
+            return Ok(self.clips.clone());
+        }
+        let got = elements.map_or("more than 2^64".into(), |elements| elements.to_string());
+        let got = format!("{got} elements in all, of an update of {dimension}");
+        Err(EncodingError::Setting { setting: "clips", got, allowed: "as many as the update has" })
+    }
+
+    /// Puts runs into the form of [`Self::clips`]: neighbours of one bound become one, and a single run is none.
+    pub fn set_clips(&mut self, runs: impl IntoIterator<Item = ClipRun>) {
+        self.clips.clear();
+        for run in runs.into_iter().filter(|run| run.elements > 0) {
+            match self.clips.last_mut() {
+                Some(last) if last.clip == run.clip => last.elements = last.elements.saturating_add(run.elements),
+                _ => self.clips.push(run),
+            }
+        }
+        if let [only] = self.clips[..] {
+            self.clip = only.clip;
+            self.clips.clear();
+        }
     }
 
     fn scale(&self) -> f64 {
@@ -238,7 +305,7 @@ impl Quantiser {
             return Err(EncodingError::UnequalWeight { got: weight, required: self.max_weight });
         }
         let share = f64::from(weight) / f64::from(self.max_weight);
-        let clip = f64::from(self.clip);
+        let bounds = Bounds::of(&self.runs(dimension)?);
         let shrink = match self.l2_clip.map(f64::from) {
             Some(bound) => {
                 let norm = l2_norm(update);
@@ -255,23 +322,22 @@ impl Quantiser {
         });
         let last: Zeroizing<Vec<f64>> = Zeroizing::new(metrics.chain([share]).collect());
         let rounder = Rounder::new(self.rounding, self.scale(), rng);
-        let factor = share / (2.0 * clip);
         let encoded = RingVector::from_chunks(modulus, dimension + last.len(), |start, out| {
             for (start, out) in (start..).step_by(COINS).zip(out.chunks_mut(COINS)) {
                 let coins = rounder.coins(start, out.len())?;
                 let inside = out.len().min(dimension.saturating_sub(start));
                 let (updates, others) = out.split_at_mut(inside);
                 let values = &update[start.min(dimension)..];
-                let rounder = &rounder;
-                pulp::Arch::new().dispatch(Quantise {
-                    updates,
-                    values,
-                    coins: coins.as_slice(),
-                    shrink,
-                    clip,
-                    factor,
-                    rounder,
-                });
+                let (rounder, mut rest) = (&rounder, updates);
+                let mut at = 0;
+                for (length, clip) in bounds.within(start, inside) {
+                    let (updates, later) = rest.split_at_mut(length);
+                    rest = later;
+                    let (values, coins) = (&values[at..at + length], &coins[at..at + length]);
+                    let factor = share / (2.0 * clip);
+                    pulp::Arch::new().dispatch(Quantise { updates, values, coins, shrink, clip, factor, rounder });
+                    at += length;
+                }
                 let from = start.max(dimension) - dimension;
                 let others = others.iter_mut().zip(&last[from..]).zip(&coins[inside..]);
                 others.for_each(|((x, &unit), &coin)| *x = rounder.round(unit, coin));
@@ -312,8 +378,11 @@ impl Quantiser {
         if weight == 0.0 {
             return Err(EncodingError::ZeroWeight { clients });
         }
-        let (clip, clients) = (f64::from(self.clip), f64::from(clients));
-        let mean = units[..dimension].iter().map(|unit| ((unit * 2.0 - clients) * clip / weight) as f32).collect();
+        let (runs, clients) = (self.runs(dimension)?, f64::from(clients));
+        let clip = runs.iter().map(|run| f64::from(run.clip)).fold(0.0, f64::max);
+        let clips = runs.iter().flat_map(|run| std::iter::repeat_n(f64::from(run.clip), run.elements as usize));
+        let mean = units[..dimension].iter().zip(clips);
+        let mean = mean.map(|(unit, clip)| ((unit * 2.0 - clients) * clip / weight) as f32).collect();
         let metric = |(unit, &(lower, upper)): (&f64, &(f32, f32))| {
             (f64::from(lower) + unit / weight * (f64::from(upper) - f64::from(lower))) as f32
         };
@@ -344,6 +413,30 @@ impl Quantiser {
             None => u64::MAX,
         };
         move |x| if x <= top { x as f64 } else { -((modulus.mask() - x) as f64 + 1.0) }
+    }
+}
+
+/// Where runs of elements end, and their bounds.
+struct Bounds(Vec<(usize, f64)>);
+
+impl Bounds {
+    fn of(runs: &[ClipRun]) -> Self {
+        let ends = runs.iter().scan(0, |end, run| {
+            *end += run.elements as usize;
+            Some((*end, f64::from(run.clip)))
+        });
+        Self(ends.collect())
+    }
+
+    /// The `count` elements from `start` on: how many follow each other with which bound.
+    fn within(&self, start: usize, count: usize) -> impl Iterator<Item = (usize, f64)> {
+        let (mut at, end) = (start, start + count);
+        let first = self.0.partition_point(|(run_end, _)| *run_end <= start);
+        self.0[first..].iter().map_while(move |&(run_end, clip)| {
+            let length = run_end.min(end) - at;
+            at += length;
+            (length > 0).then_some((length, clip))
+        })
     }
 }
 

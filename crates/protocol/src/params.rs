@@ -4,7 +4,7 @@ use unisono_crypto::kdf::{hash, label};
 use unisono_crypto::ring::Modulus;
 
 use crate::degree::{Assumptions, DegreeError, SecurityMode, Topology, adversaries, find};
-use crate::encoding::{EncodingError, Quantiser, Rounding};
+use crate::encoding::{ClipRun, EncodingError, Quantiser, Rounding};
 use crate::ids::RoundId;
 use crate::privacy::{Guarantee, Privacy, Sensitivity};
 use crate::proto;
@@ -146,7 +146,17 @@ impl RoundParams {
         let mut quantiser = quantiser_from_wire(wire.quantiser.as_ref())?;
         quantiser.rotation = quantiser.rotation.map(|_| Rotation::of_round(round_id));
         quantiser.validate()?;
+        quantiser.runs(usize::try_from(wire.dimension).unwrap_or(usize::MAX))?;
         let needed = quantiser.modulus_bits(wire.n_max)?;
+        if needed > 64 {
+            let noise = quantiser
+                .privacy
+                .map_or(String::new(), |it| format!(" and noise of variance {:.3e}", it.noise_variance));
+            let got = format!("{} bits for {} clients{noise}", quantiser.bits, wire.n_max);
+            let allowed =
+                "what sums of 64 bits can hold: give fewer bits, ask for less noise, or let fewer clients in (n_max)";
+            return Err(field("quantiser.bits", got, allowed));
+        }
         if wire.modulus_bits < needed || wire.modulus_bits > 64 {
             return Err(field(
                 "modulus_bits",
@@ -257,6 +267,7 @@ pub fn quantiser_from_wire(wire: Option<&proto::Quantiser>) -> Result<Quantiser,
     Ok(Quantiser {
         bits: wire.bits,
         clip: wire.clip,
+        clips: wire.clips.iter().map(|run| ClipRun { elements: run.elements, clip: run.clip }).collect(),
         l2_clip: wire.l2_clip,
         max_weight: wire.max_weight,
         rounding,
@@ -275,6 +286,7 @@ pub fn quantiser_to_wire(quantiser: &Quantiser) -> proto::Quantiser {
     proto::Quantiser {
         bits: quantiser.bits,
         clip: quantiser.clip,
+        clips: quantiser.clips.iter().map(|run| proto::ClipRun { elements: run.elements, clip: run.clip }).collect(),
         l2_clip: quantiser.l2_clip,
         max_weight: quantiser.max_weight,
         rounding: rounding as i32,

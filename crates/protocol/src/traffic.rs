@@ -157,6 +157,7 @@ impl Shape<'_> {
             quantiser: Some(proto::Quantiser {
                 bits: 16,
                 clip: 1.0,
+                clips: Vec::new(),
                 l2_clip: None,
                 max_weight: 1.0,
                 rounding: proto::Rounding::Stochastic as i32,

@@ -52,6 +52,7 @@ impl Default for Builder {
         let quantiser = Quantiser {
             bits: 16,
             clip: 1.0,
+            clips: Vec::new(),
             l2_clip: None,
             max_weight: 1.0,
             rounding,

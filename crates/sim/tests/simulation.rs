@@ -94,6 +94,7 @@ fn the_mean_is_the_weighted_mean_of_the_researchers_own_updates() {
     let quantiser = Quantiser {
         bits: 20,
         clip: 10.0,
+        clips: Vec::new(),
         l2_clip: None,
         max_weight: 4.0,
         rounding: Rounding::Deterministic,
@@ -176,6 +177,7 @@ fn settings_that_can_not_work_are_refused_with_what_would() {
     let quantiser = Quantiser {
         bits: 40,
         clip: 1.0,
+        clips: Vec::new(),
         l2_clip: None,
         max_weight: 1.0,
         rounding: Rounding::Stochastic,
@@ -216,6 +218,7 @@ fn private(noise_multiplier: f64) -> Builder {
     let quantiser = Quantiser {
         bits: 12,
         clip: 1.0,
+        clips: Vec::new(),
         l2_clip: Some(1.0),
         max_weight: 1.0,
         rounding: Rounding::Stochastic,

@@ -337,6 +337,7 @@ mod tests {
         let quantiser = Quantiser {
             bits: 12,
             clip: 1.0,
+            clips: Vec::new(),
             l2_clip: None,
             max_weight: 1.0,
             rounding: Rounding::Stochastic,

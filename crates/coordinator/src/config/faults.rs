@@ -215,7 +215,7 @@ impl Config {
         if (self.task.initial_model.exists() || !begun)
             && let Some(model) = good(self.initial_model(), "task.initial_model", add)
             && params_checked
-            && let Err(error) = self.check_params(model.values().len() as u64)
+            && let Err(error) = self.check_params(model.values().len() as u64, Some(&model))
         {
             add(error.setting().unwrap_or("round"), error.to_string(), "");
         }

@@ -7,10 +7,11 @@ mod limits;
 mod retention;
 mod round;
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
 
 use crate::learning::{EarlyStop, OptimizerConfig};
 
@@ -26,8 +27,10 @@ pub use retention::{Keep, Retention};
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// Address on which clients are served.
+    #[serde(deserialize_with = "address")]
     pub listen: SocketAddr,
     /// Address on which Prometheus metrics are served; absent: nowhere.
+    #[serde(default, deserialize_with = "some_address")]
     pub metrics_listen: Option<SocketAddr>,
     /// Most connections at a time; further ones wait. A device holds one, a proxy's count for many. The process needs as many open
     /// files and 256 more. Absent: 20,000, or as many as the system allows if that is less.
@@ -196,6 +199,9 @@ pub struct Quantiser {
     pub bits: u32,
     /// L-infinity bound of an update's elements.
     pub clip: f32,
+    /// Bounds of some tensors in the place of `clip`; the first that names a tensor counts. Not with `rotate` or privacy.
+    #[serde(default)]
+    pub clips: Vec<TensorClip>,
     /// L2 bound of an update, applied first; absent: none.
     pub l2_clip: Option<f32>,
     /// Largest weight of a client.
@@ -209,6 +215,29 @@ pub struct Quantiser {
     /// Whether updates are rotated before the L-infinity bound.
     #[serde(default)]
     pub rotate: bool,
+}
+
+/// An L-infinity bound for some tensors.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TensorClip {
+    /// Their names, where `*` stands for any characters and `?` for one: `*.running_var`.
+    pub tensors: String,
+    /// The bound, above 0.
+    pub clip: f32,
+}
+
+/// An address, or a name of this machine, with a port. Of a name with several addresses, the IPv4 one.
+fn address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    let mut found: Vec<SocketAddr> = text.to_socket_addrs().map(Iterator::collect).unwrap_or_default();
+    found.sort_by_key(SocketAddr::is_ipv6);
+    let why = || format!("{text:?} is no address of this machine with a port: give one like 127.0.0.1:7700");
+    found.first().copied().ok_or_else(|| D::Error::custom(why()))
+}
+
+fn some_address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SocketAddr>, D::Error> {
+    address(deserializer).map(Some)
 }
 
 fn stochastic() -> Rounding {

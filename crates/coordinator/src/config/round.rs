@@ -1,10 +1,13 @@
 //! What a round is made with: the settings are checked, and become `RoundParams`.
 
 use unisono_protocol::degree::{Assumptions, SecurityMode};
-use unisono_protocol::params::{ParamsError, RoundParams, honest, quantiser_from_wire};
+use unisono_protocol::encoding::ClipRun;
+use unisono_protocol::params::{ParamsError, RoundParams, honest, quantiser_from_wire, quantiser_to_wire};
 use unisono_protocol::privacy::{Privacy as Noise, Sensitivity};
 use unisono_protocol::proto;
 use unisono_wire::MAX_MESSAGE_LEN;
+use unisono_wire::model::Model;
+use wildmatch::WildMatch;
 
 use super::{Config, ConfigError, Metric, Privacy, Rounding};
 
@@ -83,20 +86,23 @@ impl Config {
         }
         // What noise is made with may be among what is wrong already.
         if !faults.iter().any(|fault| fault.setting().is_some_and(|name| name.starts_with("privacy")))
-            && let Err(fault) = self.check_params(1)
+            && let Err(fault) = self.check_params(1, None)
         {
             faults.push(fault);
         }
         faults
     }
 
-    /// Checks that a round on a model of `dimension` elements can run.
+    /// Checks that a round on `model`, or on any of `dimension` elements, can run.
     ///
     /// # Errors
     /// [`ConfigError`] as of [`Self::params`].
-    pub(super) fn check_params(&self, dimension: u64) -> Result<(), ConfigError> {
+    pub(super) fn check_params(&self, dimension: u64, model: Option<&Model>) -> Result<(), ConfigError> {
         let roster = (0, if self.malicious() { vec![0; 32] } else { Vec::new() });
-        let params = self.params(1, 0, [0; 32], dimension, roster)?;
+        let mut params = self.params(1, 0, [0; 32], dimension, roster)?;
+        if let Some(model) = model {
+            self.set_clips(&mut params, model)?;
+        }
         let params = RoundParams::proposed(&prost::Message::encode_to_vec(&params))?;
         let (chunk, limit) = (params.chunk_len(), MAX_MESSAGE_LEN - 1024);
         if chunk > limit {
@@ -132,6 +138,7 @@ impl Config {
         let mut quantiser = proto::Quantiser {
             bits: q.bits,
             clip: q.clip,
+            clips: Vec::new(),
             l2_clip: q.l2_clip,
             max_weight: q.max_weight,
             rounding: rounding as i32,
@@ -171,6 +178,30 @@ impl Config {
             opened_at: 0,
             min_colluders: r.min_colluders,
         })
+    }
+
+    /// Gives the model's tensors the bounds that `quantiser.clips` has for them.
+    ///
+    /// # Errors
+    /// [`ConfigError::Setting`] for names that no tensor has; [`ConfigError::Params`] for bounds that can't be had.
+    pub fn set_clips(&self, params: &mut proto::RoundParams, model: &Model) -> Result<(), ConfigError> {
+        let of_config = &self.quantiser.clips;
+        let patterns: Vec<_> = of_config.iter().map(|of| (WildMatch::new(&of.tensors), of.clip)).collect();
+        let names = || model.tensors().map(|(name, ..)| name);
+        if let Some((pattern, _)) = patterns.iter().find(|(pattern, _)| !names().any(|name| pattern.matches(name))) {
+            return Err(ConfigError::Setting {
+                setting: "quantiser.clips",
+                got: format!("for tensors {pattern}"),
+                allowed: format!("names of the model's tensors: {}", names().take(5).collect::<Vec<_>>().join(", ")),
+            });
+        }
+        let mut quantiser = quantiser_from_wire(params.quantiser.as_ref())?;
+        quantiser.set_clips(model.tensors().map(|(name, _, values)| ClipRun {
+            elements: values.len() as u64,
+            clip: patterns.iter().find(|(it, _)| it.matches(name)).map_or(self.quantiser.clip, |(_, clip)| *clip),
+        }));
+        params.quantiser = Some(quantiser_to_wire(&quantiser));
+        Ok(())
     }
 
     /// Variance of each client's noise, so that a sum of `n_min` less the assumed colluders' part has what is asked for.

@@ -10,6 +10,7 @@ fn quantiser(bits: u32, rounding: Rounding) -> Quantiser {
     Quantiser {
         bits,
         clip: 2.0,
+        clips: Vec::new(),
         l2_clip: None,
         max_weight: 100.0,
         rounding,
@@ -149,4 +150,59 @@ proptest! {
         prop_assert!((f64::from(decoded.metrics[0]) - metric).abs() <= metric_bound + 1e-4);
         prop_assert!((decoded.total_weight - total).abs() <= clients.len() as f64 * step * 100.0 + 1e-3);
     }
+}
+
+#[test]
+fn runs_of_elements_have_bounds_of_their_own() {
+    // Runs that begin and end within the coins' blocks, one of a single element.
+    let runs = [(COINS + 900, 0.1), (1, 100.0), (2 * COINS, 2.0), (7, 0.25)];
+    let dimension = runs.iter().map(|(elements, _)| elements).sum::<usize>();
+    let mut q = Quantiser { metric_bounds: Vec::new(), max_weight: 1.0, ..quantiser(16, Rounding::Deterministic) };
+    q.set_clips(runs.map(|(elements, clip)| ClipRun { elements: elements as u64, clip }));
+    q.validate().unwrap();
+    let modulus = Modulus::new(q.modulus_bits(3).unwrap()).unwrap();
+    let mut rng = ChaCha20Rng::seed_from_u64(3);
+    let update: Vec<f32> = (0..dimension).map(|i| ((i * 37) % 101) as f32 / 25.0 - 2.0).collect();
+    let contribution = Contribution { update: &update, metrics: &[], weight: 1.0 };
+    let encoded = q.encode(contribution, dimension, modulus, &mut rng).unwrap().to_u64();
+    let sum: Vec<u64> = encoded.iter().map(|x| 3 * x).collect();
+    let mean = q.decode(&RingVector::from_u64(modulus, &sum).unwrap(), dimension, 3).unwrap();
+    let mut start = 0;
+    for (elements, clip) in runs {
+        // As an update of its own would be with this bound.
+        let alone = Quantiser { clip, clips: Vec::new(), ..q.clone() };
+        let part = &update[start..start + elements];
+        let contribution = Contribution { update: part, metrics: &[], weight: 1.0 };
+        let expected = alone.encode(contribution, elements, modulus, &mut rng).unwrap().to_u64();
+        assert_eq!(encoded[start..start + elements], expected[..elements], "clip {clip}");
+        let bound = mean.error_bound * f64::from(clip) / 100.0;
+        for (got, x) in mean.mean[start..start + elements].iter().zip(part) {
+            assert!((f64::from(got - x.clamp(-clip, clip))).abs() <= bound + 1e-7, "{got} for {x} at clip {clip}");
+        }
+        start += elements;
+    }
+}
+
+#[test]
+fn bounds_of_runs_are_those_of_the_update_and_go_with_no_rotation_or_noise() {
+    let run = |elements, clip| ClipRun { elements, clip };
+    let mut q = quantiser(16, Rounding::Deterministic);
+    q.set_clips([run(3, 1.0), run(0, 5.0), run(2, 1.0), run(4, 0.5)]);
+    assert_eq!((q.clips.clone(), q.validate()), (vec![run(5, 1.0), run(4, 0.5)], Ok(())));
+    assert!(q.runs(9).is_ok() && matches!(q.runs(10), Err(EncodingError::Setting { setting: "clips", .. })));
+    let refused = |clips: Vec<ClipRun>, rotation| {
+        let bad = Quantiser { clips, rotation, ..q.clone() };
+        matches!(bad.validate(), Err(EncodingError::Setting { setting: "clips", .. }))
+    };
+    assert!(
+        refused(vec![run(0, 1.0)], None) && refused(vec![run(1, f32::NAN)], None) && refused(vec![run(1, 0.0)], None)
+    );
+    assert!(refused(vec![run(1, 1.0), run(1, 1.0)], None), "not merged");
+    assert!(refused((0..5000).map(|i| run(1, 1.0 + (i % 2) as f32)).collect(), None), "too many");
+    assert!(refused(q.clips.clone(), Some(Rotation::default())));
+    let endless = Quantiser { clips: vec![run(u64::MAX, 1.0), run(u64::MAX, 2.0)], ..q.clone() };
+    assert!(endless.runs(9).is_err());
+    // One bound for all is `clip`.
+    q.set_clips([run(3, 4.0), run(2, 4.0)]);
+    assert_eq!((q.clip, q.clips.len()), (4.0, 0));
 }

@@ -74,7 +74,11 @@ impl Privacy {
         let setting = |setting, got: String, allowed| Err(EncodingError::Setting { setting, got, allowed });
         let variance = self.noise_variance;
         if !(variance > 0.0 && variance <= MAX_NOISE_VARIANCE) {
-            return setting("privacy.noise_variance", variance.to_string(), "above 0 up to 2^48");
+            return setting(
+                "privacy.noise_variance",
+                variance.to_string(),
+                "above 0 up to 2^48: ask for less noise (noise_multiplier), or give fewer bits or a larger clip",
+            );
         }
         if quantiser.l2_clip.is_none() {
             return setting("l2_clip", "absent".into(), "a bound, which noise for privacy is made for");
@@ -179,6 +183,7 @@ mod tests {
         Quantiser {
             bits: 12,
             clip: 1.0,
+            clips: Vec::new(),
             l2_clip: Some(1.0),
             max_weight: 1.0,
             rounding: Rounding::Stochastic,

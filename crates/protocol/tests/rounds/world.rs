@@ -66,6 +66,7 @@ pub fn params(malicious: bool, n_min: u32, n_max: u32, gamma: f64, delta: f64, d
         quantiser: Some(proto::Quantiser {
             bits: 8,
             clip: 1.0,
+            clips: Vec::new(),
             l2_clip: None,
             max_weight: 1.0,
             rounding: proto::Rounding::Deterministic as i32,

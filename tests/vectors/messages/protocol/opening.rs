@@ -32,6 +32,7 @@ pub fn params(cases: &mut Cases) {
         Quantiser {
             bits: 8,
             clip: 0.75,
+            clips: Vec::new(),
             l2_clip: None,
             max_weight: 16.0,
             rounding: Rounding::Deterministic as i32,
@@ -50,6 +51,7 @@ pub fn params(cases: &mut Cases) {
         Quantiser {
             bits: 16,
             clip: 0.75,
+            clips: Vec::new(),
             l2_clip: Some(3.125),
             max_weight: 1.0,
             rounding: Rounding::Stochastic as i32,

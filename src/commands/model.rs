@@ -14,8 +14,8 @@ use super::read_key;
 /// Models.
 #[derive(clap::Subcommand)]
 pub enum Command {
-    /// Makes the zero softmax regression that `unisono client run` trains. Any safetensors file of F32 tensors can be a task's
-    /// initial model.
+    /// Makes the zero softmax regression that `unisono client run` trains. Any safetensors file can be a task's initial model:
+    /// F32, F16 and BF16 tensors are trained, those of integers and booleans stay as they are.
     Init {
         /// Features of an example.
         #[arg(long)]

@@ -1,6 +1,7 @@
 //! Models leave sealed: the base model of the round at hand, and the trained one at the end. Each is sealed once, one file for all;
 //! `grants` gives its key to each device that may have it.
 
+use std::borrow::Cow;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use getrandom::SysRng;
@@ -9,7 +10,7 @@ use tonic::{Code, Status};
 use unisono_protocol::params::RoundParams;
 use unisono_release::proto::{PayloadType, Provenance, ProvenanceMode, ReleaseHeader, SealedKind};
 use unisono_release::{ContentKey, Header, publisher_id, seal};
-use unisono_wire::model::model_hash;
+use unisono_wire::model::{Model, Released, model_hash};
 use unisono_wire::proto::{GetModelRequest, GetReleaseRequest};
 
 use crate::grants::Grants;
@@ -99,10 +100,24 @@ async fn seal_and_store(
         SealedKind::Release => shared.release_keys.as_ref().map(|keys| &keys.publisher),
         SealedKind::BaseModel => shared.round_keys.as_ref().map(|keys| &keys.signing_key),
     };
-    let (file, header, key, model_hash) = tokio::task::block_in_place(|| {
+    let (file, header, key, model_hash) = crate::in_place(|| {
         let rng = &mut UnwrapErr(SysRng);
         let key = ContentKey::random(rng);
-        let (file, header) = seal(fields, &model, &key, signer, rng)?;
+        let payload = match kind {
+            SealedKind::Release => {
+                let Released { file, beyond } = Model::released(&model)?;
+                if beyond > 0 {
+                    tracing::warn!(
+                        model_version,
+                        beyond,
+                        "elements beyond their type's range are released as its largest number"
+                    );
+                }
+                file
+            }
+            SealedKind::BaseModel => Cow::Borrowed(model.as_slice()),
+        };
+        let (file, header) = seal(fields, &payload, &key, signer, rng)?;
         Ok::<_, CoordinatorError>((file, header, key, model_hash(&model).to_vec()))
     })?;
     let stored = StoredSeal {

@@ -1,18 +1,82 @@
 //! A model as it travels: safetensors, and the flat vector of which updates are differences.
 //!
-//! The vector holds all tensors in order of name, each in row-major order. Only `F32` tensors are aggregated.
+//! The vector holds all tensors of floating-point numbers in order of name, each in row-major order. They are trained in `F32`; those that
+//! were `F16` or `BF16` at first are released in that type. Tensors of integers and booleans (counters, masks) stay as they are in every
+//! version.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
+use half::{bf16, f16};
 use safetensors::tensor::{Dtype, TensorView};
 use safetensors::{SafeTensors, serialize};
 use unisono_crypto::kdf::{hash, label};
 
-/// Most bytes that a model's file may have beyond its elements: names and shapes of its tensors, and metadata. Enough for a hundred
-/// thousand tensors.
+/// Most bytes that a model's file may have beyond the elements that are aggregated: names and shapes of its tensors, metadata, and tensors
+/// that are kept as they are. Enough for a hundred thousand tensors.
 pub const MAX_MODEL_HEADER: u64 = 16 << 20;
 /// Name under which a safetensors header has what is no tensor.
 const METADATA: &str = "__metadata__";
+/// Name in the metadata under which a version that is trained has the types of the release: a JSON object of tensors' names.
+const RELEASED_AS: &str = "unisono.released_as";
+
+/// A type of which tensors are aggregated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+enum Float {
+    F32,
+    F16,
+    BF16,
+}
+
+impl Float {
+    fn of(dtype: Dtype) -> Option<Self> {
+        match dtype {
+            Dtype::F32 => Some(Self::F32),
+            Dtype::F16 => Some(Self::F16),
+            Dtype::BF16 => Some(Self::BF16),
+            _ => None,
+        }
+    }
+
+    fn dtype(self) -> Dtype {
+        match self {
+            Self::F32 => Dtype::F32,
+            Self::F16 => Dtype::F16,
+            Self::BF16 => Dtype::BF16,
+        }
+    }
+
+    fn read(self, data: &[u8], values: &mut Vec<f32>) {
+        let pairs = data.as_chunks::<2>().0;
+        match self {
+            Self::F32 => values.extend(data.as_chunks::<4>().0.iter().map(|&bytes| f32::from_le_bytes(bytes))),
+            Self::F16 => values.extend(pairs.iter().map(|&bytes| f16::from_le_bytes(bytes).to_f32())),
+            Self::BF16 => values.extend(pairs.iter().map(|&bytes| bf16::from_le_bytes(bytes).to_f32())),
+        }
+    }
+
+    /// Rounds to the nearest number of this type; what lies beyond its range becomes its largest one, and is counted.
+    fn write(self, values: &[f32], data: &mut Vec<u8>) -> usize {
+        let largest = match self {
+            Self::F32 => f32::MAX,
+            Self::F16 => f16::MAX.to_f32(),
+            Self::BF16 => bf16::MAX.to_f32(),
+        };
+        let kept = |value: &f32| value.clamp(-largest, largest);
+        match self {
+            Self::F32 => data.extend(values.iter().flat_map(|value| value.to_le_bytes())),
+            Self::F16 => data.extend(values.iter().flat_map(|value| f16::from_f32(kept(value)).to_le_bytes())),
+            Self::BF16 => data.extend(values.iter().flat_map(|value| bf16::from_f32(kept(value)).to_le_bytes())),
+        }
+        values.iter().filter(|value| value.abs() > largest).count()
+    }
+}
+
+/// Whether tensors of this type are kept as they are.
+fn is_kept(dtype: Dtype) -> bool {
+    use Dtype::{BOOL, I8, I16, I32, I64, U8, U16, U32, U64};
+    matches!(dtype, BOOL | I8 | I16 | I32 | I64 | U8 | U16 | U32 | U64)
+}
 
 /// Why bytes are no model.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -21,19 +85,24 @@ pub enum ModelError {
     #[error("this is no safetensors file: {0}")]
     Format(String),
     /// A tensor of another type.
-    #[error("tensor {name:?} is {dtype}; only F32 tensors are aggregated: convert it")]
+    #[error(
+        "tensor {name:?} is {dtype}; F32, F16 and BF16 tensors are aggregated, those of integers and booleans are kept: convert it"
+    )]
     Dtype {
         /// Its name.
         name: String,
         /// Its type.
         dtype: String,
     },
+    /// The types of the release, in the metadata of a version that is trained.
+    #[error("the metadata's {RELEASED_AS:?} does not fit the tensors: {0}")]
+    ReleasedAs(String),
     /// More names, shapes and metadata than a device takes.
     #[error(
-        "names, shapes and metadata of the model's tensors take {length} bytes; at most {MAX_MODEL_HEADER} are taken"
+        "names, shapes and metadata of the model, and its tensors of integers, take {length} bytes; at most {MAX_MODEL_HEADER} are taken"
     )]
     Header {
-        /// Bytes beyond the elements.
+        /// Bytes beyond the elements that are aggregated.
         length: u64,
     },
     /// No elements at all.
@@ -88,14 +157,62 @@ fn differences(missing: &[String], unknown: &[String]) -> String {
     [names("missing are", missing), names("unknown are", unknown)].into_iter().flatten().collect::<Vec<_>>().join("; ")
 }
 
-/// Named `f32` tensors, held as one flat vector.
+/// A tensor that is aggregated.
+#[derive(Debug, Clone, PartialEq)]
+struct Aggregated {
+    shape: Vec<usize>,
+    released_as: Float,
+}
+
+impl Aggregated {
+    fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+}
+
+/// A tensor that is the same in every version: integers or booleans.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kept {
+    dtype: Dtype,
+    shape: Vec<usize>,
+    data: Vec<u8>,
+}
+
+impl Kept {
+    /// Its type's name in safetensors, `I64` for instance.
+    pub fn dtype(&self) -> String {
+        format!("{:?}", self.dtype)
+    }
+
+    /// Its shape.
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// Its elements, row-major, little-endian.
+    pub fn data(&self) -> &[u8] {
+        &self.data
+    }
+}
+
+/// Named `f32` tensors, held as one flat vector, with what travels beside them.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Model {
-    /// Shape of each tensor, by name.
-    shapes: BTreeMap<String, Vec<usize>>,
+    /// By name.
+    tensors: BTreeMap<String, Aggregated>,
+    kept: BTreeMap<String, Kept>,
     /// What the file says about itself, as `format: pt`.
     metadata: BTreeMap<String, String>,
     values: Vec<f32>,
+}
+
+/// A model's file in the types of its release.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Released<'a> {
+    /// A safetensors file.
+    pub file: Cow<'a, [u8]>,
+    /// Elements that were beyond the range of their type, and are its largest number.
+    pub beyond: usize,
 }
 
 impl Model {
@@ -106,94 +223,122 @@ impl Model {
     pub fn new<'a>(tensors: impl IntoIterator<Item = (&'a str, Vec<usize>, Vec<f32>)>) -> Result<Self, ModelError> {
         let mut sorted = BTreeMap::new();
         for (name, shape, values) in tensors {
-            let expected = shape.iter().product();
-            if values.len() != expected {
-                return Err(ModelError::Length { expected, got: values.len() });
+            let tensor = Aggregated { shape, released_as: Float::F32 };
+            if values.len() != tensor.len() {
+                return Err(ModelError::Length { expected: tensor.len(), got: values.len() });
             }
-            sorted.insert(name.to_owned(), (shape, values));
+            sorted.insert(name.to_owned(), (tensor, values));
         }
         let values = sorted.values().flat_map(|(_, values)| values.iter().copied()).collect();
-        let shapes = sorted.into_iter().map(|(name, (shape, _))| (name, shape)).collect();
-        Self::checked(shapes, BTreeMap::new(), values)
+        let tensors = sorted.into_iter().map(|(name, (tensor, _))| (name, tensor)).collect();
+        Self { tensors, kept: BTreeMap::new(), metadata: BTreeMap::new(), values }.checked()
     }
 
-    fn checked(
-        shapes: BTreeMap<String, Vec<usize>>,
-        metadata: BTreeMap<String, String>,
-        values: Vec<f32>,
-    ) -> Result<Self, ModelError> {
-        if values.is_empty() {
+    fn checked(self) -> Result<Self, ModelError> {
+        if self.values.is_empty() {
             return Err(ModelError::Empty);
         }
-        match values.iter().position(|value| !value.is_finite()) {
-            Some(index) => Err(ModelError::NonFinite { index, value: values[index].to_string() }),
-            None => Ok(Self { shapes, metadata, values }),
+        match self.values.iter().position(|value| !value.is_finite()) {
+            Some(index) => Err(ModelError::NonFinite { index, value: self.values[index].to_string() }),
+            None => Ok(self),
         }
     }
 
     /// Reads a safetensors file.
     ///
     /// # Errors
-    /// Any [`ModelError`] but `Length`.
+    /// Any [`ModelError`] but `Length`, `Names` and `Shape`.
     pub fn from_safetensors(bytes: &[u8]) -> Result<Self, ModelError> {
         let format = |e: safetensors::SafeTensorError| ModelError::Format(e.to_string());
         let (start, header) = SafeTensors::read_metadata(bytes).map_err(format)?;
         // Eight bytes say how long the header is.
-        let length = start as u64 + 8;
+        let mut length = start as u64 + 8;
+        let metadata = header.metadata().iter().flatten().map(|(name, value)| (name.clone(), value.clone())).collect();
+        let file = SafeTensors::deserialize(bytes).map_err(format)?;
+        let mut views: Vec<(String, TensorView<'_>)> = file.tensors();
+        views.sort_by(|a, b| a.0.cmp(&b.0));
+        let mut model = Self { tensors: BTreeMap::new(), kept: BTreeMap::new(), metadata, values: Vec::new() };
+        for (name, view) in views {
+            let (dtype, shape) = (view.dtype(), view.shape().to_vec());
+            if let Some(float) = Float::of(dtype) {
+                float.read(view.data(), &mut model.values);
+                model.tensors.insert(name, Aggregated { shape, released_as: float });
+            } else if is_kept(dtype) {
+                length += view.data().len() as u64;
+                model.kept.insert(name, Kept { dtype, shape, data: view.data().to_vec() });
+            } else {
+                return Err(ModelError::Dtype { name, dtype: format!("{dtype:?}") });
+            }
+        }
         if length > MAX_MODEL_HEADER {
             return Err(ModelError::Header { length });
         }
-        let metadata = header.metadata().iter().flatten().map(|(name, value)| (name.clone(), value.clone())).collect();
-        let file = SafeTensors::deserialize(bytes).map_err(format)?;
-        let mut tensors: Vec<(String, TensorView<'_>)> = file.tensors();
-        tensors.sort_by(|a, b| a.0.cmp(&b.0));
-        let (mut shapes, mut values) = (BTreeMap::new(), Vec::new());
-        for (name, tensor) in tensors {
-            if tensor.dtype() != Dtype::F32 {
-                return Err(ModelError::Dtype { name, dtype: format!("{:?}", tensor.dtype()) });
+        if let Some(types) = model.metadata.remove(RELEASED_AS) {
+            let bad = |why: String| ModelError::ReleasedAs(why);
+            let types: BTreeMap<String, Float> = serde_json::from_str(&types).map_err(|e| bad(e.to_string()))?;
+            for (name, released_as) in types {
+                match model.tensors.get_mut(&name) {
+                    Some(tensor) if tensor.released_as == Float::F32 => tensor.released_as = released_as,
+                    _ => return Err(bad(format!("{name:?} is no F32 tensor of it"))),
+                }
             }
-            let elements = tensor.data().as_chunks::<4>().0;
-            values.extend(elements.iter().map(|&bytes| f32::from_le_bytes(bytes)));
-            shapes.insert(name, tensor.shape().to_vec());
         }
-        Self::checked(shapes, metadata, values)
+        model.checked()
     }
 
-    /// The model as a safetensors file; the same model gives the same bytes.
+    /// The model as a safetensors file, all that is aggregated as `F32`; the same model gives the same bytes.
     ///
     /// # Errors
     /// [`ModelError::Format`] when a tensor can't be written.
     pub fn to_safetensors(&self) -> Result<Vec<u8>, ModelError> {
+        let types = self.tensors.iter().filter(|(_, tensor)| tensor.released_as != Float::F32);
+        let types: BTreeMap<&String, Float> = types.map(|(name, tensor)| (name, tensor.released_as)).collect();
+        let mut metadata = self.metadata.clone();
+        if !types.is_empty() {
+            let types = serde_json::to_string(&types).map_err(|e| ModelError::Format(e.to_string()))?;
+            metadata.insert(RELEASED_AS.into(), types);
+        }
+        Ok(self.write(&metadata, |_| Float::F32)?.0)
+    }
+
+    /// A stored version's file in the types that the initial model had.
+    ///
+    /// # Errors
+    /// As [`Self::from_safetensors`] and [`Self::to_safetensors`].
+    pub fn released(file: &[u8]) -> Result<Released<'_>, ModelError> {
+        let (_, header) = SafeTensors::read_metadata(file).map_err(|e| ModelError::Format(e.to_string()))?;
+        if !header.metadata().iter().flatten().any(|(name, _)| name == RELEASED_AS) {
+            return Ok(Released { file: file.into(), beyond: 0 });
+        }
+        let model = Self::from_safetensors(file)?;
+        let (file, beyond) = model.write(&model.metadata, |tensor| tensor.released_as)?;
+        Ok(Released { file: file.into(), beyond })
+    }
+
+    /// The file, and how many elements were beyond the range of the type that `types` gives.
+    fn write(
+        &self,
+        metadata: &BTreeMap<String, String>,
+        types: impl Fn(&Aggregated) -> Float,
+    ) -> Result<(Vec<u8>, usize), ModelError> {
         let format = |e: safetensors::SafeTensorError| ModelError::Format(e.to_string());
-        let bytes: Vec<u8> = self.values.iter().flat_map(|value| value.to_le_bytes()).collect();
-        let mut views = Vec::with_capacity(self.shapes.len());
-        let mut rest = bytes.as_slice();
-        for (name, shape) in &self.shapes {
-            let (now, later) = rest.split_at(4 * shape.iter().product::<usize>());
-            views.push((name, TensorView::new(Dtype::F32, shape.clone(), now).map_err(format)?));
-            rest = later;
+        let (mut data, mut places, mut beyond) = (Vec::new(), Vec::new(), 0);
+        for ((name, shape, values), tensor) in self.tensors().zip(self.tensors.values()) {
+            let (float, start) = (types(tensor), data.len());
+            beyond += float.write(values, &mut data);
+            places.push((name, float.dtype(), shape, start..data.len()));
         }
+        let aggregated = places
+            .into_iter()
+            .map(|(name, dtype, shape, place)| Ok((name, TensorView::new(dtype, shape.to_vec(), &data[place])?)));
+        let kept = self
+            .kept
+            .iter()
+            .map(|(name, kept)| Ok((name.as_str(), TensorView::new(kept.dtype, kept.shape.clone(), &kept.data)?)));
+        let views: Vec<_> = aggregated.chain(kept).collect::<Result<_, _>>().map_err(format)?;
         let file = serialize(views, None).map_err(format)?;
-        self.with_metadata(file)
+        Ok((with_metadata(file, metadata)?, beyond))
     }
-
-    /// Puts the metadata before the tensors of a file that has none, in order of name: the library's own order is another one each
-    /// time.
-    fn with_metadata(&self, file: Vec<u8>) -> Result<Vec<u8>, ModelError> {
-        if self.metadata.is_empty() {
-            return Ok(file);
-        }
-        let broken = || ModelError::Format("the file that was just written is none".into());
-        let (length, rest) = file.split_first_chunk::<8>().ok_or_else(broken)?;
-        let (header, elements) = rest.split_at_checked(u64::from_le_bytes(*length) as usize).ok_or_else(broken)?;
-        let tensors = header.trim_ascii_end().strip_prefix(b"{").ok_or_else(broken)?;
-        let metadata = serde_json::to_string(&self.metadata).map_err(|e| ModelError::Format(e.to_string()))?;
-        let mut header = format!("{{\"{METADATA}\":{metadata},").into_bytes();
-        header.extend_from_slice(tensors);
-        header.resize(header.len().next_multiple_of(8), b' ');
-        Ok([&(header.len() as u64).to_le_bytes(), header.as_slice(), elements].concat())
-    }
-
     /// What the file says about itself, by name.
     pub fn metadata(&self) -> &BTreeMap<String, String> {
         &self.metadata
@@ -207,11 +352,16 @@ impl Model {
     /// Each tensor in order of name: its name, shape and row-major elements.
     pub fn tensors(&self) -> impl Iterator<Item = (&str, &[usize], &[f32])> {
         let mut rest = self.values.as_slice();
-        self.shapes.iter().map(move |(name, shape)| {
-            let (now, later) = rest.split_at(shape.iter().product());
+        self.tensors.iter().map(move |(name, tensor)| {
+            let (now, later) = rest.split_at(tensor.len());
             rest = later;
-            (name.as_str(), shape.as_slice(), now)
+            (name.as_str(), tensor.shape.as_slice(), now)
         })
+    }
+
+    /// Tensors that are the same in every version, in order of name.
+    pub fn kept(&self) -> impl Iterator<Item = (&str, &Kept)> {
+        self.kept.iter().map(|(name, kept)| (name.as_str(), kept))
     }
 
     /// Puts tensors with this model's names and shapes, in any order, into the order of [`Self::values`]: an update, for instance.
@@ -224,18 +374,18 @@ impl Model {
     ) -> Result<Vec<f32>, ModelError> {
         let (mut given, mut unknown) = (BTreeMap::new(), Vec::new());
         for (name, shape, values) in tensors {
-            if !self.shapes.contains_key(name) || given.insert(name, (shape, values)).is_some() {
+            if !self.tensors.contains_key(name) || given.insert(name, (shape, values)).is_some() {
                 unknown.push(name.to_owned());
             }
         }
         let missing: Vec<String> =
-            self.shapes.keys().filter(|name| !given.contains_key(name.as_str())).cloned().collect();
+            self.tensors.keys().filter(|name| !given.contains_key(name.as_str())).cloned().collect();
         if !missing.is_empty() || !unknown.is_empty() {
             return Err(ModelError::Names { missing, unknown });
         }
         let mut flat = Vec::with_capacity(self.values.len());
         for (name, (shape, values)) in given {
-            let expected = self.shapes.get(name).map_or(&[][..], Vec::as_slice);
+            let expected = self.tensors.get(name).map_or(&[][..], |tensor| &tensor.shape);
             if shape != expected {
                 let (name, got) = (name.to_owned(), shape.to_vec());
                 return Err(ModelError::Shape { name, got, expected: expected.to_vec() });
@@ -251,10 +401,10 @@ impl Model {
 
     /// The elements of one tensor with its shape.
     pub fn tensor(&self, name: &str) -> Option<(&[usize], &[f32])> {
-        let shape = self.shapes.get(name)?;
-        let before = self.shapes.iter().take_while(|(other, _)| other.as_str() < name);
-        let start: usize = before.map(|(_, shape)| shape.iter().product::<usize>()).sum();
-        Some((shape, &self.values[start..start + shape.iter().product::<usize>()]))
+        let tensor = self.tensors.get(name)?;
+        let before = self.tensors.iter().take_while(|(other, _)| other.as_str() < name);
+        let start: usize = before.map(|(_, tensor)| tensor.len()).sum();
+        Some((&tensor.shape, &self.values[start..start + tensor.len()]))
     }
 
     /// The same tensors with other elements.
@@ -265,8 +415,25 @@ impl Model {
         if values.len() != self.values.len() {
             return Err(ModelError::Length { expected: self.values.len(), got: values.len() });
         }
-        Self::checked(self.shapes.clone(), self.metadata.clone(), values)
+        let (tensors, kept, metadata) = (self.tensors.clone(), self.kept.clone(), self.metadata.clone());
+        Self { tensors, kept, metadata, values }.checked()
     }
+}
+
+/// Puts metadata before the tensors of a file that has none, in order of name: the library's own order is another one each time.
+fn with_metadata(file: Vec<u8>, metadata: &BTreeMap<String, String>) -> Result<Vec<u8>, ModelError> {
+    if metadata.is_empty() {
+        return Ok(file);
+    }
+    let broken = || ModelError::Format("the file that was just written is none".into());
+    let (length, rest) = file.split_first_chunk::<8>().ok_or_else(broken)?;
+    let (header, elements) = rest.split_at_checked(u64::from_le_bytes(*length) as usize).ok_or_else(broken)?;
+    let tensors = header.trim_ascii_end().strip_prefix(b"{").ok_or_else(broken)?;
+    let metadata = serde_json::to_string(metadata).map_err(|e| ModelError::Format(e.to_string()))?;
+    let mut header = format!("{{\"{METADATA}\":{metadata},").into_bytes();
+    header.extend_from_slice(tensors);
+    header.resize(header.len().next_multiple_of(8), b' ');
+    Ok([&(header.len() as u64).to_le_bytes(), header.as_slice(), elements].concat())
 }
 
 /// Hash by which round parameters name a base model.
@@ -337,6 +504,73 @@ mod tests {
     }
 
     #[test]
+    fn half_precision_is_trained_in_single_and_released_as_it_was() {
+        let halves: Vec<u8> = [1.0, -2.5, 65504.0].iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect();
+        let brains: Vec<u8> = [0.5, 3.0e38].iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect();
+        let counter = 7i64.to_le_bytes();
+        let views = || {
+            [
+                ("b.half", TensorView::new(Dtype::F16, vec![3], &halves).unwrap()),
+                ("a.brain", TensorView::new(Dtype::BF16, vec![1, 2], &brains).unwrap()),
+                ("c.single", TensorView::new(Dtype::F32, vec![1], &[0, 0, 128, 63]).unwrap()),
+                ("a.counter", TensorView::new(Dtype::I64, vec![], &counter).unwrap()),
+                ("d.mask", TensorView::new(Dtype::BOOL, vec![2], &[1, 0]).unwrap()),
+            ]
+        };
+        let file = serialize(views(), Some([("format".to_owned(), "pt".to_owned())].into())).unwrap();
+        let model = Model::from_safetensors(&file).unwrap();
+        assert_eq!(model.values(), [0.5, bf16::from_f32(3.0e38).to_f32(), 1.0, -2.5, 65504.0, 1.0]);
+        assert_eq!(model.tensor("b.half"), Some(([3].as_slice(), [1.0, -2.5, 65504.0].as_slice())));
+        let kept: Vec<_> = model.kept().map(|(name, kept)| (name, kept.dtype(), kept.data().to_vec())).collect();
+        assert_eq!(kept, [("a.counter", "I64".into(), counter.to_vec()), ("d.mask", "BOOL".into(), vec![1, 0])]);
+        // What devices train on is single precision, and says what it will be.
+        let trained = model.to_safetensors().unwrap();
+        assert_eq!(Model::from_safetensors(&trained).unwrap(), model);
+        let shown = SafeTensors::deserialize(&trained).unwrap();
+        assert_eq!(shown.tensor("b.half").unwrap().dtype(), Dtype::F32);
+        assert_eq!(shown.tensor("a.counter").unwrap().data(), counter);
+        // A step that half precision could not hold is not lost between two versions.
+        let mut values = model.values().to_vec();
+        for _ in 0..1000 {
+            values[3] += 1e-5;
+            values = Model::from_safetensors(&model.with_values(values).unwrap().to_safetensors().unwrap())
+                .unwrap()
+                .values()
+                .to_vec();
+        }
+        // Beyond the range of half precision.
+        values[4] = 70_000.0;
+        let stored = model.with_values(values).unwrap().to_safetensors().unwrap();
+        let Released { file, beyond } = Model::released(&stored).unwrap();
+        assert_eq!(beyond, 1);
+        let (_, header) = SafeTensors::read_metadata(&file).unwrap();
+        assert_eq!(header.metadata().clone().unwrap(), [("format".to_owned(), "pt".to_owned())].into());
+        let released = SafeTensors::deserialize(&file).unwrap();
+        for (name, view) in views() {
+            let tensor = released.tensor(name).unwrap();
+            assert_eq!((tensor.dtype(), tensor.shape()), (view.dtype(), view.shape()), "{name}");
+        }
+        let half = Model::from_safetensors(&file).unwrap();
+        let moved = half.tensor("b.half").unwrap().1;
+        assert!((moved[1] + 2.49).abs() < 2e-3 && moved[2] == 65504.0, "{moved:?}");
+        assert_eq!(released.tensor("d.mask").unwrap().data(), [1, 0]);
+        // Without such tensors nothing is rewritten.
+        let single = Model::new([("w", vec![1], vec![1.0])]).unwrap().to_safetensors().unwrap();
+        assert!(matches!(Model::released(&single).unwrap().file, Cow::Borrowed(file) if file == single));
+    }
+
+    #[test]
+    fn kept_tensors_are_bounded_with_the_header() {
+        let zeros = vec![0; MAX_MODEL_HEADER as usize];
+        let views = [
+            ("n", TensorView::new(Dtype::U8, vec![zeros.len()], &zeros).unwrap()),
+            ("w", TensorView::new(Dtype::F32, vec![1], &[0; 4]).unwrap()),
+        ];
+        let file = serialize(views, None).unwrap();
+        assert!(matches!(Model::from_safetensors(&file), Err(ModelError::Header { .. })));
+    }
+
+    #[test]
     fn twenty_thousand_tensors_are_a_model_and_a_header_without_end_is_none() {
         let names: Vec<String> = (0..20_000).map(|i| format!("model.layers.{i}.self_attention.query.weight")).collect();
         let model = Model::new(names.iter().map(|name| (name.as_str(), vec![1], vec![1.0]))).unwrap();
@@ -352,8 +586,19 @@ mod tests {
     #[test]
     fn bytes_that_are_no_model_are_refused() {
         assert!(matches!(Model::from_safetensors(b"{}"), Err(ModelError::Format(_))));
-        let half = serialize([("h", TensorView::new(Dtype::F16, vec![1], &[0, 0]).unwrap())], None).unwrap();
-        assert!(matches!(Model::from_safetensors(&half), Err(ModelError::Dtype { .. })));
+        for (dtype, bytes) in [(Dtype::F64, 8), (Dtype::C64, 8), (Dtype::F8_E4M3, 1)] {
+            let zeros = vec![0; bytes];
+            let file = serialize([("h", TensorView::new(dtype, vec![1], &zeros).unwrap())], None).unwrap();
+            assert!(matches!(Model::from_safetensors(&file), Err(ModelError::Dtype { .. })), "{dtype:?}");
+        }
+        // What is kept alone is nothing to learn.
+        let file = serialize([("n", TensorView::new(Dtype::I64, vec![1], &[0; 8]).unwrap())], None).unwrap();
+        assert_eq!(Model::from_safetensors(&file), Err(ModelError::Empty));
+        for types in ["{}x", r#"{"w":"F64"}"#, r#"{"v":"F16"}"#, r#"["w"]"#] {
+            let view = TensorView::new(Dtype::F32, vec![1], &[0; 4]).unwrap();
+            let file = serialize([("w", view)], Some([(RELEASED_AS.to_owned(), types.to_owned())].into())).unwrap();
+            assert!(matches!(Model::from_safetensors(&file), Err(ModelError::ReleasedAs(_))), "{types}");
+        }
         assert_eq!(
             Model::new([("a", vec![1], vec![f32::NAN])]).unwrap_err().to_string(),
             "element 0 of the model is NaN"

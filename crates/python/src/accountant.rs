@@ -80,6 +80,32 @@ impl Accountant {
         Ok(Self(Mutex::new(read)))
     }
 
+    fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<(Bound<'py, PyAny>, (Bound<'py, PyBytes>,))> {
+        let (py, this) = (slf.py(), slf.get());
+        Ok((py.get_type::<Self>().getattr("from_bytes")?, (this.to_bytes(py),)))
+    }
+
+    /// What was spent, as a JSON object, for `from_json`.
+    fn to_json(&self) -> String {
+        let spent: String = self.lock().to_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+        format!("{{\"unisono_accountant\": 1, \"spent\": \"{spent}\"}}")
+    }
+
+    /// Reads what `to_json` gave; ParamsError for anything else.
+    #[staticmethod]
+    fn from_json(py: Python<'_>, text: &str) -> PyResult<Self> {
+        let refused =
+            |why: &str| errors::class::ParamsError::new_err(format!("the text is not what to_json() gave: {why}"));
+        let read = py.import("json")?.call_method1("loads", (text,)).map_err(|_| refused("it is no JSON"))?;
+        let version = read.get_item("unisono_accountant").and_then(|version| version.extract::<u32>());
+        if version.is_ok_and(|version| version != 1) {
+            return Err(refused("it is of a later version"));
+        }
+        let spent = read.get_item("spent").and_then(|spent| py.get_type::<PyBytes>().call_method1("fromhex", (spent,)));
+        let spent = spent.map_err(|_| refused("\"spent\" is missing, or no hexadecimal text"))?;
+        Self::from_bytes(spent.cast::<PyBytes>()?.as_bytes())
+    }
+
     fn __repr__(&self) -> String {
         format!("Accountant(epsilon={:.4} at 1e-5)", self.lock().epsilon(1e-5))
     }

@@ -58,6 +58,21 @@ impl<'py, const N: usize> Argument<'py> for [u8; N] {
     }
 }
 
+/// A verifying key as bytes.
+pub struct KeyBytes(pub Vec<u8>);
+
+impl<'py> Argument<'py> for KeyBytes {
+    fn read(object: &Bound<'py, PyAny>, name: &str) -> PyResult<Self> {
+        object.extract().map(Self).map_err(|_| {
+            // Of one key in the place of a list, the first byte.
+            let kind = object.get_type().name().map(|name| name.to_string()).unwrap_or_default();
+            class::KeyFileError::new_err(format!(
+                "{name} has a {kind} where the bytes of a verifying key are needed; a list of keys is needed, also of one: {name}=[key]"
+            ))
+        })
+    }
+}
+
 impl<'py, T: Argument<'py>> Argument<'py> for Option<T> {
     fn read(object: &Bound<'py, PyAny>, name: &str) -> PyResult<Self> {
         if object.is_none() { Ok(None) } else { T::read(object, name).map(Some) }
@@ -90,11 +105,11 @@ pub mod named {
     }
 
     readers! {
-        abscissas add bits chunk_elements client_id clients clip cohort deadline deadline_s delta devices dim
-        dimension epoch gamma issued_at l2_clip length max_delta max_dimension max_epsilon max_failures max_payload
+        abscissas add bits chunk_elements client_id clients clip clips cohort coordinators deadline deadline_s delta devices dim
+        dimension epoch gamma give_up_after issued_at l2_clip length max_delta max_dimension max_epsilon max_failures max_payload
         max_round_s max_rounds max_total_epsilon max_weight metrics min_colluders min_gamma min_honest min_interval_s min_model_version
         min_roster_epoch model_hash model_version modulus_bits n n_max n_min noise_multiplier not_after not_before now
-        previous privacy_delta roster_epoch round rounds secret seed seen seen_hash shares since subtract survivors threads
+        previous privacy_delta publishers roster_epoch round rounds secret seed seen seen_hash shares since subtract survivors threads
         threshold until valid_until version weight
     }
 }

@@ -122,6 +122,12 @@ impl ClientRound {
         self.params.quantiser.clip.into()
     }
 
+    /// Bounds of runs of elements in the place of `clip`: (elements, clip) in order; empty where `clip` is the bound of all.
+    #[getter]
+    fn clips(&self) -> Vec<(u64, f32)> {
+        self.params.quantiser.clips.iter().map(|run| (run.elements, run.clip)).collect()
+    }
+
     /// How many metrics the round asks for.
     #[getter]
     fn metrics(&self) -> usize {

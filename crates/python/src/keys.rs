@@ -9,7 +9,7 @@ use unisono_crypto::sign;
 use unisono_protocol::keyfile::{self, Enrolment, Role};
 use unisono_protocol::{client, roster};
 
-use crate::arguments::named;
+use crate::arguments::{KeyBytes, named};
 use crate::rng::{rng, unix_time};
 use crate::{errors, threads};
 
@@ -208,8 +208,8 @@ impl Roster {
         enrolments: Vec<String>,
         registrar: &SigningKey,
         #[pyo3(from_py_with = named::epoch)] epoch: u64,
-        coordinators: Vec<Vec<u8>>,
-        publishers: Vec<Vec<u8>>,
+        #[pyo3(from_py_with = named::coordinators)] coordinators: Vec<KeyBytes>,
+        #[pyo3(from_py_with = named::publishers)] publishers: Vec<KeyBytes>,
         #[pyo3(from_py_with = named::not_before)] not_before: u64,
         #[pyo3(from_py_with = named::not_after)] not_after: u64,
         #[pyo3(from_py_with = named::issued_at)] issued_at: Option<u64>,
@@ -221,7 +221,7 @@ impl Roster {
             Ok(enrolment.leaf(not_before, not_after, Vec::new()))
         };
         let leaves = enrolments.iter().map(leaf).collect::<PyResult<Vec<_>>>()?;
-        let keys = |keys: &[Vec<u8>]| keys.iter().map(|key| verifying_key(key)).collect::<PyResult<Vec<_>>>();
+        let keys = |keys: &[KeyBytes]| keys.iter().map(|key| verifying_key(&key.0)).collect::<PyResult<Vec<_>>>();
         let (coordinators, publishers) = (keys(&coordinators)?, keys(&publishers)?);
         if valid_until == Some(0) {
             return Err(errors::roster_text("valid_until is 0; a Unix time in seconds, or None for no end, is needed"));

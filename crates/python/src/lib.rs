@@ -29,7 +29,7 @@ mod _unisono {
     #[pymodule_export]
     use crate::accountant::Accountant;
     #[pymodule_export]
-    use crate::client::{Client, TrainingRound};
+    use crate::client::{Client, Stop, TrainingRound};
     #[pymodule_export]
     use crate::client_round::ClientRound;
     #[pymodule_export]

@@ -6,7 +6,7 @@ use pyo3::PyTypeInfo;
 use pyo3::prelude::*;
 use pyo3::types::{IntoPyDict, PyBytes, PyDict, PyTuple};
 use unisono_protocol::degree::{self, Assumptions, DegreeError, SecurityMode};
-use unisono_protocol::encoding::{self, Rounding};
+use unisono_protocol::encoding::{self, ClipRun, Rounding};
 use unisono_protocol::params::{self, SUITE_V1, honest};
 use unisono_protocol::policy::PrivacyDemand;
 use unisono_protocol::privacy::{Privacy, Sensitivity};
@@ -174,7 +174,8 @@ pub fn default_n_min(
 /// over others first, so that a smaller `clip` serves.
 ///
 /// `clip` has no default: elements beyond it are cut off without a word, so it belongs above those that the updates have, or is
-/// a choice. EncodingError for a setting outside its range.
+/// a choice. `clips` gives runs of elements bounds of their own, `[(elements, clip), ...]` in order, with as many elements together as the
+/// update; not with `rotate` or noise. EncodingError for a setting outside its range.
 #[pyclass(frozen, module = "unisono")]
 pub struct Quantiser {
     pub inner: encoding::Quantiser,
@@ -183,7 +184,10 @@ pub struct Quantiser {
 #[pymethods]
 impl Quantiser {
     #[new]
-    #[pyo3(signature = (*, clip, bits=16, max_weight=1.0, l2_clip=None, rounding="stochastic", metrics=Vec::new(), rotate=false))]
+    #[pyo3(signature = (
+        *, clip, bits=16, max_weight=1.0, l2_clip=None, rounding="stochastic", metrics=Vec::new(), rotate=false, clips=Vec::new()
+    ))]
+    #[allow(clippy::too_many_arguments)] // keyword arguments of a Python constructor
     fn new(
         #[pyo3(from_py_with = named::clip)] clip: f32,
         #[pyo3(from_py_with = named::bits)] bits: u32,
@@ -192,6 +196,7 @@ impl Quantiser {
         rounding: &str,
         #[pyo3(from_py_with = named::metrics)] metrics: Vec<(f32, f32)>,
         rotate: bool,
+        #[pyo3(from_py_with = named::clips)] clips: Vec<(u64, f32)>,
     ) -> PyResult<Self> {
         let rounding = match rounding {
             "stochastic" => Rounding::Stochastic,
@@ -202,9 +207,10 @@ impl Quantiser {
                 )));
             }
         };
-        let inner = encoding::Quantiser {
+        let mut inner = encoding::Quantiser {
             bits,
             clip,
+            clips: Vec::new(),
             l2_clip,
             max_weight,
             rounding,
@@ -212,6 +218,7 @@ impl Quantiser {
             privacy: None,
             rotation: rotate.then(Rotation::default),
         };
+        inner.set_clips(clips.into_iter().map(|(elements, clip)| ClipRun { elements, clip }));
         inner.validate().map_err(errors::encoding)?;
         Ok(Self { inner })
     }
@@ -226,6 +233,12 @@ impl Quantiser {
     #[getter]
     fn clip(&self) -> f32 {
         self.inner.clip
+    }
+
+    /// Bounds of runs of elements in the place of `clip`: (elements, clip) in order; empty where `clip` is the bound of all.
+    #[getter]
+    fn clips(&self) -> Vec<(u64, f32)> {
+        self.inner.clips.iter().map(|run| (run.elements, run.clip)).collect()
     }
 
     /// Bound to which an update's L2 norm is scaled down before anything else; None for no such bound.
@@ -267,6 +280,7 @@ impl Quantiser {
         settings.set_item("rounding", self.rounding())?;
         settings.set_item("metrics", self.metrics())?;
         settings.set_item("rotate", self.rotate())?;
+        settings.set_item("clips", self.clips())?;
         reduce::<Self>(py, settings)
     }
 

@@ -29,7 +29,7 @@ state_dir = "state"
 {keys}
 [task]
 name = "t"
-rounds = 2
+rounds = {rounds}
 initial_model = "model.safetensors"
 [round]
 mode = "{mode}"
@@ -54,13 +54,15 @@ def command(folder, *arguments):
     subprocess.run([BIN, *arguments], cwd=folder, check=True, capture_output=True, text=True, timeout=120)
 
 
-def write_model(path, shapes):
+def write_model(path, shapes, types={}):
+    """Zeros; where `types` has a tensor's name, of that type: one of safetensors and its size in bytes."""
     header, end = {"__metadata__": {"format": "pt"}}, 0
     for name, shape in shapes.items():
-        start, end = end, end + 4 * int(np.prod(shape))
-        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [start, end]}
+        dtype, size = types.get(name, ("F32", 4))
+        start, end = end, end + size * int(np.prod(shape))
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
     header = json.dumps(header).encode()
-    path.write_bytes(struct.pack("<Q", len(header)) + header + np.zeros(end // 4, "<f4").tobytes())
+    path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(end))
 
 
 def values_of(safetensors):
@@ -74,11 +76,11 @@ def header_of(safetensors):
 
 
 @contextmanager
-def coordinator(folder, mode, shapes={"w": [2, 3]}):
+def coordinator(folder, mode, shapes={"w": [2, 3]}, types={}, rounds=2):
     """A running coordinator's address. Its log, JSON lines, is in the folder."""
-    write_model(folder / "model.safetensors", shapes)
+    write_model(folder / "model.safetensors", shapes, types)
     malicious = mode == "malicious"
-    config = CONFIG.format(mode=mode, keys=KEYS if malicious else TOKEN) + (RELEASE if malicious else "")
+    config = CONFIG.format(rounds=rounds, mode=mode, keys=KEYS if malicious else TOKEN) + (RELEASE if malicious else "")
     (folder / "coordinator.toml").write_text(config)
     log = folder / "log"
     environment = {**os.environ, "RUST_LOG": "info"}
@@ -168,7 +170,7 @@ def test_devices_with_trainers_in_python_train_a_model(tmp_path, mode):
             unisono.Client(endpoint, "t", keys[i], trainer(i), state_dir=tmp_path / f"device-{i}", **common)
             for i in range(4)
         ]
-        assert run_all(clients) == [{"completed": 2, "missed": 0}] * 4
+        assert run_all(clients) == [{"completed": 2, "missed": 0, "declined": 0}] * 4
         assert sorted(number for number, _ in seen) == [1] * 4 + [2] * 4
         # The mean of 0, 0.1, 0.2 and 0.3.
         assert all(value == pytest.approx(0.15, abs=1e-3) for number, value in seen if number == 2)
@@ -253,7 +255,7 @@ def test_named_arrays_of_a_trainer_are_put_in_order_and_others_are_refused(tmp_p
         clients = [
             unisono.Client(endpoint, "t", keys[i], trainer(i), registrar_key=registrar, policy=POLICY) for i in range(4)
         ]
-        assert run_all(clients) == [{"completed": 2, "missed": 0}] * 4
+        assert run_all(clients) == [{"completed": 2, "missed": 0, "declined": 0}] * 4
         model, _ = clients[0].open_release("digits")
     header = header_of(model)
     assert header["__metadata__"] == {"format": "pt"}
@@ -285,7 +287,7 @@ def test_what_a_device_does_not_accept_or_train_is_an_exception(tmp_path):
         other = unisono.SigningKey.generate("registrar").verifying_key
         with pytest.raises(unisono.RosterError, match="does not verify"):
             unisono.Client(endpoint, "t", keys[0], broken, registrar_key=other, policy=POLICY).run_round()
-        common = {"registrar_key": registrar, "policy": POLICY, "max_failures": 1}
+        common = {"registrar_key": registrar, "policy": POLICY, "max_failures": 0}
         trainers = [broken, wrong, lambda round_: 5, lambda round_: (np.zeros(5, np.float32), 1.0)]
         found = [None] * 4
 
@@ -302,6 +304,152 @@ def test_what_a_device_does_not_accept_or_train_is_an_exception(tmp_path):
             thread.join()
     for text, words in zip(found, ["the data are gone", "float32", "weight", "5 elements|asks for 6"], strict=True):
         assert text and re.search(words, text), text
+
+
+@needs_command
+def test_half_precision_and_buffers_of_a_model_come_back_in_their_types(tmp_path):
+    shapes = {"half": [2], "brain": [1], "count": [], "mask": [3], "single": [1]}
+    types = {"half": ("F16", 2), "brain": ("BF16", 2), "count": ("I64", 8), "mask": ("BOOL", 1)}
+    keys, registrar = enrol(tmp_path, 4)
+
+    def trainer(round_):
+        assert {name: array.dtype for name, array in round_.tensors.items()} == dict.fromkeys(
+            ["brain", "half", "single"], np.float32
+        )
+        assert {name: (array.dtype.str, array.shape) for name, array in round_.buffers.items()} == {
+            "count": ("<i8", ()), "mask": ("|b1", (3,))
+        }
+        return {"half": [0.5, -0.25], "brain": [0.5], "single": [0.125]}, 1.0
+
+    with coordinator(tmp_path, "malicious", shapes, types) as endpoint:
+        common = {"registrar_key": registrar, "policy": POLICY}
+        clients = [unisono.Client(endpoint, "t", keys[i], trainer, **common) for i in range(4)]
+        run_all(clients)
+        model, _ = clients[0].open_release("digits")
+    header = header_of(model)
+    assert {name: header[name]["dtype"] for name in shapes} == {
+        name: types.get(name, ("F32",))[0] for name in shapes
+    }
+    start, end = header["half"]["data_offsets"]
+    data = model[8 + struct.unpack("<Q", model[:8])[0] :]
+    np.testing.assert_allclose(np.frombuffer(data[start:end], "<f2"), [1, -0.5], atol=2e-3)
+
+
+@needs_command
+def test_a_client_that_declines_or_is_stopped_keeps_nobody_waiting(tmp_path, caplog):
+    caplog.set_level("INFO", "unisono.client")
+    keys, registrar = enrol(tmp_path, 4)
+    common = {"registrar_key": registrar, "policy": POLICY}
+    trained = []
+
+    def trainer(round_):
+        return np.zeros(6, np.float32), 1.0
+
+    def slow(round_):
+        trained.append(round_.number)
+        time.sleep(0.3)
+        return trainer(round_)
+
+    with coordinator(tmp_path, "malicious", rounds=6) as endpoint:
+        others = [unisono.Client(endpoint, "t", keys[i], trainer, **common) for i in range(3)]
+        threads = [threading.Thread(target=client.run) for client in others]
+        for thread in threads:
+            thread.start()
+
+        async def cancelled():
+            client = unisono.Client(endpoint, "t", keys[3], slow, **common)
+            task = asyncio.create_task(client.run_async())
+            while not trained:
+                await asyncio.sleep(0.05)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            # The round at hand goes on; the next call waits until its thread is over.
+            return client
+
+        client = asyncio.run(cancelled())
+        # asyncio.run has joined no thread of ours; the client is free again when its round is over.
+        began = len(trained)
+        client.stop()
+        assert client.run() == {"completed": 0, "missed": 0, "declined": 0}
+        assert len(trained) == began == 1
+        with pytest.raises(unisono.StateError, match="stopped"):
+            client.run_round()
+        del client
+
+        offers = []
+        picky = unisono.Client(
+            endpoint, "t", keys[3], lambda round_: None, accepts=lambda params: offers.append(params.round) or len(offers) > 1, **common
+        )
+        assert picky.run_round() is False, "not accepted"
+        assert picky.run_round() is False, "nothing to give"
+        assert len(offers) == 2 and offers[0] < offers[1]
+        rest = picky.run()
+        assert rest["completed"] == rest["missed"] == 0
+        for thread in threads:
+            thread.join(60)
+            assert not thread.is_alive()
+    said = [record.getMessage() for record in caplog.records if record.name == "unisono.client"]
+    for words in ["joined", "completed", "declined: the trainer returned None", "declined: the trainer does not accept it"]:
+        assert any(words in text for text in said), words
+
+
+def test_waiting_is_logged_and_ends_where_it_is_asked_to(caplog):
+    keys = unisono.DeviceKeys.generate()
+    policy = unisono.Policy(allow_semi_honest=True)
+    client = unisono.Client("http://127.0.0.1:9", "t", keys, print, policy=policy, give_up_after=0.5)
+    began = time.monotonic()
+    with pytest.raises(unisono.ConnectionError, match="does not answer"):
+        client.run()
+    assert time.monotonic() - began < 30
+    (first, *_) = [record for record in caplog.records if record.name == "unisono.client"]
+    assert first.levelname == "WARNING" and "trying again" in first.getMessage()
+    # Without an end it goes on until it is stopped, from another thread.
+    patient = unisono.Client("http://127.0.0.1:9", "t", keys, print, policy=policy)
+    for now in (False, True):
+        waiting = unisono.Client("http://127.0.0.1:9", "t", keys, print, policy=policy) if now else patient
+        result = []
+
+        def run():
+            try:
+                result.append(waiting.run())
+            except unisono.StateError as error:
+                result.append(str(error))
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        time.sleep(0.3)
+        waiting.stop(now=now)
+        thread.join(20)
+        assert not thread.is_alive()
+        assert result == (["this client was stopped"] if now else [{"completed": 0, "missed": 0, "declined": 0}])
+    for bad in (-1.0, float("nan")):
+        with pytest.raises(unisono.ParamsError, match="give_up_after"):
+            unisono.Client("http://127.0.0.1:9", "t", keys, print, give_up_after=bad)
+    with pytest.raises(unisono.StateError, match="accepts is a int"):
+        unisono.Client("http://127.0.0.1:9", "t", keys, print, accepts=5)
+
+
+def test_many_clients_wait_at_a_time_in_one_loop():
+    """More than the threads of a loop's executor: those of one cohort wait for each other."""
+
+    async def all_at_once():
+        policy = unisono.Policy(allow_semi_honest=True)
+        keys = unisono.DeviceKeys.generate()
+        clients = [unisono.Client("http://127.0.0.1:9", "t", keys, print, policy=policy) for _ in range(40)]
+        tasks = [asyncio.create_task(client.run_async()) for client in clients]
+        await asyncio.sleep(0.5)
+        running = sum(thread.name.startswith("unisono") for thread in threading.enumerate())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        return running
+
+    assert asyncio.run(all_at_once()) == 40
+    until = time.monotonic() + 20
+    while any(thread.name.startswith("unisono") for thread in threading.enumerate()):
+        assert time.monotonic() < until, "a thread outlives its call"
+        time.sleep(0.05)
 
 
 def test_a_coordinator_that_is_not_there_and_an_address_that_is_none_are_told_apart():

@@ -124,3 +124,14 @@ def test_settings_are_pickled_and_secrets_are_not():
     for secret in (unisono.DeviceKeys.generate(), unisono.SigningKey.generate("registrar")):
         with pytest.raises(TypeError, match="pickle"):
             pickle.dumps(secret)
+
+
+def test_one_key_in_the_place_of_a_list_is_refused_by_name():
+    registrar, publisher = unisono.SigningKey.generate("registrar"), unisono.SigningKey.generate("publisher")
+    coordinator = unisono.SigningKey.generate("coordinator").verifying_key
+    devices = [unisono.DeviceKeys.generate().enrolment() for _ in range(3)]
+    for wrong in ({"publishers": publisher.verifying_key}, {"publishers": [publisher]}, {"coordinators": coordinator}):
+        settings = {"epoch": 1, "coordinators": [coordinator], **wrong}
+        (name,) = wrong
+        with pytest.raises(unisono.KeyFileError, match=rf"{name}=\[key\]"):
+            unisono.Roster.publish(devices, registrar, **settings)

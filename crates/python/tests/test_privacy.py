@@ -1,6 +1,8 @@
 """Differential privacy in a round of one's own: the noise, what it promises, and who refuses."""
 
+import copy
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -107,6 +109,19 @@ def test_a_device_counts_what_its_rounds_of_a_task_have_cost(world):
             unisono.Accountant.from_bytes(spoilt)
 
 
+def test_an_account_is_kept_by_pickle_and_as_json():
+    account = unisono.Accountant()
+    account.add(params(), rounds=7)
+    for kept in (pickle.loads(pickle.dumps(account)), copy.deepcopy(account), unisono.Accountant.from_json(account.to_json())):
+        assert kept.to_bytes() == account.to_bytes() and kept.epsilon() == account.epsilon() > 0.0
+    assert json.loads(account.to_json())["unisono_accountant"] == 1
+    # Nothing that is not an account is taken for one that has spent less.
+    text = account.to_json()
+    for spoilt in ("", "{}", "[]", "5", text[:-20], text.replace("1,", "2,"), '{"unisono_accountant": 1, "spent": "zz"}', '{"spent": 3}'):
+        with pytest.raises(unisono.ParamsError, match="to_json|to_bytes"):
+            unisono.Accountant.from_json(spoilt)
+
+
 def test_noise_that_can_not_be_is_refused_with_advice():
     for noise in (0.0, -1.0, float("nan"), float("inf"), "loud"):
         with pytest.raises(unisono.ParamsError, match="noise_multiplier is"):
@@ -115,8 +130,11 @@ def test_noise_that_can_not_be_is_refused_with_advice():
         params(quantiser=unisono.Quantiser(clip=0.5))
     with pytest.raises(unisono.EncodingError, match="metrics"):
         params(quantiser=unisono.Quantiser(clip=0.5, l2_clip=1.0, metrics=[(0.0, 1.0)]))
-    with pytest.raises(unisono.Error, match="noise"):
+    # By names that a caller has set.
+    with pytest.raises(unisono.Error, match="less noise .noise_multiplier., or give fewer bits or a larger clip"):
         params(noise_multiplier=1e30)
+    with pytest.raises(unisono.EncodingError, match="`bits` is 32; 1 to 24|`bits` is 32; allowed is 1 to 24"):
+        params(quantiser=unisono.Quantiser(clip=0.5, bits=32, l2_clip=1.0))
     for call in (params().epsilon, unisono.Accountant().epsilon):
         for delta in (0.0, 1.0, float("nan")):
             with pytest.raises(unisono.ParamsError, match="privacy_delta is"):

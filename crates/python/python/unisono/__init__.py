@@ -79,6 +79,7 @@ from .errors import (
 from .client import Client
 from .records import FileRecord, MemoryRecord, Record
 from .simulation import Simulated, simulate
+from .suggestion import suggest_quantiser
 
 __all__ = [
     "AbortError",
@@ -136,6 +137,7 @@ __all__ = [
     "sender_of",
     "simulate",
     "split_secret",
+    "suggest_quantiser",
     "unmask",
     "unpack",
     "verify",

@@ -46,5 +46,6 @@ step python examples/first_steps.py
 step python examples/learning.py --quick
 step python examples/sklearn_trainer.py --rounds 6
 step python examples/flower_two_lines.py --clients 5 --drop 1
+step python examples/flower_message_api.py --clients 5 --rounds 2 --drop 1
 step python examples/flower_digits.py --aggregation all --engine local --clients 8 --rounds 2 --drop 1
 step python examples/flower_compare.py --clients 10 --dim 20000 --repeat 1

@@ -2,7 +2,7 @@
 
     python flower_compare.py                               # 20 clients, 10^6 elements, in this process
     python flower_compare.py --engine ray                  # the same rounds in Flower's simulation engine
-    python flower_compare.py --clients 100 --dim 100000
+    python flower_compare.py --clients 5 20 100 --dim 100000 1000000 --drop 1 2 10      # a table for each size, in one run
 
 Both run with as many neighbours k and the threshold t that unisono finds for the mode and the assumed drop-outs: SecAgg+ with
 `num_shares` = k + 1. Both quantise to 22 bits, SecAgg+'s default. Rounds of all ways follow each other, `--repeat` times, after one that warms up.
@@ -20,17 +20,16 @@ import argparse
 import statistics
 import tempfile
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import unisono
-from flwr.app import ConfigRecord, Context, RecordDict
-from flwr.app.message_type import MessageType
+from flwr.app import ArrayRecord, ConfigRecord, Context, MessageType, RecordDict
 from flwr.client import NumPyClient
 from flwr.client.mod import secaggplus_mod
 from flwr.clientapp import ClientApp
-from flwr.common import ndarrays_to_parameters, parameters_to_ndarrays
+from flwr.common import ndarrays_to_parameters
 from flwr.common.secure_aggregation.secaggplus_constants import RECORD_KEY_CONFIGS
-from flwr.compat.common import recorddict_compat as compat
 from flwr.server import LegacyContext, ServerConfig
 from flwr.server.strategy import FedAvg
 from flwr.server.workflow import DefaultWorkflow, SecAggPlusWorkflow
@@ -167,15 +166,14 @@ class Rounds:
     def __call__(self, grid, context):
         number = context.state.config_records[MAIN_CONFIGS_RECORD]["current_round"]
         way = name, mode, drop, _ = self.plan[number - 1]
-        start = ndarrays_to_parameters([np.zeros(self.dim, np.float32)])
-        context.state.array_records[MAIN_PARAMS_RECORD] = compat.parameters_to_arrayrecord(start, True)
+        context.state.array_records[MAIN_PARAMS_RECORD] = ArrayRecord([np.zeros(self.dim, np.float32)])
         meter = Meter(grid, mode if name == "unisono" else None)
         workflow = self.workflow(way)
         before = time.perf_counter(), time.process_time()
         workflow(meter, context)
         wall, cpu = time.perf_counter() - before[0], time.process_time() - before[1]
         record = context.state.array_records[MAIN_PARAMS_RECORD]
-        got = parameters_to_ndarrays(compat.arrayrecord_to_parameters(record, True))[0]
+        (got,) = [array.numpy() for array in record.values()]
         alive = [update_of(i, self.dim) for i in range(self.clients - drop)]
         mean = np.average([update for update, _ in alive], axis=0, weights=[weight for _, weight in alive])
         error = float(np.abs(got - mean).max())
@@ -192,16 +190,25 @@ def topology(clients, delta, mode):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--clients", type=int, default=20)
-    parser.add_argument("--dim", type=int, default=1_000_000)
-    parser.add_argument("--drop", type=int, help="clients that vanish in every other round; default a tenth")
+    parser.add_argument("--clients", type=int, nargs="+", default=[20])
+    parser.add_argument("--dim", type=int, nargs="+", default=[1_000_000])
+    parser.add_argument("--drop", type=int, nargs="+", help="clients that vanish, for each of --clients; default none, and a tenth")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--engine", choices=["local", "ray"], default="local")
     a = parser.parse_args()
-    drop = a.clients // 10 if a.drop is None else a.drop
+    if a.drop is not None and len(a.drop) != len(a.clients):
+        parser.error("--drop needs one number for each of --clients")
+    for i, clients in enumerate(a.clients):
+        drops = [0, clients // 10] if a.drop is None else [a.drop[i]]
+        for dim in a.dim:
+            compare(SimpleNamespace(clients=clients, dim=dim, repeat=a.repeat, engine=a.engine), drops)
+
+
+def compare(a, drops):
+    """Rounds of all ways at one size, and their table."""
     folder = provision(tempfile.mkdtemp(), a.clients)
     # The assumed drop-outs leave some room above those that happen.
-    deltas = {0: 0.05, drop: max(0.05, 1.5 * drop / a.clients)}
+    deltas = {drop: max(0.05, 1.5 * drop / a.clients) for drop in drops}
     pairs = [(mode, d, delta) for d, delta in deltas.items() for mode in ("malicious", "semi-honest")]
     ways = [("plain", "-", d, delta) for d, delta in deltas.items()]
     ways += [(name, *pair) for pair in pairs for name in ("SecAgg+", "unisono")]

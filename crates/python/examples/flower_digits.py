@@ -2,6 +2,7 @@
 
     python flower_digits.py --aggregation unisono --clients 12 --rounds 3 --drop 2
     python flower_digits.py --aggregation all --engine local       # a table of the three
+    python flower_digits.py --aggregation all --engine local --clients 5 20 100 --rounds 10 --drop 1 2 10
 
 Two lines differ between the three: the client's mod and the server's fit workflow. Each client trains softmax regression on
 its own part of the data (a Dirichlet split, so unevenly); the last `--drop` clients vanish in the middle of every round.
@@ -17,8 +18,7 @@ from flwr.app import Context, RecordDict
 from flwr.client import NumPyClient
 from flwr.client.mod import secaggplus_mod
 from flwr.clientapp import ClientApp
-from flwr.common import ndarrays_to_parameters, parameters_to_ndarrays
-from flwr.compat.common import recorddict_compat as compat
+from flwr.common import ndarrays_to_parameters
 from flwr.server import LegacyContext, ServerConfig
 from flwr.server.strategy import FedAvg
 from flwr.server.workflow import DefaultWorkflow, SecAggPlusWorkflow
@@ -64,6 +64,14 @@ def train(weights, bias, images, labels, steps=20, rate=0.5):
         weights = weights - rate * images.T @ error
         bias = bias - rate * error.sum(axis=0)
     return weights.astype(np.float32), bias.astype(np.float32)
+
+
+def loss(weights, bias, images, labels):
+    """The mean softmax loss."""
+    logits = images @ weights + bias
+    top = logits.max(axis=1)
+    total = top + np.log(np.exp(logits - top[:, None]).sum(axis=1))
+    return float((total - logits[np.arange(len(labels)), labels]).mean())
 
 
 class DigitsClient(NumPyClient):
@@ -124,7 +132,7 @@ def run(aggregation, clients, rounds=1, dropped=0, extra=0, mode="malicious", bi
         (DefaultWorkflow(fit_workflow=secure) if secure else DefaultWorkflow())(grid, legacy)
         result["seconds"] = time.perf_counter() - before
         record = legacy.state.array_records[MAIN_PARAMS_RECORD]
-        result["parameters"] = parameters_to_ndarrays(compat.arrayrecord_to_parameters(record, True))
+        result["parameters"] = [array.numpy() for array in record.values()]
 
     app = ClientApp(client_fn=client_fn, mods=mods)
     if engine == "local":
@@ -163,16 +171,17 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--aggregation", choices=["plain", "secaggplus", "unisono", "all"], default="unisono")
     parser.add_argument("--mode", choices=["malicious", "semi-honest"], default="malicious")
-    parser.add_argument("--clients", type=int, default=12)
+    parser.add_argument("--clients", type=int, nargs="+", default=[12])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--drop", type=int, default=0)
+    parser.add_argument("--drop", type=int, nargs="+", default=[0], help="clients that vanish, for each of --clients")
     parser.add_argument("--extra", type=int, default=0, help="untrained parameters that make the vector longer")
     parser.add_argument("--engine", choices=["ray", "local"], default="ray")
     a = parser.parse_args()
-    settings = a.clients, a.rounds, a.drop, a.extra, a.mode
-    if a.aggregation == "all":
-        table(settings, a.engine)
-    else:
+    for clients, drop in zip(a.clients, a.drop, strict=True):
+        settings = clients, a.rounds, drop, a.extra, a.mode
+        if a.aggregation == "all":
+            table(settings, a.engine)
+            continue
         result = run(a.aggregation, *settings, engine=a.engine)
         del result["parameters"]
-        print(json.dumps({"aggregation": a.aggregation, "clients": a.clients, "drop": a.drop, "extra": a.extra, **result}))
+        print(json.dumps({"aggregation": a.aggregation, "clients": clients, "drop": drop, "extra": a.extra, **result}))

@@ -12,14 +12,12 @@ import numpy as np
 from flwr.app import Context, RecordDict
 from flwr.client import NumPyClient
 from flwr.clientapp import ClientApp
-from flwr.common import ndarrays_to_parameters, parameters_to_ndarrays
-from flwr.compat.common import recorddict_compat as compat
+from flwr.common import ndarrays_to_parameters
 from flwr.server import LegacyContext, ServerConfig
 from flwr.server.strategy import FedAvg
 from flwr.server.workflow import DefaultWorkflow
 from flwr.server.workflow.constant import MAIN_PARAMS_RECORD
 from local_grid import LocalGrid
-from unisono import flower as plugin
 from unisono.flower import UnisonoWorkflow, provision, unisono_mod
 
 
@@ -38,10 +36,24 @@ def run(clients, dropped=0, **settings):
     return play(lambda partition: Device(partition < dropped), [np.zeros(20, np.float32)], clients, **settings)
 
 
-def play(device, start, clients, rounds=1, sampled=None, mode="malicious", policy=None, strategy={}, kept=None, mods=(), **settings):
+def play(
+    device,
+    start,
+    clients,
+    rounds=1,
+    sampled=None,
+    mode="malicious",
+    policy=None,
+    strategy={},
+    kept=None,
+    mods=(),
+    declared=(),
+    clip=0.5,
+    **settings,
+):
     """The same with `device(partition)` for each client. `sampled` of the clients are asked, by default all; `strategy` holds further
     settings of FedAvg, and what is left are those of the workflow. A second run with the same dictionary `kept` has the same devices; `mods` come
-    before that of secure aggregation."""
+    before that of secure aggregation, whose `metrics` are those `declared`. The run's history is kept["history"]."""
     kept = {} if kept is None else kept
     if "folder" not in kept:
         kept["folder"] = provision(tempfile.mkdtemp(), clients) if mode == "malicious" else None
@@ -51,8 +63,8 @@ def play(device, start, clients, rounds=1, sampled=None, mode="malicious", polic
     def client_fn(context):
         return device(int(context.node_config["partition-id"])).to_client()
 
-    app = ClientApp(client_fn=client_fn, mods=[*mods, unisono_mod(folder, policy=policy)])
-    secure = UnisonoWorkflow(clip=0.5, provisioning=folder, mode=mode, **settings)
+    app = ClientApp(client_fn=client_fn, mods=[*mods, unisono_mod(folder, policy=policy, metrics=declared)])
+    secure = UnisonoWorkflow(clip=clip, provisioning=folder, mode=mode, **settings)
     strategy = FedAvg(
         fraction_fit=sampled / clients,
         fraction_evaluate=0.0,
@@ -65,7 +77,8 @@ def play(device, start, clients, rounds=1, sampled=None, mode="malicious", polic
     legacy = LegacyContext(context=context, config=ServerConfig(num_rounds=rounds), strategy=strategy)
     DefaultWorkflow(fit_workflow=secure)(kept.setdefault("grid", LocalGrid(app, clients)), legacy)
     record = legacy.state.array_records[MAIN_PARAMS_RECORD]
-    return parameters_to_ndarrays(compat.arrayrecord_to_parameters(record, True)), secure.report
+    kept["history"] = legacy.history
+    return [array.numpy() for array in record.values()], secure.report
 
 
 if __name__ == "__main__":

@@ -4,12 +4,21 @@ Flower's simulation engine hands messages to Ray, whose start, scheduling and se
 aggregation. Here nothing but the workflow and the mods runs, so that two of them can be compared, or stepped through.
 """
 
+from importlib import import_module
 from types import SimpleNamespace
 from uuid import uuid4
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
 from flwr.serverapp import Grid
-from flwr.supercore.task_identity import TaskIdentity
+
+
+def _identify():
+    """Messages say who sends them; before flwr 1.40 or so, they need not."""
+    try:
+        identity = import_module("flwr.supercore.task_identity").TaskIdentity
+    except ModuleNotFoundError:
+        return
+    identity.task_id = identity.run_id = identity.node_id = 1
 
 
 def _copy(content):
@@ -36,8 +45,7 @@ class LocalGrid(Grid):
     def __init__(self, app, nodes):
         self._app, self._replies = app, {}
         self.bytes_up = 0
-        # Messages say who sends them.
-        TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1
+        _identify()
         self._contexts = {
             node + 2: Context(
                 run_id=1,

@@ -3,7 +3,19 @@
 import numpy as np
 import pytest
 import unisono
-from unisono._averaging import add, beyond, check_excluded, difference, dimension
+
+pytest.importorskip("flwr")
+
+from unisono.flower import _averaging
+from unisono.flower._averaging import beyond, check_excluded
+
+
+def difference(after, before, excluded=()):
+    return _averaging.difference(dict(enumerate(after)), dict(enumerate(before)), excluded)
+
+
+def add(base, mean, excluded=()):
+    return list(_averaging.add(dict(enumerate(base)), mean, excluded).values())
 
 
 def test_the_difference_is_one_float32_vector():
@@ -11,16 +23,20 @@ def test_the_difference_is_one_float32_vector():
     after = [np.float32([[2, 2], [3, 5]]), np.array(9, np.int64), np.array([0.25, -1.0])]
     update = difference(after, before)
     assert update.dtype == np.float32 and update.tolist() == [1, 0, 0, 1, 2, 0.25, -1]
-    assert difference(after, before, [0]).tolist() == [2, 0.25, -1] and dimension(before, [0]) == 3
-    with pytest.raises(unisono.EncodingError, match="shapes"):
+    assert difference(after, before, [0]).tolist() == [2, 0.25, -1] and _averaging.dimension(dict(enumerate(before)), [0]) == 3
+    with pytest.raises(unisono.EncodingError, match="did not return array 2; it returned 0, 1"):
         difference(after[:2], before)
+    with pytest.raises(unisono.EncodingError, match="returned array 3, which it was not sent"):
+        difference([*after, after[0]], before)
+    with pytest.raises(unisono.EncodingError, match=r"array 0 in other shapes than it was sent: \[4\], not \[2, 2\]"):
+        difference([after[0].reshape(4), *after[1:]], before)
     moved = add(before, np.arange(7, dtype=np.float32))
     assert [m.dtype for m in moved] == [b.dtype for b in before]
     assert moved[0].tolist() == [[1, 3], [5, 7]] and moved[1] == 11 and moved[2].tolist() == [5, 6]
     kept = add(before, np.arange(3, dtype=np.float32), [0])
     assert kept[0] is before[0] and kept[1] == 7 and kept[2].tolist() == [1, 2]
-    with pytest.raises(unisono.EncodingError, match="exclude names array 3; there are 3"):
-        check_excluded([3], 3)
+    with pytest.raises(unisono.EncodingError, match="exclude names array 3; there are 3: 0, 1, 2"):
+        check_excluded([3], dict(enumerate(before)))
 
 
 #: Arrays that come back bit for bit although the mean of a quantised sum is never exactly zero.
@@ -87,5 +103,16 @@ def test_what_has_no_average_is_refused_by_array_and_element(before, after, word
 def test_what_lies_beyond_the_clip_is_counted_by_array():
     base = [np.zeros(4), np.zeros(2), np.zeros(0), np.zeros(1)]
     update = np.float32([0.5, -0.6, 0.1, 2, 9, 9, -0.5])
-    assert beyond(update, 0.5, base) == {0: 0.5, 1: 1.0}
-    assert beyond(update[4:], 0.5, base, [0]) == {1: 1.0}
+    base = dict(zip("abcd", base, strict=True))
+    assert beyond(update, 0.5, base) == {"a": 0.5, "b": 1.0}
+    assert beyond(update[4:], 0.5, base, ["a"]) == {"b": 1.0}
+
+
+def test_named_arrays_are_taken_by_name_and_not_by_order():
+    before = {"b": np.zeros(2, np.float32), "a": np.zeros(1, np.float32)}
+    after = {"a": np.float32([3]), "b": np.float32([1, 2])}
+    assert _averaging.difference(after, before).tolist() == [1, 2, 3]
+    assert {name: array.tolist() for name, array in _averaging.add(before, np.float32([5, 6, 7])).items()} == {"b": [5, 6], "a": [7]}
+    assert _averaging.difference(after, before, ["b"]).tolist() == [3]
+    with pytest.raises(unisono.EncodingError, match="did not return array a; it returned b, c"):
+        _averaging.difference({"b": after["b"], "c": after["a"]}, before)

@@ -94,14 +94,12 @@ def test_flower_with_the_two_documented_lines_has_a_sum_in_every_round(flower, c
     assert np.abs(parameters[0] - 0.2).max() <= 2 * report["error_bound"] + 1e-6
 
 
-def test_a_small_sample_of_a_large_roster_is_refused_with_what_to_set(flower, monkeypatch):
-    logged = []
-    monkeypatch.setattr(flower.plugin, "log", lambda level, text, *values: logged.append((level, text % values)))
+def test_a_small_sample_of_a_large_roster_is_refused_with_what_to_set(flower, flower_log):
     parameters, report = flower.run(30, 0, sampled=5)
-    (reason,) = [text for level, text in logged if level >= logging.ERROR]
+    (reason,) = [text for level, text in flower_log if level >= logging.ERROR]
     assert report == {} and not parameters[0].any()
     assert "5 clients were sampled" in reason and "roster of 30 refuse sums below 10" in reason
-    assert "UnisonoWorkflow(n_min=4)" in reason and "Policy(n_min=4, min_interval_s=0)" in reason
+    assert "set n_min=4 here" in reason and "Policy(n_min=4, min_interval_s=0)" in reason
     # What it says to set, set.
     policy = unisono.Policy(n_min=4, min_interval_s=0)
     parameters, report = flower.run(30, 0, sampled=5, policy=policy, n_min=4)

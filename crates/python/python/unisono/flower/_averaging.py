@@ -6,66 +6,90 @@ averaged) or the value has none (infinities, NaN). Floats that no client changed
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import EncodingError
+from ..errors import EncodingError
+
+#: Arrays under what errors call them: a number from 0 in the workflow API, a name in the Message API.
+Label = int | str
+Arrays = dict[Label, NDArray[Any]]
+_Arrays = Mapping[Label, NDArray[Any]]
 
 #: From here on the difference of two integers may not fit 64 bits; it is far beyond any clip.
 _FAR = 2.0**62
 
 
-def check_excluded(excluded: Collection[int], arrays: int) -> None:
-    """Raises ``EncodingError`` unless every index is one of ``arrays`` arrays."""
-    for index in excluded:
-        if not 0 <= index < arrays:
-            raise EncodingError(f"exclude names array {index}; there are {arrays} arrays, from 0 to {arrays - 1}")
+def check_excluded(excluded: Collection[Label], arrays: _Arrays) -> None:
+    """Raises ``EncodingError`` unless every label is that of an array."""
+    for label in excluded:
+        if label not in arrays:
+            raise EncodingError(f"exclude names array {label}; there are {len(arrays)}: {_listed(arrays)}")
 
 
-def dimension(arrays: Sequence[NDArray[Any]], excluded: Collection[int] = ()) -> int:
+def _listed(labels: Collection[Label], most: int = 20) -> str:
+    names = [str(label) for label in labels]
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+
+
+def dimension(arrays: _Arrays, excluded: Collection[Label] = ()) -> int:
     """Elements of the arrays that are averaged."""
-    return sum(array.size for i, array in enumerate(arrays) if i not in excluded)
+    return sum(array.size for label, array in arrays.items() if label not in excluded)
 
 
-def difference(
-    after: Sequence[NDArray[Any]], before: Sequence[NDArray[Any]], excluded: Collection[int] = ()
-) -> NDArray[np.float32]:
-    """The update: ``after`` minus ``before``, all arrays but the excluded ones one after the other.
+def difference(after: _Arrays, before: _Arrays, excluded: Collection[Label] = ()) -> NDArray[np.float32]:
+    """The update: ``after`` minus ``before``, all arrays but the excluded ones one after the other, in the order of ``before``.
 
-    Raises ``EncodingError``: other shapes; an element that was changed and can't be averaged, by array and index.
+    Raises ``EncodingError``: an array too many or too few, or of another shape; an element that was changed and can't be averaged, by
+    array and index.
     """
-    if [a.shape for a in after] != [b.shape for b in before]:
-        raise EncodingError("the client returned parameters of other shapes than it was sent")
+    _check_same(after, before)
     update = np.empty(dimension(before, excluded), np.float32)
     start = 0
-    for i, (a, b) in enumerate(zip(after, before, strict=True)):
-        if i in excluded:
+    for label, array in before.items():
+        if label in excluded:
             continue
-        part = update[start : start + b.size]
         # A view of the update, in the array's shape.
-        _subtract(np.asarray(a), np.asarray(b), part.reshape(b.shape), i)
-        start += b.size
+        part = update[start : start + array.size].reshape(array.shape)
+        _subtract(np.asarray(after[label]), np.asarray(array), part, label)
+        start += array.size
     return update
 
 
-def beyond(update: NDArray[np.float32], clip: float, arrays: Sequence[NDArray[Any]], excluded: Collection[int] = ()) -> dict[int, float]:
+def _check_same(after: _Arrays, before: _Arrays) -> None:
+    """Raises ``EncodingError`` unless a client returned the arrays that it was sent."""
+    if lacking := [label for label in before if label not in after]:
+        raise EncodingError(f"the client did not return array {_listed(lacking)}; it returned {_listed(after) or 'none'}")
+    if unknown := [label for label in after if label not in before]:
+        raise EncodingError(f"the client returned array {_listed(unknown)}, which it was not sent; it was sent {_listed(before)}")
+    for label, array in before.items():
+        if after[label].shape != array.shape:
+            raise EncodingError(
+                f"the client returned array {label} in other shapes than it was sent: {list(after[label].shape)}, not "
+                f"{list(array.shape)}"
+            )
+
+
+def beyond(
+    update: NDArray[np.float32], clip: float, arrays: _Arrays, excluded: Collection[Label] = ()
+) -> dict[Label, float]:
     """Which share of the elements of which array lies beyond the clip and is cut; arrays of which nothing is cut are not there."""
-    shares = {}
+    shares: dict[Label, float] = {}
     start = 0
-    for i, array in enumerate(arrays):
-        if i in excluded or array.size == 0:
+    for label, array in arrays.items():
+        if label in excluded or array.size == 0:
             continue
         part = update[start : start + array.size]
         start += array.size
         if share := float(np.count_nonzero(np.abs(part) > clip)) / array.size:
-            shares[i] = share
+            shares[label] = share
     return shares
 
 
-def _subtract(a: NDArray[Any], b: NDArray[Any], out: NDArray[np.float32], index: int) -> None:
+def _subtract(a: NDArray[Any], b: NDArray[Any], out: NDArray[np.float32], label: Label) -> None:
     kinds = {a.dtype.kind, b.dtype.kind}
     if kinds <= {"i", "u"}:
         out[...] = _integer_difference(a, b)
@@ -81,13 +105,13 @@ def _subtract(a: NDArray[Any], b: NDArray[Any], out: NDArray[np.float32], index:
             # A difference that float32 can't hold is beyond any clip.
             far = np.isinf(out) & np.isfinite(a) & np.isfinite(b)
             out[far] = np.copysign(np.finfo(np.float32).max, out[far])
-            _refuse(~np.isfinite(out), index, f"is {a.dtype} and was changed from or to what is not finite", a, b)
+            _refuse(~np.isfinite(out), label, f"is {a.dtype} and was changed from or to what is not finite", a, b)
     else:
         changed = np.asarray(a != b) if a.dtype == b.dtype else np.ones(b.shape, bool)
         if a.dtype == b.dtype and a.dtype.kind in "cmM":
             # NaN and NaT are not equal to themselves.
             changed &= ~((a != a) & (b != b))
-        _refuse(changed, index, f"is {a.dtype}, which has no average, and was changed", a, b)
+        _refuse(changed, label, f"is {a.dtype}, which has no average, and was changed", a, b)
         out[...] = 0.0
 
 
@@ -99,27 +123,27 @@ def _integer_difference(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.float64]
     return np.where(np.abs(rough) < _FAR, exact.astype(np.float64), rough)
 
 
-def _refuse(wrong: NDArray[np.bool_], index: int, why: str, a: NDArray[Any], b: NDArray[Any]) -> None:
+def _refuse(wrong: NDArray[np.bool_], label: Label, why: str, a: NDArray[Any], b: NDArray[Any]) -> None:
     if wrong.any():
         at = tuple(int(i) for i in np.unravel_index(int(np.argmax(wrong)), wrong.shape))
         raise EncodingError(
-            f"element {list(at)} of array {index} {why} ({b[at]} to {a[at]}): leave the array as it is, or leave it out "
-            f"(UnisonoWorkflow(exclude=[{index}]))"
+            f"element {list(at)} of array {label} {why} ({b[at]} to {a[at]}): leave the array as it is, or leave it out "
+            f"on the server (exclude=[{label!r}])"
         )
 
 
-def add(base: Sequence[NDArray[Any]], mean: NDArray[Any], excluded: Collection[int] = ()) -> list[NDArray[Any]]:
+def add(base: _Arrays, mean: NDArray[Any], excluded: Collection[Label] = ()) -> Arrays:
     """The arrays plus the mean update, in their shapes and types: integers rounded and kept within their range. Excluded arrays, and
     those that can't be averaged, come back as they are."""
-    result = []
+    result: Arrays = {}
     start = 0
-    for i, array in enumerate(base):
-        if i in excluded:
-            result.append(array)
+    for label, array in base.items():
+        if label in excluded:
+            result[label] = array
             continue
         step = np.asarray(mean[start : start + array.size], np.float64).reshape(array.shape)
         start += array.size
-        result.append(_moved(array, step))
+        result[label] = _moved(array, step)
     return result
 
 

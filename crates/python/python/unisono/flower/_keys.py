@@ -9,7 +9,7 @@ from typing import cast
 
 from flwr.app import ConfigRecord, Context
 
-from . import DeviceKeys, ParamsError, RecordError, Roster, SigningKey, read_public_key
+from .. import DeviceKeys, ParamsError, RecordError, Roster, SigningKey, read_public_key
 
 
 def provision(folder: str | os.PathLike[str], devices: int) -> Path:

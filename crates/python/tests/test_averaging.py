@@ -7,7 +7,7 @@ import unisono
 pytest.importorskip("flwr")
 
 from unisono.flower import _averaging
-from unisono.flower._averaging import beyond, check_excluded
+from unisono.flower._averaging import beyond, check_labels
 
 
 def difference(after, before, excluded=()):
@@ -36,7 +36,7 @@ def test_the_difference_is_one_float32_vector():
     kept = add(before, np.arange(3, dtype=np.float32), [0])
     assert kept[0] is before[0] and kept[1] == 7 and kept[2].tolist() == [1, 2]
     with pytest.raises(unisono.EncodingError, match="exclude names array 3; there are 3: 0, 1, 2"):
-        check_excluded([3], dict(enumerate(before)))
+        check_labels("exclude", [3], dict(enumerate(before)))
 
 
 #: Arrays that come back bit for bit although the mean of a quantised sum is never exactly zero.
@@ -104,8 +104,11 @@ def test_what_lies_beyond_the_clip_is_counted_by_array():
     base = [np.zeros(4), np.zeros(2), np.zeros(0), np.zeros(1)]
     update = np.float32([0.5, -0.6, 0.1, 2, 9, 9, -0.5])
     base = dict(zip("abcd", base, strict=True))
-    assert beyond(update, 0.5, base) == {"a": 0.5, "b": 1.0}
-    assert beyond(update[4:], 0.5, base, ["a"]) == {"b": 1.0}
+    bounds = np.full(7, 0.5, np.float32)
+    assert beyond(update, bounds, base) == {"a": 0.5, "b": 1.0}
+    assert beyond(update[4:], bounds[4:], base, ["a"]) == {"b": 1.0}
+    bounds[4:6] = 10
+    assert beyond(update, bounds, base) == {"a": 0.5}
 
 
 def test_named_arrays_are_taken_by_name_and_not_by_order():

@@ -233,6 +233,30 @@ def test_an_array_is_left_out_by_its_name(tmp_path):
     assert report["survivors"] == 5 and numpy(result)["layer.bias"].tolist() == [1, 1, 1]
 
 
+def test_arrays_have_clips_of_their_own(tmp_path):
+    start = {"bn.var": np.zeros(3, np.float32), "steps": np.array(0), "w": np.zeros(4, np.float32)}
+
+    def train(partition, arrays, config):
+        return {**arrays, "bn.var": arrays["bn.var"] + 40, "steps": arrays["steps"] + 7, "w": arrays["w"] + np.float32(0.01)}, {}
+
+    world = World(tmp_path, update=train)
+    result, report = world.run(start=start, clip=0.02, clips={"bn.var": 50.0, "steps": 8.0})
+    assert report["cut"] == 0.0
+    np.testing.assert_allclose(numpy(result)["bn.var"], 40, atol=0.01)
+    assert numpy(result)["steps"] == 7
+    # The small array is rounded by steps of its own clip.
+    np.testing.assert_allclose(numpy(result)["w"], 0.01, atol=4e-6)
+    # One clip for all cuts the two.
+    _, report = World(tmp_path / "one", update=train).run(start=start, clip=0.02)
+    assert report["cut"] == pytest.approx(0.5, abs=1e-3)
+    with pytest.raises(unisono.EncodingError, match="clips names array bn; there are 3: bn.var, steps, w"):
+        world.run(start=start, clip=0.02, clips={"bn": 1.0})
+    with pytest.raises(unisono.ParamsError, match="one clip"):
+        world.run(clip=0.02, clips={"w": 1.0}, noise_multiplier=1.0, l2_clip=1.0)
+    with pytest.raises(unisono.EncodingError, match="clips"):
+        world.run(clip=0.02, clips={"w": -1.0})
+
+
 def test_integers_and_booleans_keep_their_types_from_round_to_round(tmp_path):
     start = {"w": np.zeros(2, np.float32), "mask": np.array([True, False]), "steps": np.array(2**40, np.int64)}
 

@@ -23,11 +23,11 @@ _Arrays = Mapping[Label, NDArray[Any]]
 _FAR = 2.0**62
 
 
-def check_excluded(excluded: Collection[Label], arrays: _Arrays) -> None:
-    """Raises ``EncodingError`` unless every label is that of an array."""
-    for label in excluded:
+def check_labels(setting: str, labels: Collection[Label], arrays: _Arrays) -> None:
+    """Raises ``EncodingError`` unless every label of a setting is that of an array."""
+    for label in labels:
         if label not in arrays:
-            raise EncodingError(f"exclude names array {label}; there are {len(arrays)}: {_listed(arrays)}")
+            raise EncodingError(f"{setting} names array {label}; there are {len(arrays)}: {_listed(arrays)}")
 
 
 def _listed(labels: Collection[Label], most: int = 20) -> str:
@@ -38,6 +38,11 @@ def _listed(labels: Collection[Label], most: int = 20) -> str:
 def dimension(arrays: _Arrays, excluded: Collection[Label] = ()) -> int:
     """Elements of the arrays that are averaged."""
     return sum(array.size for label, array in arrays.items() if label not in excluded)
+
+
+def runs(arrays: _Arrays, excluded: Collection[Label], clip: float, clips: Mapping[Label, float]) -> list[tuple[int, float]]:
+    """Elements of each array that is averaged, and their clip."""
+    return [(array.size, clips.get(label, clip)) for label, array in arrays.items() if label not in excluded and array.size]
 
 
 def difference(after: _Arrays, before: _Arrays, excluded: Collection[Label] = ()) -> NDArray[np.float32]:
@@ -74,17 +79,18 @@ def _check_same(after: _Arrays, before: _Arrays) -> None:
 
 
 def beyond(
-    update: NDArray[np.float32], clip: float, arrays: _Arrays, excluded: Collection[Label] = ()
+    update: NDArray[np.float32], bounds: NDArray[np.float32], arrays: _Arrays, excluded: Collection[Label] = ()
 ) -> dict[Label, float]:
-    """Which share of the elements of which array lies beyond the clip and is cut; arrays of which nothing is cut are not there."""
+    """Which share of the elements of which array lies beyond its bound, one for each element of the update, and is cut; arrays of which
+    nothing is cut are not there."""
     shares: dict[Label, float] = {}
     start = 0
     for label, array in arrays.items():
         if label in excluded or array.size == 0:
             continue
-        part = update[start : start + array.size]
+        place = slice(start, start + array.size)
         start += array.size
-        if share := float(np.count_nonzero(np.abs(part) > clip)) / array.size:
+        if share := float(np.count_nonzero(np.abs(update[place]) > bounds[place])) / array.size:
             shares[label] = share
     return shares
 

@@ -120,7 +120,7 @@ def unisono_mod(
                     update=update,
                     # With differential privacy all updates count alike.
                     weight=1.0 if incoming.get("equal") else result.weight,
-                    metrics=_values(asked, result.metrics, update, base, excluded, client.clip),
+                    metrics=_values(asked, result.metrics, update, base, excluded, client),
                 )
                 reply["upload"] = client.upload()
             else:
@@ -158,7 +158,7 @@ def _values(
     update: NDArray[np.float32],
     base: Arrays,
     excluded: Collection[Label],
-    clip: float,
+    client: ClientRound,
 ) -> list[float]:
     """The values of the metrics that the server asks for. The share of elements that the clip cuts is logged by array."""
     values = []
@@ -166,9 +166,10 @@ def _values(
         if name != CUT:
             values.append(number(metrics, name, "for its mean over the clients"))
             continue
-        cut = beyond(update, clip, base, excluded)
+        lengths, clips = zip(*(client.clips or [(update.size, client.clip)]), strict=True)
+        cut = beyond(update, np.repeat(np.asarray(clips, np.float32), lengths), base, excluded)
         for array, share in cut.items():
-            log(WARN, "%.3g %% of array %s lies beyond the clip %s and is cut", 100 * share, array, clip)
+            log(WARN, "%.3g %% of array %s lies beyond its clip and is cut", 100 * share, array)
         elements = sum(share * base[array].size for array, share in cut.items())
         values.append(min(1.0, elements / max(1, update.size)))
     return values

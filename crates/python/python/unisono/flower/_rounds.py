@@ -10,7 +10,7 @@ from typing import Any
 from flwr.app import Message, RecordDict
 
 from .. import AbortError, Accountant, Outcome, ParamsError, RoundParams, ServerRound
-from ._averaging import Arrays, add, check_excluded, dimension
+from ._averaging import Arrays, add, check_labels
 from ._compat import log
 from ._exchange import CUT, Channel, Exchange
 from ._settings import Settings
@@ -55,7 +55,8 @@ class SecureRounds:
         A round that ends without a sum says why in the log. Raises ``EncodingError`` where ``exclude`` names an array that there isn't.
         """
         log(INFO, "Secure aggregation commencing (unisono, %s mode).", self.settings.mode)
-        check_excluded(self.settings.exclude, base)
+        check_labels("exclude", self.settings.exclude, base)
+        check_labels("clips", self.settings.clips, base)
         exchange = None
         try:
             params, server, exchange = self._open(channel, number, instructions, base)
@@ -87,8 +88,7 @@ class SecureRounds:
         self, channel: Channel, number: int, instructions: dict[int, RecordDict], base: Arrays
     ) -> tuple[RoundParams, ServerRound, Exchange]:
         settings = self.settings
-        size = dimension(base, settings.exclude)
-        params = settings.params(len(instructions), size, number + self._ahead, channel.timeout)
+        params = settings.params(len(instructions), base, number + self._ahead, channel.timeout)
         server = ServerRound(params, coordinator_key=settings.coordinator, roster=settings.roster)
         exchange = Exchange(channel, server)
         exchange.advertise(list(instructions))
@@ -167,7 +167,7 @@ class SecureRounds:
             log(
                 WARN,
                 "%.3g %% of the elements of the updates were beyond the clip %s and were cut: the clients' logs say of which arrays. "
-                "Raise clip, or leave such arrays out with exclude",
+                "Raise clip, give such arrays their own (clips), or leave them out with exclude",
                 100 * cut,
                 self.settings.clip,
             )

@@ -6,11 +6,12 @@ import math
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
 from .. import ParamsError, Policy, Quantiser, Roster, RoundParams, SigningKey, default_n_min
-from ._averaging import Label
+from ._averaging import Arrays, Label, dimension, runs
 from ._exchange import CUT
 from ._keys import registrar_key_of
 
@@ -24,6 +25,7 @@ class SettingsArguments(TypedDict, total=False):
     """The keyword arguments of :class:`Settings`, of which ``clip`` is needed, for type checkers."""
 
     clip: float
+    clips: Mapping[Label, float]
     provisioning: str | os.PathLike[str] | None
     mode: str
     max_weight: float | None
@@ -52,6 +54,8 @@ class Settings:
     clip : bound of an element of an update (returned minus sent arrays), above 0; larger ones are cut, so it has no default. With
         ``rotate`` it bounds an element of the rotated update. The clients' logs say of which arrays elements were cut, and the
         report and the server's log which share of all elements; neither with ``rotate``, ``l2_clip`` or noise.
+    clips : clips of some arrays in the place of ``clip``, by name (Message API) or by number from 0: statistics of a BatchNorm layer, for
+        instance, which move by larger steps than weights. Not with ``rotate`` or noise.
     provisioning : folder with ``roster.bin``, ``registrar.pub`` and ``coordinator.key``; ``None`` only in semi-honest mode.
     mode : ``"malicious"`` (default) or ``"semi-honest"``.
     max_weight : largest number of examples of a client, above 0, by default 1000; a client with more can't take part. Not with
@@ -83,6 +87,7 @@ class Settings:
     """
 
     clip: float
+    clips: Mapping[Label, float] = field(default_factory=dict)
     provisioning: str | os.PathLike[str] | None = None
     mode: str = "malicious"
     max_weight: float | None = None
@@ -100,7 +105,7 @@ class Settings:
     task: str = "flower"
     exclude: Collection[Label] = ()
     timeout: float | None = None
-    quantiser: Quantiser = field(init=False, repr=False)
+    quantiser: partial[Quantiser] = field(init=False, repr=False)
     coordinator: SigningKey | None = field(init=False, repr=False, default=None)
     roster: Roster | None = field(init=False, repr=False, default=None)
 
@@ -108,7 +113,8 @@ class Settings:
         self._check()
         self._check_privacy()
         bounds = [(0.0, 1.0)] if self.asked[:1] == [CUT] else []
-        self.quantiser = Quantiser(
+        self.quantiser = partial(
+            Quantiser,
             bits=self.bits,
             clip=self.clip,
             max_weight=1.0 if self.private else _MAX_WEIGHT if self.max_weight is None else self.max_weight,
@@ -117,6 +123,8 @@ class Settings:
             metrics=bounds + [self.metrics[name] for name in sorted(self.metrics)],
             rotate=self.rotate,
         )
+        # What is wrong with the settings is said now.
+        self.quantiser(clips=[(1, self.clip), *((1, clip) for clip in self.clips.values())])
         if self.provisioning is not None:
             folder = Path(self.provisioning)
             self.coordinator = SigningKey.from_text("coordinator", (folder / "coordinator.key").read_text("ascii"))
@@ -134,8 +142,8 @@ class Settings:
         cut = [] if self.rotate or self.l2_clip is not None else [CUT]
         return cut + sorted(self.metrics)
 
-    def params(self, clients: int, dimension: int, number: int, timeout: float | None) -> RoundParams:
-        """The round of so many sampled clients. Raises ``ParamsError`` where none can be run with them."""
+    def params(self, clients: int, base: Arrays, number: int, timeout: float | None) -> RoundParams:
+        """The round of so many sampled clients about these arrays. Raises ``ParamsError`` where none can be run with them."""
         n_min = self.n_min
         if n_min is None:
             n_min = default_n_min(
@@ -152,10 +160,10 @@ class Settings:
         return RoundParams(
             task=self.task,
             round=number,
-            dimension=dimension,
+            dimension=dimension(base, self.exclude),
             n_min=n_min,
             n_max=clients,
-            quantiser=self.quantiser,
+            quantiser=self.quantiser(clips=runs(base, self.exclude, self.clip, self.clips)),
             gamma=self.gamma,
             delta=self.delta,
             min_colluders=self.min_colluders,
@@ -198,6 +206,8 @@ class Settings:
             raise ParamsError(f"noise_multiplier is {self.noise_multiplier}; a finite number above 0 is needed")
         if self.l2_clip is None:
             raise ParamsError("noise_multiplier needs l2_clip=..: the bound on what one client can change")
+        if self.clips:
+            raise ParamsError(f"clips is {dict(self.clips)}; a round with noise_multiplier has one clip for all: leave it out")
         if self.metrics:
             raise ParamsError(
                 f"metrics is {list(self.metrics)}; a round with noise_multiplier has none, since the noise covers the update only"

@@ -103,6 +103,7 @@ pub fn cases() -> Vec<Value> {
             &[Bytes(1, round_id.to_vec()), Bytes(2, client_id.to_vec()), Bytes(3, vec![7; 2484])],
             json!({ "round_id": hex(round_id), "client_id": hex(client_id), "signature": hex([7; 2484]) }),
         ),
+        case("LeaveResponse", &LeaveResponse {}, &[], json!({})),
         case(
             "TaskFinished",
             &TaskFinished { task: "digits".into(), round: 300 },

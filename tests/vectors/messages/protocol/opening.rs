@@ -27,12 +27,24 @@ pub fn params(cases: &mut Cases) {
         &[Double(1, 1_234_567.890_625)],
         json!({ "noise_variance": 1_234_567.890_625 }),
     );
+    let narrow = cases.add(
+        "ClipRun",
+        ClipRun { elements: 300, clip: 0.125 },
+        &[Varint(1, 300), Float(2, 0.125)],
+        json!({ "elements": 300, "clip": 0.125 }),
+    );
+    let wide = cases.add(
+        "ClipRun",
+        ClipRun { elements: 1, clip: 50.0 },
+        &[Varint(1, 1), Float(2, 50.0)],
+        json!({ "elements": 1, "clip": 50.0 }),
+    );
     let plain = cases.add(
         "Quantiser",
         Quantiser {
             bits: 8,
             clip: 0.75,
-            clips: Vec::new(),
+            clips: vec![narrow.message, wide.message],
             l2_clip: None,
             max_weight: 16.0,
             rounding: Rounding::Deterministic as i32,
@@ -40,10 +52,19 @@ pub fn params(cases: &mut Cases) {
             privacy: None,
             rotate: false,
         },
-        &[Varint(1, 8), Float(2, 0.75), Float(4, 16.0), Varint(5, 2), accuracy.at(6), loss.at(6)],
+        &[
+            Varint(1, 8),
+            Float(2, 0.75),
+            Float(4, 16.0),
+            Varint(5, 2),
+            accuracy.at(6),
+            loss.at(6),
+            narrow.at(9),
+            wide.at(9),
+        ],
         json!({
             "bits": 8, "clip": 0.75, "l2_clip": null, "max_weight": 16.0, "rounding": "ROUNDING_DETERMINISTIC",
-            "metrics": [accuracy.json, loss.json], "privacy": null, "rotate": false,
+            "metrics": [accuracy.json, loss.json], "privacy": null, "rotate": false, "clips": [narrow.json, wide.json],
         }),
     );
     let quantiser = cases.add(
@@ -71,7 +92,7 @@ pub fn params(cases: &mut Cases) {
         ],
         json!({
             "bits": 16, "clip": 0.75, "l2_clip": 3.125, "max_weight": 1.0, "rounding": "ROUNDING_STOCHASTIC",
-            "metrics": [loss.json], "privacy": privacy.json, "rotate": true,
+            "metrics": [loss.json], "privacy": privacy.json, "rotate": true, "clips": [],
         }),
     );
     let deadlines = cases.add(

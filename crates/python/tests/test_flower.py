@@ -309,7 +309,7 @@ def test_a_device_with_a_smaller_epsilon_refuses_the_round(flower_log, limit):
     policy = unisono.Policy(min_interval_s=0, **{limit: 0.01})
     settings = {"noise_multiplier": 1.0, "l2_clip": 1.0, "clip": 1.0, "policy": policy}
     parameters, report, logged = one_round(flower_log, [np.zeros(4, np.float32)], with_loss, **settings)
-    assert report == {} and not parameters[0].any() and f"(set by `{limit}`)" in logged[-1]
+    assert report == {} and not parameters[0].any() and f"(set by `privacy.{limit}`)" in logged[-1]
 
 
 def test_a_rotated_round_holds_a_large_element_under_a_small_clip(flower_log):

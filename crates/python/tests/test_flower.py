@@ -309,14 +309,14 @@ def test_a_device_with_a_smaller_epsilon_refuses_the_round(flower_log, limit):
     policy = unisono.Policy(min_interval_s=0, **{limit: 0.01})
     settings = {"noise_multiplier": 1.0, "l2_clip": 1.0, "clip": 1.0, "policy": policy}
     parameters, report, logged = one_round(flower_log, [np.zeros(4, np.float32)], with_loss, **settings)
-    assert report == {} and not parameters[0].any() and f"(set by `privacy.{limit}`)" in logged[-1]
+    assert report == {} and not parameters[0].any() and "the limit is 0.01" in logged[-1] and "(set by `privacy.max_" in logged[-1]
 
 
 def test_a_rotated_round_holds_a_large_element_under_a_small_clip(flower_log):
     def spike(partition, arrays):
         moved = arrays[0].copy()
         moved[5] += 8.0
-        return [moved], 10
+        return [moved], 900
 
     start = [np.zeros(4096, np.float32)]
     plain, report, _ = one_round(flower_log, start, spike, clip=0.5)

@@ -9,6 +9,7 @@ its own part of the data (a Dirichlet split, so unevenly); the last `--drop` cli
 """
 
 import argparse
+import functools
 import json
 import tempfile
 import time
@@ -27,12 +28,14 @@ from flwr.serverapp import ServerApp
 from flwr.simulation import run_simulation
 from local_grid import LocalGrid
 from sklearn.datasets import load_digits
+from unisono import find_degree
 from unisono.flower import UnisonoWorkflow, provision, unisono_mod
 
 # Above any element of an update here: what is clipped is not averaged as it was.
 CLIP = 2.0
 
 
+@functools.cache
 def partition(clients, alpha=1.0):
     """Training data by client (Dirichlet over the classes), and the test data."""
     images, labels = load_digits(return_X_y=True)
@@ -108,7 +111,9 @@ def run(aggregation, clients, rounds=1, dropped=0, extra=0, mode="malicious", bi
             provisioning=folder, mode=mode, clip=CLIP, bits=bits, delta=0.25, rounding="deterministic"
         )
     elif aggregation == "secaggplus":
-        mods, secure = [secaggplus_mod], SecAggPlusWorkflow(1.0, 0.5)
+        # As many neighbours as unisono finds under the same assumptions about the server.
+        found = find_degree(clients, delta=0.25, mode="semi-honest")
+        mods, secure = [secaggplus_mod], SecAggPlusWorkflow(found.degree + 1, found.threshold)
     else:
         mods, secure = [], None
 

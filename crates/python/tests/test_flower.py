@@ -309,14 +309,14 @@ def test_a_device_with_a_smaller_epsilon_refuses_the_round(flower_log, limit):
     policy = unisono.Policy(min_interval_s=0, **{limit: 0.01})
     settings = {"noise_multiplier": 1.0, "l2_clip": 1.0, "clip": 1.0, "policy": policy}
     parameters, report, logged = one_round(flower_log, [np.zeros(4, np.float32)], with_loss, **settings)
-    assert report == {} and not parameters[0].any() and f"(set by `{limit}`)" in logged[-1]
+    assert report == {} and not parameters[0].any() and "the limit is 0.01" in logged[-1] and "(set by `privacy.max_" in logged[-1]
 
 
 def test_a_rotated_round_holds_a_large_element_under_a_small_clip(flower_log):
     def spike(partition, arrays):
         moved = arrays[0].copy()
         moved[5] += 8.0
-        return [moved], 10
+        return [moved], 900
 
     start = [np.zeros(4096, np.float32)]
     plain, report, _ = one_round(flower_log, start, spike, clip=0.5)
@@ -339,7 +339,7 @@ def test_an_unsupported_version_of_flower_is_named_with_what_to_install(installe
 def test_the_supported_versions_are_those_of_the_extra():
     for installed in ("1.22.0", "1.30.0", "1.42.1", "1.42.0.dev20260101"):
         check_version(installed)
-    extra = [text for text in metadata.requires("unisono") or [] if "extra == 'flower'" in text] if INSTALLED else []
+    extra = [text for text in metadata.requires("unisono") or [] if text.startswith("flwr")] if INSTALLED else []
     assert all("<1.43" in text and ">=1.22" in text for text in extra) and len(extra) == INSTALLED
 
 

@@ -13,7 +13,7 @@ use serde::Serialize;
 use unisono::coordinator::learning::{Moments, OptimizerConfig, step};
 use unisono::examples::Examples;
 use unisono::federation::{DIMENSION, Federation, deal_digits};
-use unisono::plot::{Curves, Picture, Scale, draw};
+use unisono::plot::{Curves, Intervals, Picture, Scale, draw};
 use unisono::protocol::degree::SecurityMode;
 use unisono::protocol::encoding::{Aggregate, Quantiser, Rounding};
 use unisono::sim::{Dropout, Learned, Observer, RoundReport, Simulation, Update, updates};
@@ -274,6 +274,7 @@ fn pictures(args: &Args, lines: &[Line]) -> Vec<(String, Picture)> {
             y: ("accuracy on held-out digits", Scale::Linear),
             curves,
             modelled: Curves::new(),
+            intervals: Intervals::new(),
         }
     };
     let mut against: Vec<(f64, f64)> = last(lines)
@@ -297,7 +298,14 @@ fn pictures(args: &Args, lines: &[Line]) -> Vec<(String, Picture)> {
         let y = ("accuracy on held-out digits", Scale::Linear);
         pictures.push((
             "accuracy-epsilon".to_owned(),
-            Picture::Curves { title, x: ("epsilon", Scale::Logarithmic), y, curves, modelled: Curves::new() },
+            Picture::Curves {
+                title,
+                x: ("epsilon", Scale::Logarithmic),
+                y,
+                curves,
+                modelled: Curves::new(),
+                intervals: Intervals::new(),
+            },
         ));
     }
     pictures
@@ -325,7 +333,12 @@ fn main() -> anyhow::Result<()> {
         writer.flush()?;
     }
     if let Some(directory) = &args.plot {
-        let drawn = draw(directory, &pictures(&args, &lines));
+        let mode = if args.malicious { "malicious" } else { "semi-honest" };
+        let caption = format!(
+            "{} devices, bundled digits, Dirichlet alpha = {}, {} rounds, {} epochs at rate {}, {mode} mode, drop-out {}, seed {}",
+            args.clients, args.alpha, args.rounds, args.epochs, args.learning_rate, args.dropout, args.seed
+        );
+        let drawn = draw(directory, &pictures(&args, &lines), &caption);
         drawn.with_context(|| format!("can't plot into {}", directory.display()))?;
     }
     Ok(())

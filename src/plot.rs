@@ -19,6 +19,12 @@ type Drawing<'a, B> = DrawingArea<B, Shift>;
 /// Curves by name. On a logarithmic axis coordinates are positive.
 pub type Curves = BTreeMap<String, Vec<(f64, f64)>>;
 
+/// Error bars of the curves of these names: place on the level axis, lower and upper end.
+pub type Intervals = BTreeMap<String, Vec<(f64, f64, f64)>>;
+
+/// The value of a bar, and the ends of its error bar if it has one.
+pub type Value = (f64, Option<(f64, f64)>);
+
 /// How an axis maps values to places.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scale {
@@ -38,7 +44,7 @@ pub enum Picture {
         /// Name of the upright axis.
         unit: &'static str,
         /// Names and values, one value a phase.
-        series: [(&'static str, Vec<f64>); 2],
+        series: [(&'static str, Vec<Value>); 2],
         /// Names under the groups.
         phases: Vec<&'static str>,
     },
@@ -54,6 +60,8 @@ pub enum Picture {
         curves: Curves,
         /// What was computed from a model, as dashed lines.
         modelled: Curves,
+        /// How well the values of `curves` are known.
+        intervals: Intervals,
     },
 }
 
@@ -66,36 +74,66 @@ fn use_font() -> anyhow::Result<()> {
     result.map_err(|_| anyhow::anyhow!("the built-in font can't be read"))
 }
 
-/// Draws every picture as `NAME.png` and `NAME.svg` into a folder, which is made if missing; the files' paths.
+/// Draws every picture as `NAME.png` and `NAME.svg` into a folder, which is made if missing, with the caption below it; the
+/// files' paths.
 ///
 /// # Errors
 /// When a file can't be written, or a picture not be drawn.
-pub fn draw(directory: &Path, pictures: &[(String, Picture)]) -> anyhow::Result<Vec<PathBuf>> {
+pub fn draw(directory: &Path, pictures: &[(String, Picture)], caption: &str) -> anyhow::Result<Vec<PathBuf>> {
     use_font()?;
     std::fs::create_dir_all(directory)?;
     let mut written = Vec::new();
     for (name, picture) in pictures {
         let png = directory.join(format!("{name}.png"));
-        picture.draw(&BitMapBackend::new(&png, SIZE).into_drawing_area())?;
+        picture.draw(&BitMapBackend::new(&png, SIZE).into_drawing_area(), caption)?;
         let svg = directory.join(format!("{name}.svg"));
-        picture.draw(&SVGBackend::new(&svg, SIZE).into_drawing_area())?;
+        picture.draw(&SVGBackend::new(&svg, SIZE).into_drawing_area(), caption)?;
         written.extend([png, svg]);
     }
     Ok(written)
 }
 
+/// Characters in a line of a caption.
+const CAPTION_WIDTH: usize = 140;
+/// Pixels from one line of a caption to the next.
+const CAPTION_LINE: u32 = 15;
+
+/// A text in lines of at most `width` characters, broken at spaces; a longer word has a line of its own.
+fn wrapped(text: &str, width: usize) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split_whitespace() {
+        match lines.last_mut() {
+            Some(line) if line.chars().count() + 1 + word.chars().count() <= width => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(word.to_owned()),
+        }
+    }
+    lines
+}
+
 impl Picture {
-    fn draw<B: DrawingBackend>(&self, area: &Drawing<'_, B>) -> anyhow::Result<()>
+    fn draw<B: DrawingBackend>(&self, area: &Drawing<'_, B>, caption: &str) -> anyhow::Result<()>
     where
         B::ErrorType: 'static,
     {
         area.fill(&WHITE)?;
+        let caption = wrapped(caption, CAPTION_WIDTH);
+        let (upper, lower) = area.split_vertically(SIZE.1 - CAPTION_LINE * caption.len() as u32 - 8);
+        for (i, line) in caption.into_iter().enumerate() {
+            let place = (14, i as i32 * CAPTION_LINE as i32);
+            lower.draw(&Text::new(line, place, (FONT, 12).into_font().color(&BLACK.mix(0.7))))?;
+        }
+        let area = &upper;
         match self {
             Self::Bars { title, unit, series, phases } => bars(area, title, unit, series, phases)?,
-            Self::Curves { title, x, y, curves, modelled } => {
-                let points = || curves.values().chain(modelled.values()).flatten();
+            Self::Curves { title, x, y, curves, modelled, intervals } => {
+                let points = || curves.values().chain(modelled.values()).flatten().copied();
+                let ends = || intervals.values().flatten().flat_map(|(x, low, high)| [(*x, *low), (*x, *high)]);
+                let all = || points().chain(ends().filter(|(_, end)| y.1 == Scale::Linear || *end > 0.0));
                 let curves = [curves, modelled];
-                let (across, mut up) = (range(points().map(|p| p.0), x.1), range(points().map(|p| p.1), y.1));
+                let (across, mut up) = (range(all().map(|p| p.0), x.1), range(all().map(|p| p.1), y.1));
                 if !modelled.is_empty() || y.1 == Scale::Linear {
                     // The names of models are long, and what is drawn on a linear axis is high early: names would hide the curves.
                     let names = (20 * (curves[0].len() + modelled.len()) + 20) as f64 / f64::from(SIZE.1 - 100);
@@ -103,11 +141,15 @@ impl Picture {
                 }
                 use Scale::{Linear, Logarithmic};
                 match (x.1, y.1) {
-                    (Linear, Linear) => lines(area, title, (x.0, across), (y.0, up), curves)?,
-                    (Linear, Logarithmic) => lines(area, title, (x.0, across), (y.0, up.log_scale()), curves)?,
-                    (Logarithmic, Linear) => lines(area, title, (x.0, across.log_scale()), (y.0, up), curves)?,
+                    (Linear, Linear) => lines(area, title, (x.0, across), (y.0, up), curves, intervals)?,
+                    (Linear, Logarithmic) => {
+                        lines(area, title, (x.0, across), (y.0, up.log_scale()), curves, intervals)?
+                    }
+                    (Logarithmic, Linear) => {
+                        lines(area, title, (x.0, across.log_scale()), (y.0, up), curves, intervals)?
+                    }
                     (Logarithmic, Logarithmic) => {
-                        lines(area, title, (x.0, across.log_scale()), (y.0, up.log_scale()), curves)?;
+                        lines(area, title, (x.0, across.log_scale()), (y.0, up.log_scale()), curves, intervals)?;
                     }
                 }
             }
@@ -131,13 +173,14 @@ fn bars<B: DrawingBackend>(
     area: &Drawing<'_, B>,
     title: &str,
     unit: &str,
-    series: &[(&str, Vec<f64>); 2],
+    series: &[(&str, Vec<Value>); 2],
     phases: &[&str],
 ) -> anyhow::Result<()>
 where
     B::ErrorType: 'static,
 {
-    let top = series.iter().flat_map(|(_, values)| values).fold(0.0f64, |top, value| top.max(*value));
+    let ends = series.iter().flat_map(|(_, values)| values).map(|(value, ends)| ends.map_or(*value, |(_, high)| high));
+    let top = ends.fold(0.0, f64::max);
     let mut chart = ChartBuilder::on(area)
         .caption(title, (FONT, 18))
         .margin(14)
@@ -154,14 +197,16 @@ where
         .draw()?;
     for (place, (name, values)) in series.iter().enumerate() {
         let style = Palette99::pick(place).filled();
-        let bar = |(i, value): (usize, &f64)| {
-            let left = i as f64 + 0.12 + 0.38 * place as f64;
-            Rectangle::new([(left, 0.0), (left + 0.36, *value)], style)
-        };
+        let left = |i: usize| i as f64 + 0.12 + 0.38 * place as f64;
+        let bar = |(i, (value, _)): (usize, &Value)| Rectangle::new([(left(i), 0.0), (left(i) + 0.36, *value)], style);
         chart
             .draw_series(values.iter().enumerate().map(bar))?
             .label(*name)
             .legend(move |(x, y)| Rectangle::new([(x, y - 5), (x + 14, y + 5)], style));
+        let known = values.iter().enumerate().filter_map(|(i, (value, ends))| Some((i, *value, (*ends)?)));
+        chart.draw_series(known.map(|(i, value, (low, high))| {
+            ErrorBar::new_vertical(left(i) + 0.18, low.max(0.0), value, high, BLACK.filled(), 8)
+        }))?;
     }
     let names = phases
         .iter()
@@ -199,6 +244,7 @@ fn lines<B: DrawingBackend, X, Y>(
     (x, across): (&str, X),
     (y, up): (&str, Y),
     [measured, modelled]: [&Curves; 2],
+    intervals: &Intervals,
 ) -> anyhow::Result<()>
 where
     B::ErrorType: 'static,
@@ -213,6 +259,7 @@ where
         .x_label_area_size(44)
         .y_label_area_size(70)
         .build_cartesian_2d(across, up)?;
+    let bottom = chart.y_range().start;
     chart
         .configure_mesh()
         .x_desc(x)
@@ -227,6 +274,11 @@ where
             .draw_series(LineSeries::new(points.iter().copied(), color.stroke_width(2)).point_size(4))?
             .label(name)
             .legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], color.stroke_width(2)));
+        for (x, low, high) in intervals.get(name).into_iter().flatten() {
+            // On a logarithmic axis an interval that reaches down to 0 or below ends at the lower edge.
+            let bar = |value| ErrorBar::new_vertical(*x, low.max(bottom), value, *high, color.stroke_width(1), 9);
+            chart.draw_series(points.iter().filter(|point| point.0 == *x).map(|point| bar(point.1)))?;
+        }
     }
     for (i, (name, points)) in (measured.len()..).zip(modelled) {
         let style = Palette99::pick(i).to_rgba().stroke_width(2);
@@ -265,14 +317,43 @@ mod tests {
     }
 
     #[test]
-    fn modelled_curves_are_drawn_beside_measured_ones_with_their_names() {
+    fn curves_error_bars_models_and_the_caption_are_drawn() {
         let folder = tempfile::tempdir().unwrap();
         let curves = |name: &str| Curves::from([(name.to_owned(), vec![(1.0, 2.0), (10.0, 30.0)])]);
-        let (x, y) = (("n", Scale::Logarithmic), ("seconds", Scale::Logarithmic));
-        let (curves, modelled) = (curves("measured here"), curves("a model"));
-        let picture = Picture::Curves { title: "Costs".into(), x, y, curves, modelled };
-        let files = draw(folder.path(), &[("costs".into(), picture)]).unwrap();
-        let svg = std::fs::read_to_string(&files[1]).unwrap();
-        assert!(svg.contains("measured here") && svg.contains("a model"));
+        let svg = |intervals: Intervals| {
+            let (x, y) = (("n", Scale::Logarithmic), ("seconds", Scale::Logarithmic));
+            let (curves, modelled) = (curves("measured here"), curves("a model"));
+            let picture = Picture::Curves { title: "Costs".into(), x, y, curves, modelled, intervals };
+            let files = draw(folder.path(), &[("costs".into(), picture)], "seeds 0 to 4").unwrap();
+            std::fs::read_to_string(&files[1]).unwrap()
+        };
+        let bare = svg(Intervals::new());
+        for words in ["measured here", "a model", "seeds 0 to 4"] {
+            assert!(bare.contains(words), "{words}");
+        }
+        // The lower end is below 0, where a logarithmic axis has no place.
+        let with_bars = svg(Intervals::from([("measured here".into(), vec![(1.0, -1.0, 3.0), (10.0, 20.0, 40.0)])]));
+        // Each error bar has a mark at the mean.
+        assert_eq!(with_bars.matches("<circle").count(), bare.matches("<circle").count() + 2);
+        assert!(!with_bars.contains("NaN") && !with_bars.contains("inf"));
+    }
+
+    #[test]
+    fn bars_have_error_bars_where_the_value_has_an_interval() {
+        let folder = tempfile::tempdir().unwrap();
+        let svg = |ends| {
+            let series = [("sent", vec![(2.0, ends)]), ("received", vec![(3.0, None)])];
+            let picture = Picture::Bars { title: "Bytes".into(), unit: "bytes", series, phases: vec!["mask"] };
+            let files = draw(folder.path(), &[("bytes".into(), picture)], "").unwrap();
+            std::fs::read_to_string(&files[1]).unwrap()
+        };
+        assert!(svg(Some((1.0, 4.0))).matches("<circle").count() > svg(None).matches("<circle").count());
+    }
+
+    #[test]
+    fn captions_are_broken_at_spaces() {
+        assert_eq!(wrapped("one two three", 7), ["one two", "three"]);
+        assert_eq!(wrapped("indivisible", 3), ["indivisible"]);
+        assert!(wrapped("", 10).is_empty());
     }
 }

@@ -112,6 +112,93 @@ fn a_sweep_has_a_line_and_a_curve_for_each_drop_out() {
 }
 
 #[test]
+fn repetitions_have_mean_and_interval_in_every_output() {
+    let folder = tempfile::tempdir().unwrap();
+    let [csv, summary, plots] = ["rounds.csv", "summary.csv", "plots"].map(|name| folder.path().join(name));
+    // With drop-outs by chance, what a client receives depends on the seed.
+    let common = [
+        "--sweep",
+        "n=20,40",
+        "-d",
+        "50",
+        "--dropout",
+        "share=0.1",
+        "--network",
+        "mixed",
+        "--repeats",
+        "3",
+        "--seed",
+        "7",
+    ];
+    let files = ["--csv", text(&csv), "--csv-summary", text(&summary), "--plot", text(&plots)];
+    let table = succeed(&[&common[..], &files].concat());
+    assert_eq!(table.matches("mean of 3 runs (seeds 7 to 9) and its 95 % confidence interval").count(), 2, "{table}");
+
+    let rounds = Table::read(&csv);
+    assert_eq!((rounds.column("seed")[0], rounds.column("seed")[5], rounds.rows.len()), ("7", "8", 30));
+    let lines = Table::read(&summary);
+    let line = |clients: &str, measure: &str, phase: &str| {
+        let cells = |name| lines.column(name);
+        let found = (0..lines.rows.len())
+            .find(|i| (cells("clients")[*i], cells("measure")[*i], cells("phase")[*i]) == (clients, measure, phase));
+        ["runs", "mean", "low", "high"].map(|name| cells(name)[found.unwrap()].parse::<f64>().unwrap())
+    };
+    let [runs, mean, low, high] = line("20", "client_seconds", "mask");
+    assert!(runs == 3.0 && low < mean && mean < high && low > -mean, "{low} {mean} {high}");
+
+    let json: serde_json::Value =
+        serde_json::from_str(&succeed(&[&common[..], &["--json", "--no-timings"]].concat())).unwrap();
+    let point = &json[1];
+    assert_eq!((&point["seeds"], &point["settings"]["clients"]), (&serde_json::json!([7, 8, 9]), &40.into()));
+    let values: Vec<f64> = (0..3)
+        .map(|i| {
+            let phases = point["runs"][i]["rounds"][0]["phases"].as_array().unwrap();
+            phases.iter().map(|phase| phase["virtual_seconds"].as_f64().unwrap()).sum()
+        })
+        .collect();
+    let expected = values.iter().sum::<f64>() / 3.0;
+    let quantities = point["summary"].as_array().unwrap();
+    let of = |measure: &str| {
+        let found = quantities.iter().find(|q| q["measure"] == measure && q["phase"].is_null()).unwrap();
+        ["mean", "low", "high"].map(|name| found[name].as_f64().unwrap())
+    };
+    let [mean, low, high] = of("virtual_seconds");
+    assert!((mean - expected).abs() < 1e-9 && low < high, "{values:?}: {low} {mean} {high}");
+    // What the CSV file has is the same.
+    assert!((line("40", "virtual_seconds", "")[1] - expected).abs() < 1e-9);
+    assert!(quantities.iter().all(|q| q["measure"] != "client_seconds"), "no times with --no-timings");
+
+    let svg = std::fs::read_to_string(plots.join("client-time-n.svg")).unwrap();
+    for words in ["mean of the seeds 7 to 9", "n = 20, 40", "share=0.1", "CPU time, seconds", "clients, n"] {
+        assert!(svg.contains(words), "{words}");
+    }
+}
+
+/// docs/reproduce.md, in small.
+#[test]
+fn the_commands_of_the_page_on_secaggplus_draw_every_picture_that_it_names() {
+    const PAGE: &str = include_str!("../docs/reproduce.md");
+    let folder = tempfile::tempdir().unwrap();
+    let small = [("n=100,200,400", "n=20,40"), ("dim=1e4,3e4,1e5,3e5", "dim=10,20"), ("--clients 100", "--clients 20")];
+    let smaller = [("--dim 1e5", "--dim 10"), ("--repeats 5", "--repeats 2")];
+    let commands: Vec<&str> = PAGE.lines().filter_map(|line| line.strip_prefix("unisono simulate ")).collect();
+    assert_eq!(commands.len(), 3, "{commands:?}");
+    for command in commands {
+        let command = small.iter().chain(&smaller).fold(command.to_owned(), |text, (from, to)| text.replace(from, to));
+        let arguments: Vec<&str> = command.split_whitespace().collect();
+        let Output { status, stderr, .. } = simulate(&arguments).current_dir(&folder).output().unwrap();
+        assert!(status.success(), "{command}: {}", String::from_utf8_lossy(&stderr));
+        let summary = arguments.iter().find(|argument| argument.ends_with(".csv")).unwrap();
+        assert!(Table::read(&folder.path().join(summary)).rows.len() > 100, "{command}");
+    }
+    let named: Vec<&str> = PAGE.split('`').filter(|word| word.contains('/') && !word.contains([' ', '\n'])).collect();
+    assert!(named.len() >= 7, "{named:?}");
+    for name in named {
+        assert!(folder.path().join(format!("{name}.svg")).exists(), "{name}");
+    }
+}
+
+#[test]
 fn without_timings_the_output_is_the_same_to_the_byte_whatever_the_threads() {
     let folder = tempfile::tempdir().unwrap();
     let run = |threads: &str, format: &[&str]| {
@@ -146,7 +233,11 @@ fn what_can_not_work_is_refused_before_the_first_round_with_what_would() {
     );
     let directory = format!("trace:{}", folder.path().display());
     let (unwritable, under_a_file) = (text(folder.path()), folder.path().join("binary").join("plots"));
-    let cases: [(&[&str], &str); 19] = [
+    let cases: [(&[&str], &str); 23] = [
+        (&["--repeats", "0"], "allowed is 1 to 10000"),
+        (&["--repeats", "1e9"], "allowed is 1 to 10000"),
+        (&["--repeats", "2", "--seed", "18446744073709551615"], "the last of --repeats 2"),
+        (&["--csv-summary", unwritable], "can't write"),
         (&["--threads", "1000000"], "0 to 1024"),
         (&["--dropout", "class:mobil=0.5", "--network", "mixed"], "broadband, mobile, slow"),
         (&["--dropout", "-0.1"], "`dropout` is -0.1"),
@@ -265,6 +356,13 @@ mod on_linux {
         assert!(finished >= 2, "{out}");
         assert_eq!(Table::read(&csv).rows.len(), 5 * finished);
         assert!(plots.join("phase-bytes.svg").exists());
+    }
+
+    #[test]
+    fn an_interrupted_repetition_is_summarised_with_what_there_is() {
+        let (out, status) = interrupt(&["--repeats", "3"], "-INT");
+        assert_eq!(status.code(), Some(130), "{out}");
+        assert!(out.contains("mean of 1 runs (seeds 0 to 0)"), "{out}");
     }
 
     #[test]

@@ -4,6 +4,7 @@ mod csv_file;
 mod output;
 mod plot;
 mod results;
+mod summary;
 mod sweep;
 
 use std::io::Write;
@@ -41,6 +42,9 @@ Examples:
   What a round costs against n and d, as curves
     unisono simulate --sweep n=100,300,1000 --sweep dim=10000,100000 --plot plots --csv costs.csv
 
+  The same five times, with other seeds: mean and 95 % confidence interval of all that was measured
+    unisono simulate --sweep n=100,300,1000 --repeats 5 --csv-summary costs.csv --plot plots
+
   Accuracy after each round, with and without drop-outs, as curves
     unisono simulate --learn --rounds 10 --sweep dropout=0,0.3 --mode semi-honest --plot plots
 
@@ -59,7 +63,19 @@ clients, gamma, delta and drop-outs, times what each operation costs on this mac
 Updates are random, unless --learn is given: then the devices train, and accuracy is in all outputs. The example
 simulate_learning compares optimisers beside it (cargo run --release --example simulate_learning -- --plot plots).
 
-Tables and CSV lines come out as each round ends. Ctrl-C drops the round at hand, writes the rest and exits with code 130.";
+Tables and CSV lines come out as each round ends. Ctrl-C drops the round at hand, writes the rest and exits with code 130; a
+run that it stopped is left out of means over --repeats. Pictures name the settings that their curves have in common.";
+
+/// Most runs of one setting.
+const MAX_REPEATS: u32 = 10_000;
+
+/// How often each setting is played.
+fn repeats(text: &str) -> Result<u32, String> {
+    match sweep::count(text)? {
+        count @ 1..=MAX_REPEATS => Ok(count),
+        _ => Err(format!("allowed is 1 to {MAX_REPEATS}; a confidence interval needs 2")),
+    }
+}
 
 /// Plays rounds with thousands of real clients in this process, on a virtual clock.
 #[derive(clap::Args, Debug)]
@@ -124,6 +140,10 @@ pub struct Args {
     /// Seed of everything random
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// Plays each setting N times, with the seeds SEED, SEED+1, ..: summary, JSON (`summary`), --csv-summary and pictures have
+    /// the mean and its 95 % confidence interval (Student's t) over these runs
+    #[arg(long, default_value = "1", value_name = "N", value_parser = repeats, allow_negative_numbers = true)]
+    repeats: u32,
     /// Threads, at most 1024; 0 for as many as there are cores
     #[arg(long, default_value_t = 0)]
     threads: usize,
@@ -134,7 +154,8 @@ pub struct Args {
     /// Runs a grid: n=.., dim=.., dropout=.., bits=.. or mode=..; several options multiply
     #[arg(long, value_name = "NAME=V1,V2,..")]
     sweep: Vec<Axis>,
-    /// Prints JSON instead of tables: one report, or with --sweep an array of them
+    /// Prints JSON instead of tables: one report, or with --sweep an array of them; with --repeats each has a `summary` and the
+    /// reports of its `runs`
     #[arg(long)]
     json: bool,
     /// Leaves measured times out of tables, JSON, CSV and pictures: what is left is the same for one seed, byte for byte
@@ -143,6 +164,10 @@ pub struct Args {
     /// Writes one line for each round and phase to a CSV file, as soon as the round has ended
     #[arg(long, value_name = "FILE")]
     csv: Option<PathBuf>,
+    /// Writes one line for each quantity of each setting to a CSV file, at the end: mean, standard deviation and the 95 %
+    /// confidence interval over --repeats
+    #[arg(long, value_name = "FILE")]
+    csv_summary: Option<PathBuf>,
     /// Draws time and bytes by phase, and with --sweep the curves against n, d and k beside those of a model of SecAgg+, as PNG
     /// and SVG; with --learn also the accuracy of each round
     #[arg(long, value_name = "DIR")]
@@ -174,7 +199,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let interrupted = stop.load(Ordering::Relaxed) && results.reports.iter().any(|report| report.interrupted);
     let wrong = results.wrong_sum();
     // What can be written is, whatever else failed.
-    let written = results.finish(!args.sweep.is_empty());
+    let written = results.finish();
     played.and(written)?;
     anyhow::ensure!(!wrong, "a round gave a sum that is not that of its survivors' updates: this must not happen");
     if interrupted {
@@ -210,7 +235,7 @@ fn play(args: &Args, planned: &[Planned], stop: &AtomicBool, results: &mut Resul
         let title = if planned.len() > 1 { format!("{}/{} ", i + 1, planned.len()) } else { String::new() };
         let settings = simulation.settings();
         let context = || format!("n = {}, d = {}", settings.clients, settings.dimension);
-        results.begin(settings.clone(), !args.sweep.is_empty()).with_context(context)?;
+        results.begin(settings.clone()).with_context(context)?;
         let mut watch = Watch::new(stop, title, args.rounds, federation.as_deref(), results);
         let played = simulation.run(&mut watch);
         watch.bar.finish_and_clear();
@@ -229,27 +254,31 @@ impl Args {
         let Self { clients, dim, bits, mode, .. } = *self;
         let dim = if self.learn { DIMENSION } else { dim };
         let points = sweep::grid(&self.sweep, Point { clients, dim, bits, mode, dropout: self.dropout.clone() })?;
-        let plan = |point: &Point| {
-            let federation = self.learn.then(|| self.federation(point)).transpose()?.map(Arc::new);
-            let simulation = self.builder(point, federation.clone())?.build();
+        let last = self.seed.checked_add(u64::from(self.repeats) - 1);
+        let last = last.with_context(|| {
+            format!("--seed {}: the last of --repeats {} would be above {}", self.seed, self.repeats, u64::MAX)
+        })?;
+        let plan = |(point, seed): (&Point, u64)| {
+            let federation = self.learn.then(|| self.federation(point, seed)).transpose()?.map(Arc::new);
+            let simulation = self.builder(point, federation.clone())?.seed(seed).build();
             let simulation = simulation.with_context(|| format!("n = {}, d = {}", point.clients, point.dim))?;
             Ok(Planned { simulation, federation })
         };
-        points.iter().map(plan).collect()
+        points.iter().flat_map(|point| (self.seed..=last).map(move |seed| (point, seed))).map(plan).collect()
     }
 
     fn alpha(&self) -> f64 {
         self.alpha.unwrap_or(1.0)
     }
 
-    fn federation(&self, point: &Point) -> anyhow::Result<Federation> {
+    fn federation(&self, point: &Point, seed: u64) -> anyhow::Result<Federation> {
         anyhow::ensure!(
             point.dim == DIMENSION,
             "--learn has a model of {DIMENSION} elements: dim can't be swept with it"
         );
-        let (parts, held_out) = deal_digits(point.clients, self.alpha(), self.seed).context("--learn")?;
+        let (parts, held_out) = deal_digits(point.clients, self.alpha(), seed).context("--learn")?;
         let sgd = Sgd { epochs: 5, learning_rate: 0.1, ..Sgd::default() };
-        Ok(Federation::new(parts, held_out, sgd, self.seed, self.noise_multiplier.is_some()))
+        Ok(Federation::new(parts, held_out, sgd, seed, self.noise_multiplier.is_some()))
     }
 
     fn builder(&self, point: &Point, federation: Option<Arc<Federation>>) -> anyhow::Result<Builder> {
@@ -279,7 +308,6 @@ impl Args {
             .dropout(Dropout::parse(&point.dropout)?)
             .deadline(self.deadline)
             .rounds(self.rounds)
-            .seed(self.seed)
             .threads(self.threads)
             .share_checks(self.share_checks);
         if let Some(federation) = federation {

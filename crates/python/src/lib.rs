@@ -50,7 +50,7 @@ mod _unisono {
     #[pymodule_export]
     use crate::server_round::{Outcome, ServerRound, sender_of};
     #[pymodule_export]
-    use crate::simulate::simulate;
+    use crate::simulate::{estimate, simulate};
     use pyo3::prelude::*;
 
     #[pymodule_init]

@@ -9,7 +9,7 @@ use pyo3::exceptions::PyBaseException;
 use pyo3::prelude::*;
 use unisono_protocol::encoding::{self, EncodingError};
 use unisono_protocol::server::Phase;
-use unisono_sim::{Dropout, Observer, RoundReport, Simulation, Update, updates};
+use unisono_sim::{Dropout, Estimate, Measure, Observer, Report, RoundReport, Simulation, Update, updates};
 
 use crate::arguments::named;
 use crate::params::{Quantiser, mode_of};
@@ -132,6 +132,20 @@ fn ask(
 /// raised meanwhile, after which no round follows.
 type Played<'py> = (String, Vec<Option<Bound<'py, PyArray1<f32>>>>, Vec<Option<Vec<f32>>>, Option<Py<PyBaseException>>);
 
+#[derive(serde::Serialize)]
+struct Measured<'a> {
+    #[serde(flatten)]
+    report: &'a Report,
+    measures: Vec<Measure>,
+}
+
+/// Mean of the values, their standard deviation, and the ends of the 95 % confidence interval of the mean; `None` without a value.
+#[pyfunction]
+pub fn estimate(values: Vec<f64>) -> Option<(f64, Option<f64>, Option<f64>, Option<f64>)> {
+    let Estimate { mean, deviation, low, high, .. } = Estimate::of(&values)?;
+    Some((mean, deviation, low, high))
+}
+
 /// Runs a simulation. See `unisono.simulate`.
 #[pyfunction]
 #[pyo3(signature = (
@@ -218,7 +232,8 @@ pub fn simulate<'py>(
         report.rounds.truncate(watcher.means.len());
         report.interrupted = true;
     }
-    let json = serde_json::to_string(&report).map_err(|error| errors::state(error.to_string()))?;
+    let measured = Measured { measures: report.measures(), report: &report };
+    let json = serde_json::to_string(&measured).map_err(|error| errors::state(error.to_string()))?;
     let means = watcher.means.into_iter().map(|mean| mean.map(|mean| PyArray1::from_vec(py, mean))).collect();
     Ok((json, means, watcher.metrics, raised.map(|error| error.into_value(py))))
 }

@@ -35,6 +35,7 @@ mod report;
 mod round;
 pub mod secaggplus;
 mod simulation;
+mod summary;
 mod trace;
 mod update;
 mod workers;
@@ -47,4 +48,5 @@ pub use report::{
     Learned, PhaseReport, PhaseTiming, PrivacySettings, Report, RoundPrivacy, RoundReport, Settings, Spread, Timing,
 };
 pub use simulation::{Builder, MAX_THREADS, Simulation, updates};
+pub use summary::{Estimate, Measure, Quantity, counted, summarise};
 pub use update::{Update, UpdateSource};

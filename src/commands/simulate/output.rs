@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use serde::Serialize;
 use unisono_sim::secaggplus::{self, Model};
-use unisono_sim::{Learned, PhaseReport, PhaseTiming, Report, RoundReport, Settings};
+use unisono_sim::{Learned, PhaseReport, PhaseTiming, Quantity, Report, RoundReport, Settings, summarise};
 
 /// Bytes with a unit.
 pub(super) fn bytes(count: f64) -> String {
@@ -17,7 +17,7 @@ pub(super) fn bytes(count: f64) -> String {
 }
 
 /// Seconds with a unit.
-fn seconds(value: f64) -> String {
+pub(super) fn seconds(value: f64) -> String {
     match value {
         ..1e-3 => format!("{:.0} us", value * 1e6),
         ..1.0 => format!("{:.1} ms", value * 1e3),
@@ -176,18 +176,41 @@ pub(super) fn modelled(model: &Model) -> Option<Cost> {
     })
 }
 
-/// One report, or of a sweep, which has models, an array of reports, each with its model.
-pub(super) fn json(reports: &[Report], models: Option<&Vec<Model>>) -> serde_json::Result<String> {
+/// Of each setting its report, or of several runs their settings, seeds, summary and reports; of a sweep, which has models, an
+/// array of these.
+pub(super) fn json(reports: &[Report], repeats: usize, models: Option<&[Model]>) -> serde_json::Result<String> {
     #[derive(Serialize)]
-    struct Point<'a> {
+    struct Run<'a> {
         #[serde(flatten)]
         report: &'a Report,
-        secaggplus_model: &'a Model,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        secaggplus_model: Option<&'a Model>,
     }
-    let point = |(report, secaggplus_model)| Point { report, secaggplus_model };
-    match models {
-        Some(models) => serde_json::to_string_pretty(&reports.iter().zip(models).map(point).collect::<Vec<_>>()),
-        None => serde_json::to_string_pretty(&reports.first()),
+    #[derive(Serialize)]
+    struct Repeated<'a> {
+        /// Of the first run: others have other seeds.
+        settings: &'a Settings,
+        seeds: Vec<u64>,
+        summary: Vec<Quantity>,
+        runs: &'a [Run<'a>],
+    }
+    fn repeated<'a>((reports, runs): (&'a [Report], &'a [Run<'a>])) -> Repeated<'a> {
+        let seeds = reports.iter().map(|report| report.settings.seed).collect();
+        Repeated { settings: &reports[0].settings, seeds, summary: summarise(reports), runs }
+    }
+    let run = |(i, report)| Run { report, secaggplus_model: models.and_then(|models| models.get(i)) };
+    let runs: Vec<Run<'_>> = reports.iter().enumerate().map(run).collect();
+    match (repeats, models) {
+        (1, None) => serde_json::to_string_pretty(&runs.first()),
+        (1, Some(_)) => serde_json::to_string_pretty(&runs),
+        _ => {
+            let points: Vec<_> = reports.chunks(repeats).zip(runs.chunks(repeats)).map(repeated).collect();
+            if models.is_some() {
+                serde_json::to_string_pretty(&points)
+            } else {
+                serde_json::to_string_pretty(&points.first())
+            }
+        }
     }
 }
 
@@ -311,9 +334,9 @@ mod tests {
         let builder = Simulation::builder().clients(20).dimension(100).dropout(dropout);
         let report = builder.build().unwrap().run(&mut ()).unwrap();
         let model = Model::beside(&report).unwrap();
-        let (reports, models) = ([report.clone(), report], vec![model.clone(), model]);
+        let (reports, models) = ([report.clone(), report], [model.clone(), model]);
 
-        let json: serde_json::Value = serde_json::from_str(&json(&reports, Some(&models)).unwrap()).unwrap();
+        let json: serde_json::Value = serde_json::from_str(&json(&reports, 1, Some(&models)).unwrap()).unwrap();
         let point = &json[1]["secaggplus_model"];
         assert_eq!(point["what"], "SecAgg+ (model: counted operations \u{d7} costs measured here)");
         assert_eq!(json[1]["settings"]["clients"], 20);
@@ -329,7 +352,7 @@ mod tests {
     #[test]
     fn a_single_report_has_no_model() {
         let report = Simulation::builder().clients(5).dimension(10).build().unwrap().run(&mut ()).unwrap();
-        assert!(!json(std::slice::from_ref(&report), None).unwrap().contains("secaggplus"));
+        assert!(!json(std::slice::from_ref(&report), 1, None).unwrap().contains("secaggplus"));
     }
 
     #[test]

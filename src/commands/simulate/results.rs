@@ -8,16 +8,22 @@ use unisono_sim::secaggplus::Model;
 use unisono_sim::{Report, RoundReport, Settings, SimError};
 
 use super::csv_file::Csv;
+use super::summary::{self, SummaryCsv};
 use super::{Args, output, plot};
 
 /// Everything that the command gives.
 pub(super) struct Results {
-    /// One for each simulation that was begun.
+    /// One for each simulation that was begun; those of one setting follow each other.
     pub reports: Vec<Report>,
+    /// Simulations of one setting.
+    repeats: usize,
+    /// Whether settings vary.
+    swept: bool,
     /// Beside each report of a sweep.
     models: Vec<Model>,
     out: Out,
     csv: Option<Csv>,
+    csv_summary: Option<SummaryCsv>,
     plot: Option<PathBuf>,
     tables: bool,
     timings: bool,
@@ -50,14 +56,18 @@ impl Results {
     /// Opens the files.
     pub fn open(args: &Args) -> anyhow::Result<Self> {
         let csv = args.csv.as_deref().map(Csv::create).transpose()?;
+        let csv_summary = args.csv_summary.as_deref().map(SummaryCsv::create).transpose()?;
         if let Some(directory) = &args.plot {
             plot::prepare(directory)?;
         }
         Ok(Self {
             reports: Vec::new(),
+            repeats: args.repeats as usize,
+            swept: !args.sweep.is_empty(),
             models: Vec::new(),
             out: Out::default(),
             csv,
+            csv_summary,
             plot: args.plot.clone(),
             tables: !args.json,
             timings: !args.no_timings,
@@ -65,8 +75,8 @@ impl Results {
     }
 
     /// A simulation begins; in a sweep with a model beside it.
-    pub fn begin(&mut self, settings: Settings, swept: bool) -> Result<(), SimError> {
-        if swept {
+    pub fn begin(&mut self, settings: Settings) -> Result<(), SimError> {
+        if self.swept {
             let model = Model::of(&settings)?;
             self.models.push(if self.timings { model } else { model.without_timings() });
         }
@@ -107,7 +117,7 @@ impl Results {
 
     /// Whether nobody can learn of further rounds: the CSV file has failed, or standard output without there being a file.
     pub fn in_vain(&self) -> bool {
-        let files = self.csv.is_some() || self.plot.is_some();
+        let files = self.csv.is_some() || self.csv_summary.is_some() || self.plot.is_some();
         self.csv.as_ref().is_some_and(Csv::has_failed) || (self.out.0.is_some() && !files)
     }
 
@@ -117,17 +127,24 @@ impl Results {
     }
 
     /// Writes what is written at the end. Each part is tried; the first failure is returned.
-    pub fn finish(self, swept: bool) -> anyhow::Result<()> {
-        let Self { reports, models, mut out, csv, plot, tables, .. } = self;
-        let text = match (tables, swept) {
-            (true, true) => Ok(output::summary(&reports) + &output::models(&reports, &models)),
-            (true, false) => Ok(String::new()),
-            (false, _) => output::json(&reports, swept.then_some(&models)).map(|text| text + "\n"),
+    pub fn finish(self) -> anyhow::Result<()> {
+        let Self { reports, repeats, swept, models, mut out, csv, csv_summary, plot, tables, .. } = self;
+        let models = swept.then_some(models.as_slice());
+        let text = if !tables {
+            output::json(&reports, repeats, models).map(|text| text + "\n")
+        } else {
+            let summary = match (repeats, swept) {
+                (1, false) => String::new(),
+                (1, true) => output::summary(&reports),
+                _ => reports.chunks(repeats).map(summary::table).collect(),
+            };
+            Ok(summary + &models.map_or_else(String::new, |models| output::models(&reports, models)))
         };
         let text = text.map(|text| out.print(&text)).context("can't make JSON");
         let csv = csv.map_or(Ok(()), Csv::end);
-        let drawn = plot.map_or(Ok(()), |directory| plot::draw(&directory, &reports, &models));
-        text.and(csv).and(drawn).and(out.end())
+        let csv_summary = csv_summary.map_or(Ok(()), |csv| csv.write(reports.chunks(repeats)));
+        let drawn = plot.map_or(Ok(()), |directory| plot::draw(&directory, &reports, repeats, models));
+        text.and(csv).and(csv_summary).and(drawn).and(out.end())
     }
 }
 
@@ -148,15 +165,16 @@ mod tests {
     fn what_was_finished_before_a_later_simulation_failed_is_written() {
         let folder = tempfile::tempdir().unwrap();
         let (csv, plots) = (folder.path().join("rounds.csv"), folder.path().join("plots"));
-        let arguments = ["simulate", "--csv", csv.to_str().unwrap(), "--plot", plots.to_str().unwrap()];
+        let (csv_text, plots_text) = (csv.to_str().unwrap(), plots.to_str().unwrap());
+        let arguments = ["simulate", "--csv", csv_text, "--plot", plots_text, "--sweep", "bits=16"];
         let mut results = Results::open(&Cli::parse_from(arguments).args).unwrap();
         let report = Simulation::builder().clients(20).dimension(10).build().unwrap().run(&mut ()).unwrap();
-        results.begin(report.settings.clone(), true).unwrap();
+        results.begin(report.settings.clone()).unwrap();
         results.round(report.rounds[0].clone());
         results.end(false);
         // No graph is secure when this many may drop out.
-        assert!(results.begin(Settings { delta: 0.99, ..report.settings }, true).is_err());
-        results.finish(true).unwrap();
+        assert!(results.begin(Settings { delta: 0.99, ..report.settings }).is_err());
+        results.finish().unwrap();
         assert_eq!(std::fs::read_to_string(csv).unwrap().lines().count(), 6);
         assert!(plots.join("phase-bytes.png").exists());
     }

@@ -5,7 +5,7 @@
 - keys and rosters: :class:`DeviceKeys`, :class:`SigningKey`, :class:`Roster`;
 - primitives: :func:`mask`, :func:`unmask`, :func:`quantise`, :func:`dequantise`, :func:`split_secret`, ...;
 - released models: :func:`seal`, :func:`grant`, :class:`Release`, :class:`Grant`;
-- experiments: :func:`simulate`, thousands of clients in this process;
+- experiments: :func:`simulate`, thousands of clients in this process, and :func:`repeat` with several seeds;
 - differential privacy: ``RoundParams(noise_multiplier=..)``, ``Policy(max_epsilon=..)``, :class:`Accountant`;
 - Flower: :mod:`unisono.flower` (needs the extra ``flower``).
 
@@ -78,7 +78,8 @@ from .errors import (
 )
 from .client import Client
 from .records import FileRecord, MemoryRecord, Record
-from .simulation import Simulated, simulate
+from .repetition import Quantity, Repeated, repeat
+from .simulation import Measure, Simulated, simulate
 from .suggestion import suggest_quantiser
 
 __all__ = [
@@ -99,17 +100,20 @@ __all__ = [
     "FileRecord",
     "Grant",
     "KeyFileError",
+    "Measure",
     "MemoryRecord",
     "Outcome",
     "ParamsError",
     "Policy",
     "PolicyError",
     "Quantiser",
+    "Quantity",
     "Record",
     "RecordError",
     "RefusalError",
     "Release",
     "ReleaseError",
+    "Repeated",
     "Roster",
     "RosterError",
     "RoundParams",
@@ -132,6 +136,7 @@ __all__ = [
     "random_secret",
     "read_public_key",
     "rebuild_secret",
+    "repeat",
     "ring_dtype",
     "seal",
     "sender_of",

@@ -70,6 +70,7 @@ def grant(
     roster_epoch: int = 0,
 ) -> Grant: ...
 
+def estimate(values: Sequence[float]) -> tuple[float, float | None, float | None, float | None] | None: ...
 def simulate(
     clients: int,
     dim: int,

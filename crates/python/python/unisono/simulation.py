@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
+import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +16,22 @@ from . import _unisono
 from ._unisono import Quantiser
 from .errors import ParamsError
 
-__all__ = ["Simulated", "simulate"]
+__all__ = ["Measure", "Simulated", "simulate"]
+
+
+class Measure(NamedTuple):
+    """One quantity of one simulation."""
+
+    measure: str
+    """Its name, as ``client_seconds``."""
+    phase: str | None
+    """The phase; None for all phases together."""
+    round: int | None
+    """The round after which it was measured; None for a mean over the rounds that gave a sum."""
+    unit: str
+    """``s``, ``B``, ``clients``, ``nats``, or ``1`` for a plain number."""
+    value: float
+    """Its value."""
 
 
 class Simulated:
@@ -27,6 +44,10 @@ class Simulated:
     means : the decoded mean of each round, float32 of ``dim`` elements; ``None`` for a round that ended without a sum.
     metrics : the weighted means of the metrics of each round, in the quantiser's order; ``None`` as in ``means``.
     interrupted : whether it was stopped before its last round: see ``partial`` in :func:`simulate`.
+    measures : every quantity that was measured, one :class:`Measure` each, for :func:`repeat`: ``client_seconds`` and
+        ``server_seconds`` (CPU), ``sent_bytes`` and ``received_bytes`` of one client and ``virtual_seconds``, for all phases together
+        and for each one; ``wall_seconds``, ``survivors``, ``sum_fraction`` (of the rounds, those that gave a sum), and with
+        privacy ``epsilon``, ``total_epsilon`` and ``noise_deviation``. :meth:`add_measure` adds your own.
     """
 
     def __init__(
@@ -40,6 +61,19 @@ class Simulated:
         self.interrupted: bool = report["interrupted"]
         self.means = means
         self.metrics = [None] * len(means) if metrics is None else metrics
+        self.measures: list[Measure] = [Measure(**measure) for measure in report.get("measures", [])]
+
+    def add_measure(self, measure: str, value: float, *, unit: str = "1", round: int | None = None) -> None:
+        """Adds a quantity of your own, as an accuracy after ``round``, for :func:`repeat` to take the mean of.
+
+        Raises :class:`ParamsError` when there is one of this name and round already, or the value is no finite number.
+        """
+        if not math.isfinite(value):
+            raise ParamsError(f"the measure {measure!r} is {value}; a mean needs finite numbers")
+        if any((other.measure, other.phase, other.round) == (measure, None, round) for other in self.measures):
+            when = "" if round is None else f" after round {round}"
+            raise ParamsError(f"there is a measure {measure!r}{when} already; give yours another name")
+        self.measures.append(Measure(measure, None, round, unit, float(value)))
 
     def to_dict(self) -> dict[str, list[Any]]:
         """Columns of equal length, one row for each phase of each round: ``pandas.DataFrame(result.to_dict())``.
@@ -52,6 +86,7 @@ class Simulated:
             for phase in played["phases"]:
                 timing = timings.get(phase["phase"], {"client_seconds": {"mean": 0.0, "max": 0.0}, "server_seconds": 0.0})
                 row = {
+                    "seed": self.settings["seed"],
                     "round": played["round"],
                     "phase": phase["phase"],
                     "expected": phase["expected"],
@@ -75,12 +110,25 @@ class Simulated:
         """The columns of :meth:`to_dict` as NumPy arrays."""
         return {name: np.asarray(column) for name, column in self.to_dict().items()}
 
+    def to_pandas(self) -> Any:
+        """The columns of :meth:`to_dict` as a ``pandas.DataFrame``. Raises :class:`ImportError` where there is no pandas."""
+        return data_frame(self.to_dict())
+
     def __repr__(self) -> str:
         settings = self.settings
         return (
             f"Simulated(clients={settings['clients']}, dim={settings['dimension']}, mode={settings['mode']!r}, "
             f"rounds={len(self.rounds)}, exact={[played['exact_sum'] for played in self.rounds]})"
         )
+
+
+def data_frame(columns: dict[str, list[Any]]) -> Any:
+    """pandas is no dependency: it is looked for when it is asked for."""
+    try:
+        pandas = importlib.import_module("pandas")
+    except ImportError as missing:
+        raise ImportError("to_pandas() needs pandas: pip install pandas; to_dict() gives the same columns without it") from missing
+    return pandas.DataFrame(columns)
 
 
 def simulate(

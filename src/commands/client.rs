@@ -1,7 +1,7 @@
 //! `unisono client`: a device from the command line, with the example trainer.
 
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -53,9 +53,19 @@ pub enum Command {
 /// Who the device is, and whom it asks.
 #[derive(clap::Args)]
 pub struct Device {
-    /// The coordinator's address, such as http://127.0.0.1:7700.
+    /// The coordinator's address, such as https://coordinator.example:7700.
     #[arg(long, env = "UNISONO_COORDINATOR")]
     coordinator: String,
+    /// PEM file with the authorities that may have issued the coordinator's certificate; these alone are trusted then [default: the
+    /// public authorities].
+    #[arg(long, value_name = "FILE", env = "UNISONO_CA")]
+    ca: Option<PathBuf>,
+    /// PEM file with the certificate that this device shows, where the coordinator asks for one.
+    #[arg(long, value_name = "FILE", env = "UNISONO_CERTIFICATE", requires = "certificate_key")]
+    certificate: Option<PathBuf>,
+    /// PEM file with the private key of that certificate.
+    #[arg(long, value_name = "FILE", env = "UNISONO_CERTIFICATE_KEY", requires = "certificate")]
+    certificate_key: Option<PathBuf>,
     /// The device's secret keys.
     #[arg(long, env = "UNISONO_DEVICE_KEYS")]
     keys: PathBuf,
@@ -139,6 +149,17 @@ impl Device {
         let parse = |text: &str| keyfile::verifying_key_from_text(Role::Registrar, text);
         let registrar: Option<VerifyingKey> = self.registrar.as_ref().map(|path| read_key(path, parse)).transpose()?;
         let builder = Client::builder(&self.coordinator, task, keys).state_dir(&self.state_dir).on_event(log);
+        let builder = match &self.ca {
+            Some(path) => builder.certificate_authority(read_file(path)?),
+            None => builder,
+        };
+        let builder = match (&self.certificate, &self.certificate_key) {
+            (Some(chain), Some(key)) => {
+                let secret = keyfile::read_secret(key).with_context(|| format!("can't read {}", key.display()))?;
+                builder.client_certificate(read_file(chain)?, secret.as_bytes())
+            }
+            _ => builder,
+        };
         let give_up_after = self.give_up_after.or(give_up_after).map(Duration::from_secs);
         let builder = builder.retry(Retry { give_up_after, ..Retry::default() });
         let builder = match registrar {
@@ -162,6 +183,10 @@ impl Device {
         }
         Token::from_text(&text).map(Some).context(TOKEN_VARIABLE)
     }
+}
+
+fn read_file(path: &Path) -> Result<Vec<u8>> {
+    std::fs::read(path).with_context(|| format!("can't read {}", path.display()))
 }
 
 fn log(event: &Event<'_>) {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use unisono::coordinator::tls::{Listener, ServerTls};
 use unisono::coordinator::{Change, Config, Coordinator, CoordinatorError};
 
 use super::{metrics, now};
@@ -69,6 +70,7 @@ fn check(args: &Args) -> Result<()> {
     let (config, faults) = Config::examine(&args.config, now());
     let mut faults: Vec<String> = faults.iter().map(ToString::to_string).collect();
     if let Some(config) = config.as_ref() {
+        config.warnings(now()).iter().for_each(|warning| eprintln!("{}: warning: {warning}", args.config.display()));
         faults.extend(config.raise_open_files().err().map(|error| error.to_string()));
         let runtime = tokio::runtime::Runtime::new()?;
         let changes = runtime.block_on(unisono::coordinator::changes(config));
@@ -109,7 +111,8 @@ async fn start(config: PathBuf, accept: Vec<String>) -> Result<Coordinator> {
     let config = Config::load(&config)?;
     let started = metrics::Started::default();
     if let Some(address) = config.metrics_listen {
-        metrics::serve(address, started.clone()).await?;
+        let tls = config.metrics_tls().map(|files| ServerTls::load(files, Listener::Metrics)).transpose()?;
+        metrics::serve(address, started.clone(), tls).await?;
     }
     let coordinator = Coordinator::start_accepting(config, &accept).await?;
     let _ = started.set(coordinator.health());

@@ -14,6 +14,7 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use unisono::coordinator::Health;
+use unisono::coordinator::tls::ServerTls;
 
 /// Upper ends of the buckets of durations, in seconds.
 const SECONDS: [f64; 16] =
@@ -26,16 +27,17 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// The coordinator's health, once it has started.
 pub type Started = Arc<OnceLock<Health>>;
 
-/// Serves at `address`: `/metrics`, `/livez` and `/readyz`. Until `started` is set, the process lives and is not ready.
+/// Serves at `address`: `/metrics`, `/livez` and `/readyz`; by TLS where it is given. Until `started` is set, the process lives and is
+/// not ready.
 ///
 /// # Errors
 /// The address, or a second recorder in this process.
-pub async fn serve(address: SocketAddr, started: Started) -> Result<()> {
+pub async fn serve(address: SocketAddr, started: Started, tls: Option<ServerTls>) -> Result<()> {
     let what = || format!("can't serve metrics on {address}");
     let recorder = PrometheusBuilder::new().set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &SECONDS)?;
     let listener = TcpListener::bind(address).await.with_context(what)?;
     let metrics = recorder.install_recorder().with_context(what)?;
-    tracing::info!(address = %listener.local_addr()?, "serving metrics");
+    tracing::info!(address = %listener.local_addr()?, tls = tls.is_some(), "serving metrics");
     let upkeep = metrics.clone();
     tokio::spawn(async move {
         loop {
@@ -43,6 +45,10 @@ pub async fn serve(address: SocketAddr, started: Started) -> Result<()> {
             upkeep.run_upkeep();
         }
     });
+    let tls = tls.map(Arc::new);
+    if let Some(tls) = tls.clone() {
+        tokio::spawn(async move { tls.watch().await });
+    }
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     tokio::spawn(async move {
         while let Ok(place) = places.clone().acquire_owned().await {
@@ -51,6 +57,7 @@ pub async fn serve(address: SocketAddr, started: Started) -> Result<()> {
                 continue;
             };
             let (metrics, started) = (metrics.clone(), started.clone());
+            let acceptor = tls.as_ref().map(|tls| tls.acceptor());
             tokio::spawn(async move {
                 let _place = place;
                 let service = service_fn(move |request| {
@@ -59,7 +66,17 @@ pub async fn serve(address: SocketAddr, started: Started) -> Result<()> {
                 });
                 let mut http = hyper::server::conn::http1::Builder::new();
                 http.timer(TokioTimer::new()).header_read_timeout(TIMEOUT).keep_alive(false);
-                let _ = tokio::time::timeout(2 * TIMEOUT, http.serve_connection(TokioIo::new(stream), service)).await;
+                let serve = async {
+                    match acceptor {
+                        Some(acceptor) => {
+                            if let Ok(Ok(stream)) = tokio::time::timeout(TIMEOUT, acceptor.accept(stream)).await {
+                                let _ = http.serve_connection(TokioIo::new(stream), service).await;
+                            }
+                        }
+                        None => drop(http.serve_connection(TokioIo::new(stream), service).await),
+                    }
+                };
+                let _ = tokio::time::timeout(2 * TIMEOUT, serve).await;
             });
         }
     });

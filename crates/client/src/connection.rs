@@ -3,14 +3,17 @@
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use http::uri::{InvalidUri, Scheme};
 use hyper_util::rt::TokioIo;
 use rand::RngExt;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Response, Status};
 use unisono_wire::proto::coordinator_client::CoordinatorClient;
 use unisono_wire::{MAX_MESSAGE_LEN, MAX_WAIT_MS};
 
+use crate::tls::{Credentials, Dialler, LastFault, Noted, TlsFault};
 use crate::traffic::{Counted, Counters};
 use crate::{Error, Event, Observer};
 
@@ -68,8 +71,20 @@ impl Default for Retry {
     }
 }
 
+/// What is read and written.
+trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Io for S {}
+
 pub(crate) struct Connection {
+    /// As configured.
+    name: String,
     endpoint: Endpoint,
+    /// Where it is: host and port.
+    address: (String, u16),
+    /// How TLS is spoken; `None`: plain HTTP.
+    dialler: Option<Dialler>,
+    last_fault: LastFault,
     /// Made by the first call: only then there has to be a runtime.
     stub: OnceLock<Stub>,
     retry: Retry,
@@ -78,22 +93,39 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    pub fn new(endpoint: &str, retry: Retry, observer: Observer) -> Result<Self, Error> {
-        let bad = |why: String| Error::Endpoint { endpoint: endpoint.into(), why };
-        let parsed = Endpoint::from_shared(endpoint.to_owned()).map_err(|e| bad(e.to_string()))?;
-        match parsed.uri().scheme_str() {
-            Some("http") if parsed.uri().host().is_some() => {}
-            Some("https") => {
-                return Err(bad("this version speaks plain HTTP/2: put a TLS tunnel or proxy before it".into()));
-            }
+    pub fn new(endpoint: &str, credentials: &Credentials, retry: Retry, observer: Observer) -> Result<Self, Error> {
+        let name = endpoint.to_owned();
+        let bad = |why: String| Error::Endpoint { endpoint: name.clone(), why };
+        let uri: Uri = endpoint.parse().map_err(|error: InvalidUri| bad(error.to_string()))?;
+        let host = uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
+        let (dialler, port) = match uri.scheme_str() {
+            _ if host.is_empty() => return Err(bad("scheme or host is missing".into())),
+            Some("https") => (Some(credentials.dialler(endpoint, &host)?), 443),
+            Some("http") if credentials.is_empty() => (None, 80),
+            Some("http") => return Err(bad("certificates are for https://".into())),
             _ => return Err(bad("scheme or host is missing".into())),
-        }
-        let endpoint = parsed
+        };
+        let address = (host, uri.port_u16().unwrap_or(port));
+        // The connector below speaks TLS; tonic is not to look for TLS of its own, which it does by the scheme.
+        let mut parts = uri.clone().into_parts();
+        parts.scheme = Some(Scheme::HTTP);
+        let plain = Uri::from_parts(parts).map_err(|error| bad(error.to_string()))?;
+        let endpoint = Endpoint::from(plain)
+            .origin(uri)
             .connect_timeout(CONNECT_TIMEOUT)
             .http2_keep_alive_interval(Duration::from_secs(30))
-            .keep_alive_while_idle(true)
-            .tcp_nodelay(true);
-        Ok(Self { endpoint, stub: OnceLock::new(), retry, observer, counters: Counters::default() })
+            .keep_alive_while_idle(true);
+        Ok(Self {
+            name,
+            endpoint,
+            address,
+            dialler,
+            last_fault: LastFault::default(),
+            stub: OnceLock::new(),
+            retry,
+            observer,
+            counters: Counters::default(),
+        })
     }
 
     /// The generated client; for calls that are not repeated as they are, too.
@@ -103,20 +135,38 @@ impl Connection {
 
     /// A channel that dials when it is used, and again when the connection is lost.
     fn dial(&self) -> Stub {
-        let counted = self.counters.clone();
-        let connector = tower::service_fn(move |uri: Uri| {
-            let counters = counted.clone();
+        let (address, dialler) = (self.address.clone(), self.dialler.clone());
+        let (counters, last) = (self.counters.clone(), self.last_fault.clone());
+        let connector = tower::service_fn(move |_: Uri| {
+            let (address, dialler) = (address.clone(), dialler.clone());
+            let (counters, last) = (counters.clone(), last.clone());
             async move {
-                let address = (uri.host().unwrap_or_default().to_owned(), uri.port_u16().unwrap_or(80));
-                let host = address.0.trim_matches(['[', ']']);
-                let stream = TcpStream::connect((host, address.1)).await?;
+                last.set(None);
+                let stream = TcpStream::connect((address.0.as_str(), address.1)).await?;
                 stream.set_nodelay(true)?;
-                Ok::<_, std::io::Error>(TokioIo::new(Counted::new(stream, counters)))
+                // Below TLS: what is counted is what the network carries.
+                let stream = Counted::new(stream, counters);
+                let stream: Box<dyn Io> = match dialler {
+                    Some(dialler) => {
+                        let stream = dialler.connect(stream).await.map_err(|fault| noted(&last, fault))?;
+                        Box::new(Noted::encrypted(stream, last))
+                    }
+                    None => Box::new(Noted::plain(stream, last)),
+                };
+                Ok::<_, std::io::Error>(TokioIo::new(stream))
             }
         });
         CoordinatorClient::new(self.endpoint.connect_with_connector_lazy(connector))
             .max_decoding_message_size(MAX_MESSAGE_LEN)
             .max_encoding_message_size(MAX_MESSAGE_LEN)
+    }
+
+    /// Says of a call that got no answer what was wrong with the connection, where TLS knows it.
+    pub fn explain(&self, error: Error) -> Error {
+        match (error, self.last_fault.get()) {
+            (Error::Unreachable(_), Some(fault)) => Error::Tls { endpoint: self.name.clone(), fault },
+            (error, _) => error,
+        }
     }
 
     pub fn retry(&self) -> Retry {
@@ -149,7 +199,7 @@ impl Connection {
     {
         let mut patience = Patience::new(self.retry, &self.observer);
         loop {
-            match attempt().await {
+            match attempt().await.map_err(|error| self.explain(error)) {
                 Err(error) if error.is_passing() => patience.retry(error).await?,
                 result => return result,
             }
@@ -160,6 +210,11 @@ impl Connection {
     pub fn patience(&self) -> Patience<'_> {
         Patience::new(self.retry, &self.observer)
     }
+}
+
+fn noted(last: &LastFault, fault: TlsFault) -> std::io::Error {
+    last.set(Some(fault.clone()));
+    std::io::Error::other(fault)
 }
 
 /// Failures in a row, and the pauses after them.
@@ -252,10 +307,18 @@ mod tests {
 
     #[test]
     fn a_connection_is_made_without_a_runtime_and_an_address_that_is_none_is_refused() {
-        let new = |endpoint| Connection::new(endpoint, Retry::default(), Arc::new(|_: &Event<'_>| {}));
-        assert!(new("http://127.0.0.1:7700").is_ok());
-        for bad in ["", "coordinator", "ftp://coordinator:1", "http://", "https://coordinator:7700"] {
+        let with = |endpoint, credentials: &Credentials| {
+            Connection::new(endpoint, credentials, Retry::default(), Arc::new(|_: &Event<'_>| {}))
+        };
+        let new = |endpoint| with(endpoint, &Credentials::default());
+        let good = ["http://127.0.0.1:7700", "https://coordinator:7700", "https://[::1]:7700", "https://coordinator"];
+        let ports = good.map(|endpoint| new(endpoint).unwrap().address.1);
+        assert_eq!(ports, [7700, 7700, 7700, 443]);
+        for bad in ["", "coordinator", "ftp://coordinator:1", "http://", "https://", "https://a..b:1"] {
             assert!(matches!(new(bad), Err(Error::Endpoint { .. })), "{bad:?}");
         }
+        let authority = Credentials { authority: Some(b"no PEM".to_vec()), ..Credentials::default() };
+        assert!(matches!(with("https://a:1", &authority), Err(Error::Certificate { .. })));
+        assert!(matches!(with("http://a:1", &authority), Err(Error::Endpoint { .. })), "it would not be used");
     }
 }

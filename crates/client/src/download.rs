@@ -175,7 +175,7 @@ impl Connection {
             let result = fetch_part(&mut download, call(self.stub(), part)).await;
             let (error, kept_up) = match result {
                 Ok(header) => return Ok(header),
-                Err(failed) => failed,
+                Err((error, kept_up)) => (self.explain(error), kept_up),
             };
             if error.is_other_file() {
                 download.clear()?;

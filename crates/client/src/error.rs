@@ -13,6 +13,7 @@ use unisono_wire::model::ModelError;
 use unisono_wire::{REASON_KEY, RETRY_AFTER_KEY};
 
 use crate::record::RecordFileError;
+use crate::tls::TlsFault;
 use crate::trainer::TrainError;
 
 /// Why a client did not go on. It carries no secret.
@@ -20,7 +21,7 @@ use crate::trainer::TrainError;
 #[non_exhaustive]
 pub enum Error {
     /// The coordinator's address is none.
-    #[error("the endpoint {endpoint:?} is no address like http://host:port: {why}")]
+    #[error("the endpoint {endpoint:?} can't be dialled; give one like https://host:port: {why}")]
     Endpoint {
         /// As configured.
         endpoint: String,
@@ -30,6 +31,22 @@ pub enum Error {
     /// The coordinator can't be reached, or answers with an error that may go away.
     #[error("the coordinator does not answer: {}", describe(.0))]
     Unreachable(Box<Status>),
+    /// There is no TLS connection to the coordinator. It is tried again: certificates are renewed, and networks left.
+    #[error("no TLS connection to {endpoint}: {fault}")]
+    Tls {
+        /// As configured.
+        endpoint: String,
+        /// What is wrong.
+        fault: TlsFault,
+    },
+    /// A certificate or key that this device was given for TLS can't be used.
+    #[error("the {what} of this device can't be used: {source}")]
+    Certificate {
+        /// Which text.
+        what: &'static str,
+        /// What is wrong with it.
+        source: unisono_tls::TlsError,
+    },
     /// The coordinator refuses.
     #[error("the coordinator refuses ({reason}): {}", .status.message())]
     Refused {
@@ -216,7 +233,7 @@ impl Error {
     /// this device's data.
     pub(crate) fn missed(&self) -> Cow<'static, str> {
         Cow::Borrowed(match self {
-            Self::Unreachable(_) => "unreachable",
+            Self::Unreachable(_) | Self::Tls { .. } => "unreachable",
             Self::Refused { .. } if self.is_late() => "late",
             Self::Refused { .. } => "refused",
             Self::Ended { .. } | Self::LeftOut { .. } => "ended",
@@ -225,7 +242,7 @@ impl Error {
             Self::Download(_) => "device",
             Self::Train(_) | Self::TrainerPanicked | Self::Declined(_) => "trainer",
             Self::Record(_) => "record",
-            Self::Endpoint { .. } | Self::NoAuthority => "device",
+            Self::Endpoint { .. } | Self::Certificate { .. } | Self::NoAuthority => "device",
             Self::Protocol(error) => match &**error {
                 ClientError::Policy(refusal) => return format!("policy.{}", refusal.setting).into(),
                 ClientError::Record(_) => "record",
@@ -256,7 +273,7 @@ impl Error {
 
     /// Whether the same call may succeed later.
     pub(crate) fn is_passing(&self) -> bool {
-        matches!(self, Self::Unreachable(_))
+        matches!(self, Self::Unreachable(_) | Self::Tls { .. })
     }
 
     /// Whether no later round can go better, by a coordinator's own reasoned refusal or by what is wrong here: an expired enrolment,
@@ -271,7 +288,8 @@ impl Error {
                     "expired_client" | "no_such_task" | "release_key" | "no_releases" | "revoked" | "token"
                 )
             }
-            Self::Endpoint { .. } | Self::TrainerPanicked | Self::Record(_) | Self::NoAuthority => true,
+            Self::Endpoint { .. } | Self::Certificate { .. } | Self::NoAuthority => true,
+            Self::TrainerPanicked | Self::Record(_) => true,
             Self::Protocol(error) => matches!(&**error, ClientError::Record(RecordError::Changed)),
             _ => false,
         }

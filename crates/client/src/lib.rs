@@ -16,7 +16,7 @@
 //! }
 //! # async fn run(keys: unisono_protocol::keyfile::DeviceKeys, registrar: unisono_crypto::sign::VerifyingKey)
 //! # -> Result<(), unisono_client::Error> {
-//! let mut client = Client::builder("http://coordinator.example:7700", "digits", keys)
+//! let mut client = Client::builder("https://coordinator.example:7700", "digits", keys)
 //!     .registrar(registrar)
 //!     .state_dir("/var/lib/mine")
 //!     .build(Mine)?;
@@ -36,6 +36,7 @@ pub mod internal;
 mod models;
 mod record;
 mod round;
+mod tls;
 mod traffic;
 mod trainer;
 
@@ -60,9 +61,12 @@ use connection::{Connection, Waiting};
 pub use error::Error;
 pub use models::OpenedModel;
 pub use record::{Record, RecordFileError};
+use tls::Credentials;
+pub use tls::TlsFault;
 pub use traffic::Traffic;
 pub use trainer::{Declined, TrainError, Trainer, TrainingRound, Update};
 use unisono_release::Token;
+use zeroize::Zeroizing;
 
 /// What happens, for logs and live views. It is not printable as a whole: one kind holds this device's update.
 #[non_exhaustive]
@@ -159,6 +163,7 @@ pub struct ClientBuilder {
     endpoint: String,
     task: String,
     keys: DeviceKeys,
+    credentials: Credentials,
     registrar: Option<VerifyingKey>,
     token: Option<Token>,
     policy: Policy,
@@ -169,6 +174,21 @@ pub struct ClientBuilder {
 }
 
 impl ClientBuilder {
+    /// The authorities that may have issued the coordinator's certificate, as PEM: these alone are trusted then. Without them the
+    /// public authorities are, as they are compiled in (Mozilla's list). For `https://` endpoints only.
+    pub fn certificate_authority(mut self, pem: impl Into<Vec<u8>>) -> Self {
+        self.credentials.authority = Some(pem.into());
+        self
+    }
+
+    /// The certificate that this device shows to a coordinator that asks for one, with those of the authorities between it and the
+    /// coordinator's, and its private key without a password; both as PEM. For `https://` endpoints only. The coordinator sees it, and
+    /// nobody else does.
+    pub fn client_certificate(mut self, chain_pem: impl Into<Vec<u8>>, key_pem: impl Into<Vec<u8>>) -> Self {
+        self.credentials.certificate = Some((chain_pem.into(), Zeroizing::new(key_pem.into())));
+        self
+    }
+
     /// The registrar's verifying key. Without it only semi-honest rounds can be joined, and models opened by [`Self::token`] alone.
     pub fn registrar(mut self, key: VerifyingKey) -> Self {
         self.registrar = Some(key);
@@ -217,14 +237,15 @@ impl ClientBuilder {
     /// Makes the client; nothing is dialled yet.
     ///
     /// # Errors
-    /// [`Error::Endpoint`] for an address that is none, [`Error::Record`] when the state folder can't be used.
+    /// [`Error::Endpoint`] for an address that is none, [`Error::Certificate`] for a certificate or key that can't be used,
+    /// [`Error::Record`] when the state folder can't be used.
     pub fn build(self, trainer: impl Trainer + 'static) -> Result<Client, Error> {
         let record = match &self.state_dir {
             Some(folder) => Record::open(folder)?,
             None => Record::in_memory(),
         };
         Ok(Client {
-            connection: Connection::new(&self.endpoint, self.retry, self.observer.clone())?,
+            connection: Connection::new(&self.endpoint, &self.credentials, self.retry, self.observer.clone())?,
             task: self.task.clone(),
             identity: Arc::new(self.keys.identity()),
             trust: Trust {
@@ -271,12 +292,15 @@ enum Offer {
 }
 
 impl Client {
-    /// A client for `task` of the coordinator at `endpoint` (`http://host:port`).
+    /// A client for `task` of the coordinator at `endpoint`: `https://host:port` for TLS 1.3, or `http://host:port`. By plain HTTP
+    /// whoever is on the way sees what the coordinator sees (sums and models stay as safe as from a dishonest coordinator,
+    /// `docs/security.md`), so it is for a tunnel's local end, or a network of its own.
     pub fn builder(endpoint: impl Into<String>, task: impl Into<String>, keys: DeviceKeys) -> ClientBuilder {
         ClientBuilder {
             endpoint: endpoint.into(),
             task: task.into(),
             keys,
+            credentials: Credentials::default(),
             registrar: None,
             token: None,
             policy: Policy::default(),

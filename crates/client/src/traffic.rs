@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use unisono_protocol::server::Phase;
 
-/// Bytes of TCP payload that a client sent and received, in each phase of one round. A phase begins when the step of the one
+/// Bytes of TCP payload, with those of TLS, that a client sent and received in each phase of one round. A phase begins when the step of the one
 /// before is acknowledged; the base model is fetched in the share phase.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Traffic {

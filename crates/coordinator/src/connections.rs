@@ -1,5 +1,5 @@
-//! Connections as they come in: so many at a time, of one address and of strangers, and only those that begin to speak HTTP/2 within
-//! seconds. Whoever opens connections and says nothing holds none of them for long, nor does who reads nothing of what it asked for, and
+//! Connections as they come in: so many at a time, of one address and of strangers, and only those that begin to speak TLS and HTTP/2
+//! within seconds (`stream`). Whoever opens connections and says nothing holds none of them for long, nor does who reads nothing of what it asked for, and
 //! running out of file descriptors is waited out.
 
 use std::collections::{BTreeMap, HashMap};
@@ -12,7 +12,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{Instant, Sleep};
 use tokio_stream::wrappers::ReceiverStream;
@@ -20,11 +20,9 @@ use tonic::transport::server::Connected;
 
 use crate::gate::{Gate, limited, network};
 use crate::sampled::REFUSALS;
+use crate::stream::{Refused, Stream};
+use crate::tls::ServerTls;
 
-/// What an HTTP/2 client says first (RFC 9113, 3.4).
-const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// A connection on which the preface has not come after so long is closed.
-const PREFACE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause after an accept that failed, for instance for want of a file descriptor.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Large answers at a time on one connection.
@@ -175,7 +173,7 @@ impl Drop for SendMark {
 
 /// A connection, counted as long as it lives.
 pub(crate) struct Connection {
-    stream: TcpStream,
+    stream: Stream,
     peer: Peer,
     look: Pin<Box<Sleep>>,
     _place: OwnedSemaphorePermit,
@@ -283,8 +281,14 @@ impl Door {
     }
 }
 
-/// The connections of `listener` that began with the preface, at most `limit` at a time, a part of them strangers'.
-pub(crate) fn incoming(listener: TcpListener, limit: usize, gate: Arc<Gate>) -> ReceiverStream<io::Result<Connection>> {
+/// The connections of `listener` that began with the preface, by TLS where it is given, at most `limit` at a time, a part of them
+/// strangers'. A handshake begins only for whom there is a place, and none waits for another's.
+pub(crate) fn incoming(
+    listener: TcpListener,
+    limit: usize,
+    gate: Arc<Gate>,
+    tls: Option<Arc<ServerTls>>,
+) -> ReceiverStream<io::Result<Connection>> {
     let (sender, receiver) = mpsc::channel(16);
     let places = Arc::new(Semaphore::new(limit));
     let strangers = limit.saturating_mul(usize::from(100 - gate.limits.reserved_percent)).div_ceil(100).max(1);
@@ -315,34 +319,29 @@ pub(crate) fn incoming(listener: TcpListener, limit: usize, gate: Arc<Gate>) -> 
                     continue;
                 }
             };
-            let sender = sender.clone();
+            let (sender, tls) = (sender.clone(), tls.clone());
             tokio::spawn(async move {
-                if matches!(tokio::time::timeout(PREFACE_TIMEOUT, begins_well(&stream)).await, Ok(Ok(true))) {
-                    let _ = stream.set_nodelay(true);
-                    let look = Box::pin(tokio::time::sleep_until(peer.over().0));
-                    let (_place, _of_address, _counted) = (place, of_address, Counted::new());
-                    let _ = sender.send(Ok(Connection { stream, peer, look, _place, _of_address, _counted })).await;
+                let (stream, has_certificate) = match Stream::begin(stream, tls.as_deref()).await {
+                    Ok(begun) => begun,
+                    Err(Refused::Preface) => return,
+                    Err(Refused::Handshake(why)) => {
+                        limited("handshake");
+                        if REFUSALS.admits(Some(network(address.ip())), "handshake") {
+                            tracing::info!(peer = %address, reason = "handshake", why, "connection refused");
+                        }
+                        return;
+                    }
+                };
+                if has_certificate {
+                    peer.authenticated();
                 }
+                let look = Box::pin(tokio::time::sleep_until(peer.over().0));
+                let (_place, _of_address, _counted) = (place, of_address, Counted::new());
+                let _ = sender.send(Ok(Connection { stream, peer, look, _place, _of_address, _counted })).await;
             });
         }
     });
     ReceiverStream::new(receiver)
-}
-
-/// Whether the peer sends the preface. It stays in the socket for the server to read.
-async fn begins_well(stream: &TcpStream) -> io::Result<bool> {
-    let mut bytes = [0; PREFACE.len()];
-    loop {
-        let len = stream.peek(&mut bytes).await?;
-        if len == 0 || bytes[..len] != PREFACE[..len] {
-            return Ok(false);
-        }
-        if len == PREFACE.len() {
-            return Ok(true);
-        }
-        // Some of it is there, so that waiting for readiness would not wait.
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
 }
 
 impl Connected for Connection {
@@ -386,10 +385,16 @@ impl AsyncWrite for Connection {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        match Pin::new(&mut self.stream).poll_flush(cx) {
+            Poll::Pending => self.pending(cx),
+            ready => ready,
+        }
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        match Pin::new(&mut self.stream).poll_shutdown(cx) {
+            Poll::Pending => self.pending(cx),
+            ready => ready,
+        }
     }
 }

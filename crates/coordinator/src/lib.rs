@@ -10,7 +10,7 @@
 //! - `models`: every model goes out sealed; `grants`: who gets its key; `content_keys`: content keys at rest;
 //! - `tally`: what all rounds add up to; `retention`: what is over is deleted;
 //! - `plausible`: which sums are used; `roster`: which roster is in force;
-//! - `connections`: who may connect; `gate`: rates and room; `known`: for whom room is kept; `calls`: every call on its way in and out; `sampled`: lines about refusals;
+//! - `connections`: who may connect; `stream`: how a connection begins; [`tls`]: certificates; `gate`: rates and room; `known`: for whom room is kept; `calls`: every call on its way in and out; `sampled`: lines about refusals;
 //! - `service`: the gRPC calls and their errors; `health`: whether devices can be served; `asked`: devices that wait for a round;
 //! - `admin`: what an operator asks of a running coordinator; `internal`: what fuzz targets need, no part of the API.
 
@@ -37,8 +37,10 @@ mod sampled;
 mod service;
 mod settings;
 pub mod storage;
+mod stream;
 mod sums;
 mod tally;
+pub mod tls;
 mod training;
 mod waiting;
 
@@ -61,6 +63,7 @@ pub use health::Health;
 pub use roster::RosterRefused;
 pub use settings::{Change, changes};
 use storage::{Store, StoreError};
+use tls::{Listener, ServerTls};
 
 /// Why a coordinator could not start, or stopped.
 #[derive(Debug, thiserror::Error)]
@@ -449,6 +452,8 @@ pub struct Coordinator {
     retention: JoinHandle<()>,
     /// Reads a roster that has changed.
     rosters: JoinHandle<()>,
+    /// Reads a certificate that has changed.
+    certificate: Option<JoinHandle<()>>,
     /// Taken when it has been waited for.
     training: Option<JoinHandle<Result<(), CoordinatorError>>>,
 }
@@ -468,7 +473,9 @@ impl Coordinator {
     /// # Errors
     /// As of [`Self::start`], and [`CoordinatorError::NoSuchSetting`].
     pub async fn start_accepting(config: Config, accept: &[String]) -> Result<Self, CoordinatorError> {
+        config.check_listeners()?;
         config.raise_open_files()?;
+        let tls = config.tls.as_ref().map(|files| ServerTls::load(files, Listener::Devices)).transpose()?.map(Arc::new);
         let (round_keys, release_keys, token) = (config.round_keys()?, config.release_keys()?, config.token()?);
         let kek = release_keys.as_ref().map(|keys| keys.key_encryption_key.clone());
         let content_keys = content_keys::ContentKeys::new(kek);
@@ -524,7 +531,8 @@ impl Coordinator {
             .http2_keepalive_interval(Some(Duration::from_secs(30)))
             .add_service(Health::new(shared.clone()).service())
             .add_service(server);
-        let incoming = connections::incoming(listener, shared.config.max_connections, shared.gate.clone());
+        let incoming = connections::incoming(listener, shared.config.max_connections, shared.gate.clone(), tls.clone());
+        let certificate = tls.map(|tls| tokio::spawn(async move { tls.watch().await }));
         let gate = shared.gate.clone();
         let upkeep = tokio::spawn(async move {
             loop {
@@ -554,8 +562,12 @@ impl Coordinator {
         };
         let retention = tokio::spawn(retention::run(shared.clone()));
         let training = Some(tokio::spawn(training::run(shared.clone())));
-        tracing::info!(%address, mode = if shared.config.malicious() { "malicious" } else { "semi-honest" }, "serving");
-        Ok(Self { shared, address, service, admin, upkeep, retention, rosters, training })
+        let transport = if certificate.is_some() { "TLS 1.3" } else { "plain HTTP" };
+        if shared.config.insecure {
+            tracing::warn!(%address, "insecure = true: devices are served by plain HTTP, which whoever is on the way can read and change");
+        }
+        tracing::info!(%address, transport, mode = if shared.config.malicious() { "malicious" } else { "semi-honest" }, "serving");
+        Ok(Self { shared, address, service, admin, upkeep, retention, rosters, certificate, training })
     }
 
     /// The address on which clients are served.
@@ -592,6 +604,9 @@ impl Coordinator {
         let _ = self.retention.await;
         self.rosters.abort();
         let _ = self.rosters.await;
+        if let Some(certificate) = self.certificate {
+            certificate.abort();
+        }
         if let Some(admin) = self.admin {
             admin.abort();
             let _ = admin.await;

@@ -1,5 +1,6 @@
 //! Why a configuration can't be used: which file or setting, and what would be accepted.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use unisono_protocol::keyfile::KeyFileError;
@@ -51,6 +52,25 @@ pub enum ConfigError {
         /// Its permissions.
         mode: u32,
     },
+    /// A certificate or its key can't be used.
+    #[error("{}: {source}", .path.display())]
+    Tls {
+        /// Which file.
+        path: PathBuf,
+        /// The cause.
+        source: unisono_tls::TlsError,
+    },
+    /// A listener without TLS that others than this machine can reach.
+    #[error(
+        "`{setting}` is {address}, which other machines can reach, and there is no TLS: set `certificate` and `key` in [tls]; or listen \
+             on 127.0.0.1; or set `insecure = true` where something else encrypts, such as a TLS proxy in a network of its own"
+    )]
+    NoTls {
+        /// `listen` or `metrics_listen`.
+        setting: &'static str,
+        /// Its value.
+        address: SocketAddr,
+    },
     /// The roster is none, or another registrar's.
     #[error("{}: {source}", .path.display())]
     Roster {
@@ -94,7 +114,9 @@ impl ConfigError {
     /// The setting at fault, with its section, where it is a single one.
     pub fn setting(&self) -> Option<&'static str> {
         match self {
-            Self::Setting { setting, .. } | Self::Missing { setting, .. } => Some(setting),
+            Self::Setting { setting, .. } | Self::Missing { setting, .. } | Self::NoTls { setting, .. } => {
+                Some(setting)
+            }
             _ => None,
         }
     }

@@ -150,6 +150,14 @@ impl Config {
                     add(setting, format!("{got} is out of range"), &format!("allowed is {allowed}"));
                 }
                 ConfigError::Missing { setting, why } => add(setting, "it is missing".into(), why),
+                ConfigError::NoTls { setting, .. } => {
+                    let problem = "other machines can reach it, and there is no TLS".into();
+                    add(
+                        setting,
+                        problem,
+                        "set `certificate` and `key` in [tls], listen on 127.0.0.1, or set `insecure = true`",
+                    );
+                }
                 other => add("round", other.to_string(), ""),
             }
         }
@@ -172,6 +180,9 @@ impl Config {
             good(release.publisher_key(), "release.publisher", add)
         });
         good(self.token(), "token", add);
+        if let Some(tls) = &self.tls {
+            tls.check_files(now, add);
+        }
         if self.malicious() {
             let registrar = good(self.registrar_key(), "registrar", add);
             let key = good(self.coordinator_key(), "key", add);

@@ -40,7 +40,7 @@ fn read_key<K>(path: &Path, parse: impl FnOnce(&str) -> Result<K, KeyFileError>)
 pub const TOKEN_VARIABLE: &str = "UNISONO_TOKEN";
 
 /// Reads the file of a secret, which nobody but its owner may use.
-fn secret_text(path: &Path) -> Result<Zeroizing<String>, ConfigError> {
+pub(super) fn secret_text(path: &Path) -> Result<Zeroizing<String>, ConfigError> {
     let data = std::fs::metadata(path).map_err(|source| ConfigError::Read { path: path.into(), source })?;
     let mode = data.permissions().mode() & 0o777;
     if mode & 0o077 != 0 {

@@ -6,6 +6,7 @@ mod keys;
 mod limits;
 mod retention;
 mod round;
+mod tls;
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
@@ -21,6 +22,7 @@ pub(crate) use faults::parse;
 pub use keys::{ReleaseKeys, RoundKeys, TOKEN_VARIABLE};
 pub use limits::Limits;
 pub use retention::{Keep, Retention};
+pub use tls::{Tls, Validity};
 
 /// The whole file.
 #[derive(Debug, Clone, Deserialize)]
@@ -32,6 +34,11 @@ pub struct Config {
     /// Address on which Prometheus metrics are served; absent: nowhere.
     #[serde(default, deserialize_with = "some_address")]
     pub metrics_listen: Option<SocketAddr>,
+    /// Whether listeners that others than this machine can reach do without TLS.
+    #[serde(default)]
+    pub insecure: bool,
+    /// Certificate and key of the listeners; absent: they speak plain HTTP.
+    pub tls: Option<Tls>,
     /// Most connections at a time; further ones wait. A device holds one, a proxy's count for many. The process needs as many open
     /// files and 256 more. Absent: 20,000, or as many as the system allows if that is less.
     #[serde(default = "max_connections")]
@@ -308,6 +315,9 @@ impl Config {
         resolve(&mut self.state_dir);
         resolve(&mut self.task.initial_model);
         [&mut self.registrar, &mut self.roster, &mut self.key, &mut self.token].into_iter().flatten().for_each(resolve);
+        if let Some(tls) = &mut self.tls {
+            tls.resolve(resolve);
+        }
         if let Some(release) = &mut self.release {
             resolve(&mut release.publisher);
             resolve(&mut release.key_encryption_key);

@@ -24,6 +24,7 @@ impl Config {
     pub fn setting_faults(&self) -> Vec<ConfigError> {
         let mut faults: Vec<ConfigError> =
             [self.limits.check(), self.retention.check()].into_iter().filter_map(Result::err).collect();
+        faults.extend(self.listener_faults());
         let mut setting = |setting, got: &dyn ToString, allowed: &str| {
             faults.push(ConfigError::Setting { setting, got: got.to_string(), allowed: allowed.into() });
         };

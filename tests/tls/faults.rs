@@ -67,7 +67,7 @@ async fn a_device_tells_that_it_retries_and_goes_on_when_the_certificate_is_rene
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     world.authority.issue(Terms::default()).write(world.deployment.folder());
-    assert_eq!(all(devices).await, vec![Summary { completed: 1, missed: 0 }; 5]);
+    assert_eq!(all(devices).await, vec![Summary { completed: 1, missed: 0, declined: 0 }; 5]);
     let told = told.lock().unwrap();
     assert!(told.iter().take(20).all(|(text, _)| text.contains("has expired")), "{told:?}");
     coordinator.stop().await;
@@ -94,7 +94,7 @@ async fn a_device_without_the_certificate_that_the_coordinator_asks_for_is_refus
     let pair = of(&ours, true);
     let devices =
         world.devices(&endpoint, |device| device.client_certificate(pair.certificate.clone(), pair.key.clone()));
-    assert_eq!(all(devices).await, vec![Summary { completed: 1, missed: 0 }; 5]);
+    assert_eq!(all(devices).await, vec![Summary { completed: 1, missed: 0, declined: 0 }; 5]);
     coordinator.stop().await;
 }
 

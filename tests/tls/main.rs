@@ -95,6 +95,6 @@ async fn a_round_over_tls_gives_its_sum() {
     let result = finished(&mut events).await;
     assert_eq!(result.outcome.survivors.len(), 5);
     assert!((result.aggregate.mean[0] - 0.03).abs() < 1e-3, "{}", result.aggregate.mean[0]);
-    assert_eq!(all(devices).await, vec![Summary { completed: 1, missed: 0 }; 5]);
+    assert_eq!(all(devices).await, vec![Summary { completed: 1, missed: 0, declined: 0 }; 5]);
     coordinator.stop().await;
 }

@@ -18,9 +18,9 @@ enum Kind {
 struct Unwilling(Kind);
 
 impl Trainer for Unwilling {
-    fn accepts(&mut self, params: &RoundParams) -> bool {
+    fn accepts(&mut self, params: &RoundParams) -> Result<bool, TrainError> {
         assert_eq!(params.wire.task, TASK);
-        self.0 != Kind::Refuses
+        Ok(self.0 != Kind::Refuses)
     }
 
     fn train(&mut self, round: &TrainingRound) -> Result<Update, TrainError> {

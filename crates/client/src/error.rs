@@ -261,13 +261,11 @@ impl Error {
     }
 
     /// Whether it was this device that stopped, in a round that goes on: nobody has to wait for it.
-    pub(crate) fn is_own(&self) -> bool {
+    pub(crate) fn leaves(&self, in_cohort: bool) -> bool {
         match self {
-            Self::Protocol(_) | Self::Model(_) | Self::ModelHash { .. } | Self::TooLong { .. } | Self::Download(_) => {
-                true
-            }
-            Self::Train(_) | Self::Declined(_) | Self::TrainerPanicked | Self::Record(_) | Self::Release(_) => true,
-            _ => false,
+            Self::Ended { .. } | Self::LeftOut { .. } | Self::Unreachable(_) | Self::Tls { .. } => false,
+            Self::Declined(_) | Self::Train(_) | Self::TrainerPanicked => true,
+            error => in_cohort && !error.is_summed(),
         }
     }
 

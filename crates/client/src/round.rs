@@ -93,9 +93,12 @@ impl Client {
         let params = Arc::new(joining.params().clone());
         // Whatever comes of it, this process does not try the round again: a second advert would be another one.
         self.attempted = params.wire.round;
-        let taken = self.join(joining, &params, stop).await;
+        let mut in_cohort = false;
+        let taken = self.join(joining, &params, stop, &mut in_cohort).await;
+        // Without signatures, members of a cohort alone can leave.
         if let Err(error) = &taken
-            && error.is_own()
+            && error.leaves(in_cohort)
+            && (in_cohort || params.malicious())
         {
             self.leave(&params).await;
         }
@@ -107,11 +110,17 @@ impl Client {
         joining: Joining,
         params: &Arc<RoundParams>,
         stop: &mut Stop<'_, impl Future<Output = ()>>,
+        in_cohort: &mut bool,
     ) -> Result<(), Error> {
+        let stopped = || Error::Declined("this client was stopped".into());
         let round = params.wire.round;
         let (trainer, offered) = (self.trainer.clone(), params.clone());
-        let accepts = tokio::task::spawn_blocking(move || trainer.lock().map(|mut it| it.accepts(&offered)).ok());
-        if !accepts.await.ok().flatten().ok_or(Error::TrainerPanicked)? {
+        let accepts = tokio::task::spawn_blocking(move || {
+            let mut trainer = trainer.lock().map_err(|_| Error::TrainerPanicked)?;
+            trainer.accepts(&offered).map_err(Error::Train)
+        });
+        let accepts = stop.unless(accepts).await.ok_or_else(stopped)?;
+        if !accepts.unwrap_or(Err(Error::TrainerPanicked))? {
             return Err(Error::Declined("the trainer does not accept it".into()));
         }
         let mut meter = Meter::new(self.connection.counters());
@@ -119,11 +128,11 @@ impl Client {
 
         self.tell(&Event::Phase { round, phase: Phase::Advertise });
         let session = blocking(move || Session::advertise(joining, &mut rng())).await;
-        self.submit(&session).await.map_err(Error::of_advert)?;
+        stop.unless(self.submit(&session)).await.ok_or_else(stopped)?.map_err(Error::of_advert)?;
         meter.assign(Phase::Advertise);
 
-        let stopped = || Error::Declined("this client was stopped".into());
         let view = stop.unless(self.poll(&session)).await.ok_or_else(stopped)??;
+        *in_cohort = true;
         let session = self.receive(session, view, None).await?;
         let session_erase_at = session.erase_at();
         // Whatever this device waits for from here on, its secrets go with the session when its own clock says so.

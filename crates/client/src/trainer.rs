@@ -37,11 +37,14 @@ pub struct Declined(pub String);
 
 /// Computes updates on data that stays with the device.
 pub trait Trainer: Send {
-    /// Whether this device takes part in a round, asked before anything but its name leaves the device. `false` leaves the round to
-    /// the others; the next one is asked for again. Runs on a thread that may block.
-    fn accepts(&mut self, params: &RoundParams) -> bool {
+    /// Whether this device takes part in a round, asked before it sends keys. `false` leaves the round to the others, and tells the
+    /// coordinator so; the next one is asked for again. Runs on a thread that may block.
+    ///
+    /// # Errors
+    /// Any reason not to go on with this round, as in [`Self::train`].
+    fn accepts(&mut self, params: &RoundParams) -> Result<bool, TrainError> {
         let _ = params;
-        true
+        Ok(true)
     }
 
     /// Trains on the round's base model. Runs on a thread that may block.

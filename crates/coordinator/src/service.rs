@@ -226,7 +226,7 @@ impl Service {
     }
 
     fn tell_progress(&self, active: &Active) {
-        let (Progress { answered, expected }, phase) = (active.server().progress(), active.server().phase());
+        let (Progress { answered, expected, .. }, phase) = (active.server().progress(), active.server().phase());
         self.shared.emit(Event::Progress { round: active.number, phase, answered, expected });
         self.shared.accepted.notify_one();
     }

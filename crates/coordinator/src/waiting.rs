@@ -65,7 +65,8 @@ pub async fn wait(shared: &Shared) -> Next {
         match &*shared.stage.lock().await {
             Stage::Running(active) => {
                 let server = active.server();
-                let (Progress { answered, expected }, n_min) = (server.progress(), server.params().wire.n_min as usize);
+                let (Progress { answered, expected, .. }, n_min) =
+                    (server.progress(), server.params().wire.n_min as usize);
                 gauge!("unisono_phase_answered").set(answered as f64);
                 gauge!("unisono_phase_expected").set(expected as f64);
                 gauge!("unisono_phase_late").set(f64::from(u8::from(late)));
@@ -88,6 +89,9 @@ pub async fn wait(shared: &Shared) -> Next {
                         );
                     }
                     tracing::info!(round = number, %phase, answered, expected, n_min, late, open_for, waiting, ahead, "phase is open");
+                }
+                if late && let Some(end) = too_few_may_come(server) {
+                    return end;
                 }
                 if late && let Some(end) = newer_roster(shared, server) {
                     return end;
@@ -142,6 +146,20 @@ fn ordered(order: Order, number: u64) -> Option<Next> {
     Some(Next::End { reason, code, skip_to, order: Some(order) })
 }
 
+/// When phase 0 is over, and so many devices have declined that there can't be enough: they are asked again in the next round.
+fn too_few_may_come(server: &Server) -> Option<Next> {
+    let (fleet, n_min) = (server.fleet()?, server.params().wire.n_min as usize);
+    let reason = || {
+        format!("{fleet} devices may still be in it, and it needs {n_min}: the others have declined, or are suspended")
+    };
+    (server.phase() == Phase::Advertise && fleet < n_min).then(|| Next::End {
+        reason: reason(),
+        code: "declined",
+        skip_to: None,
+        order: None,
+    })
+}
+
 /// When phase 0 is over, too few have come, and a newer roster is in force: who was enrolled since can't come to this round, and who has
 /// seen the newer one takes no older one.
 fn newer_roster(shared: &Shared, server: &Server) -> Option<Next> {
@@ -189,7 +207,8 @@ fn as_promised(server: &Server) -> bool {
     if server.phase() == Phase::Confirm {
         return false;
     }
-    let Progress { answered, expected } = server.progress();
-    let promised = (1.0 - server.params().wire.delta) * expected as f64;
+    // Who leaves is among those who may drop out.
+    let Progress { answered, expected, leaving } = server.progress();
+    let promised = (1.0 - server.params().wire.delta) * (expected + leaving) as f64;
     answered as f64 + 1e-9 >= promised && answered >= server.params().wire.n_min as usize
 }

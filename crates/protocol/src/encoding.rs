@@ -240,6 +240,11 @@ impl Quantiser {
         Ok(128 - whole.leading_zeros())
     }
 
+    /// The smallest bound of an element.
+    pub fn narrowest(&self) -> f32 {
+        self.clips.iter().map(|run| run.clip).reduce(f32::min).unwrap_or(self.clip)
+    }
+
     /// The bound of each element of an update of `dimension`, as runs.
     ///
     /// # Errors
@@ -257,7 +262,7 @@ impl Quantiser {
         Err(EncodingError::Setting { setting: "clips", got, allowed: "as many as the update has" })
     }
 
-    /// Puts runs into the form of [`Self::clips`]: neighbours of one bound become one, and a single run is none.
+    /// Puts runs into the form of [`Self::clips`]: neighbours of one bound become one, and those without elements none.
     pub fn set_clips(&mut self, runs: impl IntoIterator<Item = ClipRun>) {
         self.clips.clear();
         for run in runs.into_iter().filter(|run| run.elements > 0) {
@@ -265,10 +270,6 @@ impl Quantiser {
                 Some(last) if last.clip == run.clip => last.elements = last.elements.saturating_add(run.elements),
                 _ => self.clips.push(run),
             }
-        }
-        if let [only] = self.clips[..] {
-            self.clip = only.clip;
-            self.clips.clear();
         }
     }
 

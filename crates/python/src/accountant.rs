@@ -98,8 +98,8 @@ impl Accountant {
             |why: &str| errors::class::ParamsError::new_err(format!("the text is not what to_json() gave: {why}"));
         let read = py.import("json")?.call_method1("loads", (text,)).map_err(|_| refused("it is no JSON"))?;
         let version = read.get_item("unisono_accountant").and_then(|version| version.extract::<u32>());
-        if version.is_ok_and(|version| version != 1) {
-            return Err(refused("it is of a later version"));
+        if version.ok() != Some(1) {
+            return Err(refused("\"unisono_accountant\" is not 1"));
         }
         let spent = read.get_item("spent").and_then(|spent| py.get_type::<PyBytes>().call_method1("fromhex", (spent,)));
         let spent = spent.map_err(|_| refused("\"spent\" is missing, or no hexadecimal text"))?;

@@ -56,7 +56,7 @@ impl TrainingRound {
         self.0.params.wire.task.clone()
     }
 
-    /// Bound to which an element of the update is clipped.
+    /// Bound to which an element of the update is clipped, where `clips` is empty.
     #[getter]
     fn clip(&self) -> f32 {
         self.0.params.quantiser.clip
@@ -177,17 +177,13 @@ struct PyTrainer {
 }
 
 impl sdk::Trainer for PyTrainer {
-    fn accepts(&mut self, params: &params::RoundParams) -> bool {
-        let Some(accepts) = &self.accepts else { return true };
+    fn accepts(&mut self, params: &params::RoundParams) -> Result<bool, sdk::TrainError> {
+        let Some(accepts) = &self.accepts else { return Ok(true) };
         Python::attach(|py| {
-            let offered = Bound::new(py, RoundParams { checked: params.clone() });
-            let said = offered.and_then(|offered| accepts.bind(py).call1((offered,))?.is_truthy());
-            said.unwrap_or_else(|error| {
-                // As a callback's exception that nobody can catch.
-                error.write_unraisable(py, Some(accepts.bind(py)));
-                false
-            })
+            let offered = Bound::new(py, RoundParams { checked: params.clone() })?;
+            accepts.bind(py).call1((offered,))?.is_truthy()
         })
+        .map_err(|error: PyErr| sdk::TrainError::from(error.to_string()))
     }
 
     fn train(&mut self, round: &sdk::TrainingRound) -> Result<sdk::Update, sdk::TrainError> {
@@ -309,9 +305,10 @@ impl Client {
                     }
                 };
                 tokio::select! {
+                    biased;
+                    () = self.asked(stop, Asked::Now) => Err(stopped()),
                     result = call(&mut client) => result.map_err(errors::sdk),
                     interrupt = interrupted => Err(interrupt),
-                    () = self.asked(stop, Asked::Now) => Err(stopped()),
                 }
             })
         })
@@ -406,7 +403,7 @@ impl Client {
     #[new]
     #[pyo3(signature = (
         endpoint, task, keys, trainer, *, registrar_key=None, token=None, policy=None, state_dir=None, accepts=None,
-        max_failures=None, give_up_after=None
+        max_failures=None, give_up_after=None, authority=None, certificate=None
     ))]
     #[allow(clippy::too_many_arguments)] // arguments of a Python constructor
     fn new(
@@ -422,6 +419,8 @@ impl Client {
         accepts: Option<Py<PyAny>>,
         #[pyo3(from_py_with = named::max_failures)] max_failures: Option<u64>,
         #[pyo3(from_py_with = named::give_up_after)] give_up_after: Option<f64>,
+        authority: Option<String>,
+        certificate: Option<(String, String)>,
     ) -> PyResult<Self> {
         callable(trainer.bind(py), "trainer", "a TrainingRound")?;
         if let Some(accepts) = &accepts {
@@ -439,6 +438,12 @@ impl Client {
                 ))
             })?;
             builder = builder.retry(sdk::Retry { give_up_after: Some(limit), ..sdk::Retry::default() });
+        }
+        if let Some(pem) = authority {
+            builder = builder.certificate_authority(pem);
+        }
+        if let Some((chain, key)) = certificate {
+            builder = builder.client_certificate(chain, key);
         }
         let log = Log::new(py)?;
         builder = builder.on_event(move |event| log.tell(event));
@@ -491,7 +496,7 @@ impl Client {
     }
 
     /// Ends the calls at hand, and all later ones, from any thread: a client that waits at once, one in a round when its part in it is
-    /// over. `now=True` leaves the round at hand: for the others this device drops out.
+    /// over. `now=True` leaves the round at hand, too: for the others this device drops out, and the call raises StateError.
     #[pyo3(signature = (*, now=false))]
     fn stop(&self, now: bool) {
         self.stop.ask(now);

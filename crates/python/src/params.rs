@@ -229,7 +229,7 @@ impl Quantiser {
         self.inner.bits
     }
 
-    /// Bound to which each element of an update is clipped, from either side of 0.
+    /// Bound to which each element of an update is clipped, from either side of 0, where `clips` is empty.
     #[getter]
     fn clip(&self) -> f32 {
         self.inner.clip
@@ -286,7 +286,11 @@ impl Quantiser {
 
     fn __repr__(&self) -> String {
         let (q, rounding) = (&self.inner, self.rounding());
-        format!("Quantiser(bits={}, clip={}, max_weight={}, rounding={rounding:?})", q.bits, q.clip, q.max_weight)
+        let clips = if q.clips.is_empty() { String::new() } else { format!(", clips={:?}", self.clips()) };
+        format!(
+            "Quantiser(bits={}, clip={}, max_weight={}, rounding={rounding:?}{clips})",
+            q.bits, q.clip, q.max_weight
+        )
     }
 }
 

@@ -117,7 +117,7 @@ def test_an_account_is_kept_by_pickle_and_as_json():
     assert json.loads(account.to_json())["unisono_accountant"] == 1
     # Nothing that is not an account is taken for one that has spent less.
     text = account.to_json()
-    for spoilt in ("", "{}", "[]", "5", text[:-20], text.replace("1,", "2,"), '{"unisono_accountant": 1, "spent": "zz"}', '{"spent": 3}'):
+    for spoilt in ("", "{}", "[]", "5", text[:-20], text.replace("1,", "2,"), '{"unisono_accountant": 1, "spent": "zz"}', '{"spent": 3}', text.replace("1,", '"1",')):
         with pytest.raises(unisono.ParamsError, match="to_json|to_bytes"):
             unisono.Accountant.from_json(spoilt)
 

@@ -220,7 +220,7 @@ impl Builder {
         };
         let update = self.update.as_ref().map(|(_, source)| source.clone()).unwrap_or_else(|| {
             let metrics = self.quantiser.metric_bounds.iter().map(|(lower, _)| *lower).collect();
-            generated(self.seed, dimension as usize, self.quantiser.clip, metrics, self.quantiser.max_weight)
+            generated(self.seed, dimension as usize, self.quantiser.narrowest(), metrics, self.quantiser.max_weight)
         });
         let simulation = Simulation { builder: self, settings, update };
         // What the protocol itself has against the parameters is said now, not in the first round.

@@ -289,7 +289,7 @@ impl Model {
     /// The model as a safetensors file, all that is aggregated as `F32`; the same model gives the same bytes.
     ///
     /// # Errors
-    /// [`ModelError::Format`] when a tensor can't be written.
+    /// [`ModelError::Format`] when a tensor can't be written, [`ModelError::Header`] when its names and types take more than is read.
     pub fn to_safetensors(&self) -> Result<Vec<u8>, ModelError> {
         let types = self.tensors.iter().filter(|(_, tensor)| tensor.released_as != Float::F32);
         let types: BTreeMap<&String, Float> = types.map(|(name, tensor)| (name, tensor.released_as)).collect();
@@ -298,7 +298,11 @@ impl Model {
             let types = serde_json::to_string(&types).map_err(|e| ModelError::Format(e.to_string()))?;
             metadata.insert(RELEASED_AS.into(), types);
         }
-        Ok(self.write(&metadata, |_| Float::F32)?.0)
+        let file = self.write(&metadata, |_| Float::F32)?.0;
+        let kept: u64 = self.kept.values().map(|kept| kept.data.len() as u64).sum();
+        let header = file.first_chunk().map_or(0, |length| u64::from_le_bytes(*length));
+        let length = header.saturating_add(8 + kept);
+        if length > MAX_MODEL_HEADER { Err(ModelError::Header { length }) } else { Ok(file) }
     }
 
     /// A stored version's file in the types that the initial model had.
@@ -568,6 +572,14 @@ mod tests {
         ];
         let file = serialize(views, None).unwrap();
         assert!(matches!(Model::from_safetensors(&file), Err(ModelError::Header { .. })));
+        // What would be written, with the types of the release, is more than what was read.
+        let zeros = &zeros[..zeros.len() - 200];
+        let views = [
+            ("n", TensorView::new(Dtype::U8, vec![zeros.len()], zeros).unwrap()),
+            ("w", TensorView::new(Dtype::F16, vec![1], &[0; 2]).unwrap()),
+        ];
+        let model = Model::from_safetensors(&serialize(views, None).unwrap()).unwrap();
+        assert!(matches!(model.to_safetensors(), Err(ModelError::Header { .. })));
     }
 
     #[test]

@@ -92,7 +92,7 @@ pub struct Task {
     pub name: String,
     /// Successful rounds after which training ends.
     pub rounds: u64,
-    /// Safetensors file with the initial model (F32).
+    /// Safetensors file with the initial model.
     pub initial_model: PathBuf,
     /// Pause after a round that was aborted, in milliseconds.
     #[serde(default = "default_pause")]

@@ -48,6 +48,15 @@ impl Config {
         if !(min >= 0.0 && (min <= max || max.is_nan())) {
             setting("quantiser.min_weight", &min, "0 to quantiser.max_weight");
         }
+        // Also where all of them are the same: noise is made for one step size, before the tensors are known.
+        if !self.quantiser.clips.is_empty() && (self.privacy.is_some() || self.quantiser.rotate) {
+            let with = if self.quantiser.rotate { "rotate" } else { "[privacy]" };
+            setting(
+                "quantiser.clips",
+                &format!("set, with {with}"),
+                "one clip for all tensors, with [privacy] or rotate",
+            );
+        }
         if self.task.max_round_jump > 1 << 32 {
             setting("task.max_round_jump", &self.task.max_round_jump, "0 to 4294967296");
         }
@@ -187,6 +196,9 @@ impl Config {
     /// [`ConfigError::Setting`] for names that no tensor has; [`ConfigError::Params`] for bounds that can't be had.
     pub fn set_clips(&self, params: &mut proto::RoundParams, model: &Model) -> Result<(), ConfigError> {
         let of_config = &self.quantiser.clips;
+        if of_config.is_empty() {
+            return Ok(());
+        }
         let patterns: Vec<_> = of_config.iter().map(|of| (WildMatch::new(&of.tensors), of.clip)).collect();
         let names = || model.tensors().map(|(name, ..)| name);
         if let Some((pattern, _)) = patterns.iter().find(|(pattern, _)| !names().any(|name| pattern.matches(name))) {

@@ -106,7 +106,7 @@ impl Advertising {
     }
 
     pub fn progress(&self) -> Progress {
-        Progress { answered: self.members.len(), expected: self.context.params.wire.n_max as usize }
+        Progress { answered: self.members.len(), expected: self.context.params.wire.n_max as usize, leaving: 0 }
     }
 
     pub fn missing(&self) -> Vec<ClientId> {

@@ -62,7 +62,7 @@ impl Confirming {
     /// Who answers beyond the quorum is not waited for.
     pub fn progress(&self) -> Progress {
         let quorum = self.masked.members.cohort.graph.quorum();
-        Progress { answered: self.signatures.len(), expected: self.signers().count().min(quorum) }
+        Progress { answered: self.signatures.len(), expected: self.signers().count().min(quorum), leaving: 0 }
     }
 
     pub fn missing(&self) -> Vec<ClientId> {

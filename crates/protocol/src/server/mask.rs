@@ -94,7 +94,11 @@ impl Masking {
     }
 
     pub fn progress(&self) -> Progress {
-        Progress { answered: crate::bitmap::count(&self.complete), expected: crate::bitmap::count(&self.shared) }
+        Progress {
+            answered: crate::bitmap::count(&self.complete),
+            expected: crate::bitmap::count(&self.shared),
+            leaving: 0,
+        }
     }
 
     pub fn missing(&self) -> Vec<ClientId> {

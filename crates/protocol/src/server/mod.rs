@@ -81,8 +81,10 @@ pub enum Accepted {
 pub struct Progress {
     /// Clients that took the phase's step.
     pub answered: usize,
-    /// Clients that may take it; `n_max` in the first phase.
+    /// Clients that may take it, and don't leave; `n_max` at most in the first phase.
     pub expected: usize,
+    /// Those of the clients that may take it that leave.
+    pub leaving: usize,
 }
 
 /// Something that was noticed between two clients, for the operator. Of what only the two know, neither side is proved right.
@@ -190,6 +192,8 @@ pub struct Server {
     left_out: BTreeSet<ClientId>,
     /// Clients that have said that they take no further step. Nobody waits for them; a step that comes after all counts.
     leaving: BTreeSet<ClientId>,
+    /// How many of them have sent no advert, and are not suspended.
+    without_advert: usize,
     state: State,
 }
 
@@ -221,7 +225,7 @@ impl Server {
         let state = State::Advertising(Advertising::new(context.clone()));
         let (ledger, suspended) = (BTreeMap::new(), BTreeMap::new());
         let (left_out, leaving) = (BTreeSet::new(), BTreeSet::new());
-        Ok(Self { context, offer, ledger, suspended, left_out, leaving, state })
+        Ok(Self { context, offer, ledger, suspended, left_out, leaving, without_advert: 0, state })
     }
 
     /// Adds the publisher's word on the round's base model to the offer, for devices whose policy demands it (section 3).
@@ -234,6 +238,7 @@ impl Server {
     /// Refuses the adverts of `client` from now on: it was among the [`Abort::suspects`] or the [`Outcome::suspects`] of round
     /// `since`, and could make every round end. `until` is the last round without it.
     pub fn suspend(&mut self, client: ClientId, since: u64, until: u64) {
+        self.without_advert -= usize::from(self.stays_away(client));
         self.suspended.insert(client, (since, until));
     }
 
@@ -246,9 +251,7 @@ impl Server {
     /// where anybody may.
     pub fn fleet(&self) -> Option<usize> {
         let authority = self.context.authority.as_ref()?;
-        let came = |client: &ClientId| self.ledger.contains_key(&(*client, Phase::Advertise));
-        let leaving = self.leaving.iter().filter(|client| !came(client) && !self.suspended.contains_key(client));
-        Some((authority.roster.head().size as usize).saturating_sub(self.suspended.len() + leaving.count()))
+        Some((authority.roster.head().size as usize).saturating_sub(self.suspended.len() + self.without_advert))
     }
 
     /// Whether `client`'s advert was accepted and it is not in the cohort, for want of room: others had lower places in the draw.
@@ -316,6 +319,9 @@ impl Server {
             _ => Err(Reason::WrongPhase { step: phase }),
         }
         .map_err(refuse)?;
+        if phase == Phase::Advertise {
+            self.without_advert -= usize::from(self.stays_away(client));
+        }
         // Only now that the signature holds: nobody else's bytes are hashed.
         self.ledger.insert((client, phase), digest(message));
         Ok(Accepted::New)
@@ -334,7 +340,14 @@ impl Server {
         let refuse = self.refusal(Some(client));
         self.check_leave(client, signature, now).map_err(refuse)?;
         self.leaving.insert(client);
+        self.without_advert += usize::from(self.stays_away(client));
         Ok(Accepted::New)
+    }
+
+    /// Whether a client that leaves is one that might have come.
+    fn stays_away(&self, client: ClientId) -> bool {
+        let came = self.ledger.contains_key(&(client, Phase::Advertise));
+        self.leaving.contains(&client) && !came && !self.suspended.contains_key(&client)
     }
 
     fn check_leave(&self, client: ClientId, signature: &[u8], now: u64) -> Result<(), Reason> {
@@ -421,25 +434,25 @@ impl Server {
     /// How many of the clients that may take this phase's step have taken it. Nobody waits for those who can't come, or leave.
     pub fn progress(&self) -> Progress {
         let mut progress = each_phase!(&self.state, state => state.progress());
-        match (&self.state, self.fleet()) {
-            (State::Advertising(_), Some(may_come)) => {
+        if let State::Advertising(_) = &self.state {
+            if let Some(may_come) = self.fleet() {
                 let n_min = self.context.params.wire.n_min as usize;
                 progress.expected = progress.expected.min(may_come).max(n_min);
             }
-            _ if self.leaving.is_empty() => {}
-            _ => {
-                let missing = self.missing();
-                let to_come = missing.iter().filter(|client| !self.leaving.contains(client)).count();
-                // Of the committee, no more than the quorum is expected anyway.
-                progress.expected = progress.expected.min(progress.answered + to_come);
-            }
+        } else if !self.leaving.is_empty() {
+            let missing = self.missing();
+            let to_come = missing.iter().filter(|client| !self.leaving.contains(client)).count();
+            // Of the committee, no more than the quorum is expected anyway.
+            let expected = progress.expected.min(progress.answered + to_come);
+            progress.leaving = progress.expected - expected;
+            progress.expected = expected;
         }
         progress
     }
 
     /// Whether waiting longer gains nothing: all have answered, or the sum can be had already.
     pub fn ready(&self) -> bool {
-        let Progress { answered, expected } = self.progress();
+        let Progress { answered, expected, .. } = self.progress();
         answered >= expected || matches!(&self.state, State::Unmasking(state) if state.sufficient())
     }
 

@@ -123,7 +123,7 @@ impl Sharing {
     }
 
     pub fn progress(&self) -> Progress {
-        Progress { answered: self.sent.iter().flatten().count(), expected: self.sent.len() }
+        Progress { answered: self.sent.iter().flatten().count(), expected: self.sent.len(), leaving: 0 }
     }
 
     pub fn missing(&self) -> Vec<ClientId> {

@@ -111,7 +111,7 @@ impl Unmasking {
 
     pub fn progress(&self) -> Progress {
         let expected = crate::bitmap::count(&self.masked.survivors);
-        Progress { answered: crate::bitmap::count(&self.answered), expected }
+        Progress { answered: crate::bitmap::count(&self.answered), expected, leaving: 0 }
     }
 
     pub fn missing(&self) -> Vec<ClientId> {

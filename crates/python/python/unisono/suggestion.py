@@ -57,16 +57,19 @@ def suggest_quantiser(
     # A tensor that did not move here may move elsewhere.
     still = min(value for value in largest.values() if value > 0.0)
     clips = [(array.size, headroom * (largest[name] or still)) for name, array in arrays.items() if array.size]
-    bits = _BITS[0]
-    for array, (_, clip) in zip((a for a in arrays.values() if a.size), clips, strict=True):
-        rms = float(np.sqrt(np.mean(np.square(array))))
-        if not per_tensor:
-            rms, clip = float(np.sqrt(np.mean(np.concatenate([np.square(a) for a in arrays.values()])))), headroom * widest
-        if rms > 0.0:
-            bits = max(bits, math.ceil(math.log2(2.0 * clip / (error * rms) + 1.0)))
+    squares = [(array.size, float(np.dot(array, array))) for array in arrays.values() if array.size]
+    if per_tensor:
+        fits = [(clip, math.sqrt(total / size)) for (_, clip), (size, total) in zip(clips, squares, strict=True)]
+    else:
+        size, total = (sum(column) for column in zip(*squares, strict=True))
+        fits = [(headroom * widest, math.sqrt(total / size))]
+    # An element of the mean is off by 3 clips a step at most (docs/protocol.md, section 7), and an update of this weight has a share of
+    # one over the headroom of the largest weight, and so of the steps.
+    steps = [3.0 * headroom * clip / (error * rms) for clip, rms in fits if rms > 0.0]
+    bits = min(max(_BITS[0], math.ceil(math.log2(max(steps) + 1.0))), _BITS[1])
     return Quantiser(
         clip=headroom * widest,
-        bits=min(bits, _BITS[1]),
+        bits=bits,
         max_weight=headroom * weight,
         clips=clips if per_tensor else [],
     )

@@ -124,7 +124,7 @@ class Settings:
             rotate=self.rotate,
         )
         # What is wrong with the settings is said now.
-        self.quantiser(clips=[(1, self.clip), *((1, clip) for clip in self.clips.values())])
+        self.quantiser(clips=[(1, clip) for clip in self.clips.values()])
         if self.provisioning is not None:
             folder = Path(self.provisioning)
             self.coordinator = SigningKey.from_text("coordinator", (folder / "coordinator.key").read_text("ascii"))
@@ -163,7 +163,7 @@ class Settings:
             dimension=dimension(base, self.exclude),
             n_min=n_min,
             n_max=clients,
-            quantiser=self.quantiser(clips=runs(base, self.exclude, self.clip, self.clips)),
+            quantiser=self.quantiser(clips=runs(base, self.exclude, self.clip, self.clips) if self.clips else []),
             gamma=self.gamma,
             delta=self.delta,
             min_colluders=self.min_colluders,

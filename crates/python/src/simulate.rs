@@ -139,9 +139,12 @@ struct Measured<'a> {
     measures: Vec<Measure>,
 }
 
+/// Mean, standard deviation, lower and upper end.
+type Estimated = (f64, Option<f64>, Option<f64>, Option<f64>);
+
 /// Mean of the values, their standard deviation, and the ends of the 95 % confidence interval of the mean; `None` without a value.
 #[pyfunction]
-pub fn estimate(values: Vec<f64>) -> Option<(f64, Option<f64>, Option<f64>, Option<f64>)> {
+pub fn estimate(values: Vec<f64>) -> Option<Estimated> {
     let Estimate { mean, deviation, low, high, .. } = Estimate::of(&values)?;
     Some((mean, deviation, low, high))
 }

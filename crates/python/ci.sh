@@ -24,7 +24,7 @@ pip() { "$env/bin/python" -m pip --disable-pip-version-check --quiet "$@"; }
 step pip install 'maturin>=1.9,<2'
 (cd "$here" && step maturin build --release --locked --out "$root/target/wheels")
 wheel=$(ls target/wheels/unisono-*-abi3-*.whl)
-step pip install "$wheel[test,examples,flower]"
+step pip install "$wheel[test,examples,notebooks,flower]"
 if [ -z "${UNISONO_BIN:-}" ]; then
     step cargo build --release --locked --bin unisono
     export UNISONO_BIN=${CARGO_TARGET_DIR:-$root/target}/release/unisono
@@ -40,12 +40,17 @@ step env CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$root/target}" \
 cd "$env"
 step mypy --strict --cache-dir "$env/mypy" -p unisono
 step stubtest --allowlist "$here/stubtest.allow" unisono
-cp -r "$here/tests" "$here/examples" .
+cp -r "$here/tests" "$here/examples" "$here/notebooks.py" .
+mkdir -p docs
+cp "$root/docs/python.md" docs
 step python -m pytest -q -p no:cacheprovider tests
-step python examples/first_steps.py
+UNISONO_QUICK=1 step python notebooks.py
 step python examples/learning.py --quick
 step python examples/sklearn_trainer.py --rounds 6
 step python examples/flower_two_lines.py --clients 5 --drop 1
 step python examples/flower_message_api.py --clients 5 --rounds 2 --drop 1
 step python examples/flower_digits.py --aggregation all --engine local --clients 8 --rounds 2 --drop 1
 step python examples/flower_compare.py --clients 10 --dim 20000 --repeat 1
+
+# As those install it who have no Rust, with every Python that is here.
+step "$here/wheels.sh" "$root/$wheel"

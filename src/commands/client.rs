@@ -23,6 +23,7 @@ use super::{read_key, read_secret, write_key};
 
 /// A device.
 #[derive(clap::Subcommand)]
+#[allow(clippy::large_enum_variant)] // one of them lives, once
 pub enum Command {
     /// Makes a device's keys: FILE (secret, stays on the device) and FILE.pub, which the registrar enrols.
     Keys {

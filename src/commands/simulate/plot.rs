@@ -57,7 +57,7 @@ fn caption(reports: &[Report], repeats: usize) -> String {
         }),
         ("drop-out ", |s| s.dropout.clone()),
         ("network ", |s| s.network.clone()),
-        ("deadline, s, ", |s| s.deadline.to_string()),
+        ("deadline ", |s| format!("{} s", s.deadline)),
         ("rounds ", |s| s.rounds.to_string()),
     ];
     let mut text = String::new();

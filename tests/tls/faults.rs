@@ -68,7 +68,7 @@ async fn a_device_tells_that_it_retries_and_goes_on_when_the_certificate_is_rene
     }
     world.authority.issue(Terms::default()).write(world.deployment.folder());
     assert_eq!(all(devices).await, vec![Summary { completed: 1, missed: 0, declined: 0 }; 5]);
-    let told = told.lock().unwrap();
+    let told = told.lock().unwrap().clone();
     assert!(told.iter().take(20).all(|(text, _)| text.contains("has expired")), "{told:?}");
     coordinator.stop().await;
 }

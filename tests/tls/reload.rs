@@ -115,12 +115,9 @@ async fn metrics_that_others_can_reach_are_served_by_tls_and_tell_of_the_certifi
             }
         };
         let late = tokio::time::timeout(Duration::from_secs(60), told).await.is_err();
-        assert!(
-            !late,
-            "{words:?} is not told\n{}\n{:?}",
-            log.lock().unwrap(),
-            get(&metrics, &authority, "/metrics").await
-        );
+        let metrics = get(&metrics, &authority, "/metrics").await;
+        let log = log.lock().unwrap().clone();
+        assert!(!late, "{words:?} is not told\n{log}\n{metrics:?}");
     };
     for listener in ["devices", "metrics"] {
         tells(&format!("unisono_tls_valid_until{{listener=\"{listener}\"}} 2")).await;
@@ -128,7 +125,8 @@ async fn metrics_that_others_can_reach_are_served_by_tls_and_tell_of_the_certifi
     }
     write(&folder.join("server.pem"), "-----BEGIN CERTIFICATE-----\nhalf");
     tells("unisono_tls_refused{listener=\"devices\"} 1").await;
-    assert!(log.lock().unwrap().contains("the last good ones stay in use"), "{}", log.lock().unwrap());
+    let written = log.lock().unwrap().clone();
+    assert!(written.contains("the last good ones stay in use"), "{written}");
     // Soon over.
     let day = 86_400;
     world
@@ -136,10 +134,9 @@ async fn metrics_that_others_can_reach_are_served_by_tls_and_tell_of_the_certifi
         .issue(Terms { from: Some(-80 * day), until: Some(5 * day + 3_600), ..Terms::default() })
         .write(folder);
     tells("unisono_tls_refused{listener=\"devices\"} 0").await;
-    let log = log.lock().unwrap();
-    assert!(log.contains("expires in 5 days") && !log.contains("PRIVATE"), "{log}");
+    let written = log.lock().unwrap().clone();
+    assert!(written.contains("expires in 5 days") && !written.contains("PRIVATE"), "{written}");
     // Handshakes that failed are counted with the other limits.
-    drop(log);
     let _ = tokio::net::TcpStream::connect(("127.0.0.1", listen)).await.unwrap().write_all(b"SSH-2.0-x\r\n").await;
     tells("unisono_limited_total{limit=\"handshake\"} 1").await;
 }

@@ -207,7 +207,7 @@ mod tests {
     }
 
     fn report(seed: u64, dropout: &str) -> Report {
-        let builder = Simulation::builder().clients(20).dimension(10).rounds(2).seed(seed);
+        let builder = Simulation::builder().clients(20).dimension(10).rounds(2).seed(seed).delta(0.1);
         builder.dropout(Dropout::parse(dropout).unwrap()).build().unwrap().run(&mut ()).unwrap()
     }
 

@@ -23,7 +23,6 @@ use super::{read_key, read_secret, write_key};
 
 /// A device.
 #[derive(clap::Subcommand)]
-#[allow(clippy::large_enum_variant)] // one of them lives, once
 pub enum Command {
     /// Makes a device's keys: FILE (secret, stays on the device) and FILE.pub, which the registrar enrols.
     Keys {
@@ -38,7 +37,7 @@ pub enum Command {
     /// Opens the released model as an enrolled device, and writes it as safetensors.
     Open {
         #[command(flatten)]
-        device: Device,
+        device: Box<Device>,
         /// Name of the model.
         #[arg(long)]
         model: String,

@@ -91,3 +91,21 @@ async fn handshakes_that_do_not_end_are_closed_in_seconds_and_hold_no_place_for_
     assert!(raw::is_served(&address, &authority).await, "they gave their places back");
     coordinator.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_gets_no_more_handshakes_than_calls() {
+    let mut world = World::new(Terms::default());
+    let limits = &mut world.deployment.config.limits;
+    // One a second, and ten at once.
+    (limits.calls_per_address, limits.proxies) = (1, vec![]);
+    let coordinator = world.start().await;
+    let (address, authority) = (coordinator.address().to_string(), world.authority.pem());
+    let mut done = 0;
+    for _ in 0..40 {
+        done += u32::from(raw::connect(&address, &authority, &[]).await.is_ok());
+    }
+    assert!((10..30).contains(&done), "{done} handshakes");
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    assert!(raw::connect(&address, &authority, &[]).await.is_ok(), "the rate has passed");
+    coordinator.stop().await;
+}

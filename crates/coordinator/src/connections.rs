@@ -309,7 +309,11 @@ pub(crate) fn incoming(
                 },
                 () = sender.closed() => return,
             };
-            let (peer, of_address) = match door.enter(address) {
+            let entered = door.enter(address).and_then(|(peer, of_address)| {
+                let admitted = tls.is_none() || door.gate.takes_handshake(&peer);
+                if admitted { Ok((peer, of_address)) } else { Err("calls_address") }
+            });
+            let (peer, of_address) = match entered {
                 Ok(entered) => entered,
                 Err(limit) => {
                     limited(limit);

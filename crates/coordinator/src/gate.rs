@@ -265,6 +265,11 @@ impl Gate {
         self.calls.try_take(1, caller.is_known()).ok_or_else(busy)
     }
 
+    /// Counts a TLS handshake as a call of its address, a proxy's excepted; whether there were not too many.
+    pub fn takes_handshake(&self, peer: &Peer) -> bool {
+        peer.is_proxy() || self.addresses.check(&network(peer.address().ip())).is_ok()
+    }
+
     /// Counts a call that names a device.
     ///
     /// # Errors

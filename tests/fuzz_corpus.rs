@@ -80,7 +80,7 @@ fn calls_end_as_the_names_of_their_seeds_say() {
         ends.insert(end);
     }
     let all = "Ok waits Internal Unimplemented conflict incomplete malformed no_such_model no_such_release no_such_task release_key \
-               too_large unknown_client wrong_phase";
+               signature too_large unknown_client wrong_phase";
     assert_eq!(ends, all.split(' ').map(str::to_owned).collect());
 }
 

@@ -140,9 +140,12 @@ pub fn sdk(error: unisono_client::Error) -> PyErr {
     match error {
         E::Protocol(error) => client(*error),
         E::Release(error) => release(error),
-        E::Unreachable(_) | E::Refused { .. } | E::Ended { .. } | E::Endpoint { .. } | E::Tls { .. } | E::Certificate { .. } => {
-            class::ConnectionError::new_err(error.to_string())
-        }
+        E::Unreachable(_)
+        | E::Refused { .. }
+        | E::Ended { .. }
+        | E::Endpoint { .. }
+        | E::Tls { .. }
+        | E::Certificate { .. } => class::ConnectionError::new_err(error.to_string()),
         E::Record(error) => class::RecordError::new_err(error.to_string()),
         other => class::ClientError::new_err(other.to_string()),
     }

@@ -179,7 +179,7 @@ def test_the_share_that_the_clip_cuts_is_learned_and_told(flower_log):
 
     parameters, report, logged = one_round(flower_log, start, fit)
     assert report["cut"] == pytest.approx(0.5, abs=1e-3) and report["error_bound"] < 1e-2
-    assert sum("100 % of array 1 lies beyond the clip" in text for text in logged) == 5
+    assert sum("100 % of array 1 lies beyond its clip" in text for text in logged) == 5
     assert "50 % of the elements" in logged[-1] and "exclude" in logged[-1]
     parameters, report, logged = one_round(flower_log, start, fit, exclude=[1])
     assert report["cut"] < 1e-4 and parameters[1].tolist() == start[1].tolist() and not logged

@@ -242,10 +242,10 @@ def test_arrays_have_clips_of_their_own(tmp_path):
     world = World(tmp_path, update=train)
     result, report = world.run(start=start, clip=0.02, clips={"bn.var": 50.0, "steps": 8.0})
     assert report["cut"] == 0.0
-    np.testing.assert_allclose(numpy(result)["bn.var"], 40, atol=0.01)
+    np.testing.assert_allclose(numpy(result)["bn.var"], 40, atol=0.1)
     assert numpy(result)["steps"] == 7
     # The small array is rounded by steps of its own clip.
-    np.testing.assert_allclose(numpy(result)["w"], 0.01, atol=4e-6)
+    np.testing.assert_allclose(numpy(result)["w"], 0.01, atol=4e-5)
     # One clip for all cuts the two.
     _, report = World(tmp_path / "one", update=train).run(start=start, clip=0.02)
     assert report["cut"] == pytest.approx(0.5, abs=1e-3)

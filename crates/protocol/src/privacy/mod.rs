@@ -72,6 +72,10 @@ impl Privacy {
     /// [`EncodingError::Setting`].
     pub(crate) fn validate(&self, quantiser: &Quantiser) -> Result<(), EncodingError> {
         let setting = |setting, got: String, allowed| Err(EncodingError::Setting { setting, got, allowed });
+        // Before the variance, which grows with them: who sets the bits has not set it.
+        if quantiser.bits > MAX_BITS {
+            return setting("bits", quantiser.bits.to_string(), "1 to 24 in a round with privacy");
+        }
         let variance = self.noise_variance;
         if !(variance > 0.0 && variance <= MAX_NOISE_VARIANCE) {
             return setting(
@@ -86,9 +90,6 @@ impl Privacy {
         if !quantiser.metric_bounds.is_empty() {
             let got = format!("{} intervals", quantiser.metric_bounds.len());
             return setting("metrics", got, "none in a round with privacy: they would tell about single devices");
-        }
-        if quantiser.bits > MAX_BITS {
-            return setting("bits", quantiser.bits.to_string(), "1 to 24 in a round with privacy");
         }
         Ok(())
     }

@@ -21,8 +21,10 @@ FOLDER = Path(__file__).resolve().parent / "examples"
 def executed(path):
     notebook = nbformat.read(path, as_version=4)
     begun = time.monotonic()
+    # Its folder has the modules that it imports.
+    place = {"metadata": {"path": str(path.parent)}}
     # A cell that raises raises here, with its traceback.
-    NotebookClient(notebook, timeout=600, kernel_name="python3", record_timing=False).execute()
+    NotebookClient(notebook, timeout=600, kernel_name="python3", record_timing=False, resources=place).execute()
     print(f"{path.name}: {time.monotonic() - begun:.0f} s")
     return notebook
 

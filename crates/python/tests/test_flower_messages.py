@@ -305,6 +305,11 @@ def test_a_private_round_reports_what_it_reveals(tmp_path):
     assert grid.report["noise_deviation"] / 2 < np.std(reply.content["arrays"]["w"].numpy()) < 2 * grid.report["noise_deviation"]
     (first, alone), (second, both) = epsilons
     assert 0 < first == second == alone < both == grid.accountant.epsilon(1e-5)
+    # A server that is started again goes on with what it has kept, and says no less than was spent.
+    kept = unisono.Accountant.from_json(grid.accountant.to_json())
+    again = SecureGrid(world.grid, clip=1.0, l2_clip=4.0, noise_multiplier=0.5, provisioning=world.folder, accountant=kept)
+    again.send_and_receive([Message(content, n, "train") for n in world.grid.get_node_ids()])
+    assert again.report["total_epsilon"] > both > again.report["epsilon"]
 
 
 def test_a_device_with_a_smaller_epsilon_refuses_the_round(tmp_path, flower_log):

@@ -44,7 +44,7 @@ class SecureRounds:
         self.settings = settings
         #: By how much a round's number is above Flower's.
         self._ahead = 0
-        self.accountant = Accountant()
+        self.accountant = Accountant() if settings.accountant is None else settings.accountant
         self.report: dict[str, Any] = {}
 
     def play(

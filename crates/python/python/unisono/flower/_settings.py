@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
-from .. import ParamsError, Policy, Quantiser, Roster, RoundParams, SigningKey, default_n_min
+from .. import Accountant, ParamsError, Policy, Quantiser, Roster, RoundParams, SigningKey, default_n_min
 from ._averaging import Arrays, Label, dimension, runs
 from ._exchange import CUT
 from ._keys import registrar_key_of
@@ -35,6 +35,7 @@ class SettingsArguments(TypedDict, total=False):
     l2_clip: float | None
     noise_multiplier: float | None
     privacy_delta: float
+    accountant: Accountant | None
     metrics: Mapping[str, tuple[float, float]]
     n_min: int | None
     gamma: float
@@ -67,6 +68,8 @@ class Settings:
     noise_multiplier : differential privacy, above 0: deviation of the noise in the smallest sum, in units of ``l2_clip``, which it needs.
         Every update then has the same weight, and there are no metrics.
     privacy_delta : the delta, above 0 and below 1, for which the report gives epsilon.
+    accountant : what earlier runs with the same devices have spent: one that was kept after each round (``to_json``, pickle). The rounds
+        of this run are added to it, so that a run that is started again does not report less than was spent. ``None``: nothing yet.
     metrics : bounds of the training metrics whose weighted mean is learned, as ``{"train_loss": (0.0, 10.0)}``; values outside are
         cut. The devices declare the same names: ``unisono_mod(metrics=["train_loss"])``.
     n_min : smallest number of updates in a sum, from 3; default what :func:`unisono.default_n_min` gives for the clients that the
@@ -97,6 +100,7 @@ class Settings:
     l2_clip: float | None = None
     noise_multiplier: float | None = None
     privacy_delta: float = 1e-5
+    accountant: Accountant | None = None
     metrics: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     n_min: int | None = None
     gamma: float = 0.05

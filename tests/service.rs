@@ -25,7 +25,7 @@ use unisono::wire::proto::{GetRoundRequest, PollRequest, RoundPhase, UploadChunk
 
 mod deployed;
 
-use deployed::{CLIENTS, Raw, all, builder, constant, deployment, devices, finished, reason};
+use deployed::{CLIENTS, Raw, all, builder, constant, deployment, devices, finished, free_port, reason};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn bad_messages_get_typed_errors_and_the_round_goes_on_for_the_others() {
@@ -295,8 +295,8 @@ impl Drop for Process {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_coordinator_killed_in_any_phase_goes_on_with_the_round_and_clients_hardly_notice() {
     let deployment = Arc::new(deployment(5));
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let (listen, endpoint) = (port.to_string(), format!("http://{port}"));
+    let listen = format!("127.0.0.1:{}", free_port());
+    let endpoint = format!("http://{listen}");
     let (told, mut phases) = tokio::sync::mpsc::unbounded_channel();
     let process = Arc::new(std::sync::Mutex::new(Some(Process::start(&deployment, &listen))));
 

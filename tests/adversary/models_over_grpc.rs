@@ -1,5 +1,6 @@
 //! Sealed models over real connections: a coordinator that lies about them, a wire that breaks, and the token of semi-honest mode.
 
+use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -196,7 +197,7 @@ async fn broken(mut deployment: Deployment) -> (u64, u64) {
     begin_with(&mut deployment, &model);
     deployment.config.round.chunk_elements = 65_536;
     deployment.config.round.straggler_grace_ms = None;
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let port = SocketAddr::from(([127, 0, 0, 1], crate::deployed::free_port()));
     deployment.config.listen = port;
     let coordinator = Coordinator::start(deployment.config.clone()).await.unwrap();
     let (tap, others) = (Tap::start(port).await, Tap::start(port).await);

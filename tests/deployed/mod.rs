@@ -1,6 +1,7 @@
 //! A real coordinator with five enrolled devices, in this process: shared by the tests that go over gRPC.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use tokio::task::JoinSet;
@@ -20,6 +21,19 @@ use unisono::wire::proto::get_round_response::State;
 use unisono::wire::{MAX_MESSAGE_LEN, REASON_KEY};
 
 pub const CLIENTS: u32 = 5;
+
+/// A port that is free on every address. It is none of those that the system gives out by itself, one of which another test may have got
+/// before this one is listened on.
+pub fn free_port() -> u16 {
+    static TAKEN: AtomicU32 = AtomicU32::new(0);
+    loop {
+        let place = std::process::id().wrapping_mul(61).wrapping_add(TAKEN.fetch_add(1, Ordering::Relaxed));
+        let port = 10_000 + (place % 20_000) as u16;
+        if std::net::TcpListener::bind(("0.0.0.0", port)).is_ok() {
+            return port;
+        }
+    }
+}
 
 pub fn deployment(rounds: u64) -> Deployment {
     let mut deployment = Deployment::make(&Plan { clients: CLIENTS, rounds, delta: 0.2, max_examples: 10 }).unwrap();

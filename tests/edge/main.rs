@@ -35,7 +35,7 @@ mod deployed;
 mod process;
 mod rooms;
 
-use deployed::{Raw, all, deployment, devices, reason};
+use deployed::{Raw, all, deployment, devices, free_port, reason};
 
 fn now() -> u64 {
     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs()

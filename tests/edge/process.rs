@@ -2,8 +2,8 @@
 
 use super::*;
 
-fn free_port() -> SocketAddr {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+fn free_address() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], free_port()))
 }
 
 /// Changes the configuration file.
@@ -19,7 +19,7 @@ fn configure(deployment: &Deployment, listen: SocketAddr, more: &str) -> std::pa
 #[tokio::test(flavor = "multi_thread")]
 async fn a_flood_of_refused_calls_leaves_few_lines_in_the_log() {
     let deployment = deployment(1);
-    let listen = free_port();
+    let listen = free_address();
     let path = configure(&deployment, listen, "");
     for json in [false, true] {
         let mut command = Command::new(env!("CARGO_BIN_EXE_unisono"));
@@ -65,7 +65,7 @@ async fn a_flood_of_refused_calls_leaves_few_lines_in_the_log() {
 fn open_files_and_limits_are_checked_before_the_service_starts() {
     let deployment = deployment(1);
     let check = |more: &str, hard: u64, soft: u64| {
-        let path = configure(&deployment, free_port(), more);
+        let path = configure(&deployment, free_address(), more);
         let line = format!(
             "ulimit -Sn {soft} && ulimit -Hn {hard} && exec {} coordinator --check --config {}",
             env!("CARGO_BIN_EXE_unisono"),

@@ -25,7 +25,7 @@ use unisono::local::Deployment;
 use unisono_tls::rustls::NamedGroup;
 
 use certificates::{Authority, Terms};
-use deployed::{all, builder, constant, deployment, finished};
+use deployed::{all, builder, constant, deployment, finished, free_port};
 
 /// Five devices, a coordinator's certificate, and its authority.
 struct World {

@@ -87,8 +87,7 @@ async fn get(address: &str, authority: &str, path: &str) -> Option<String> {
 async fn metrics_that_others_can_reach_are_served_by_tls_and_tell_of_the_certificate() {
     let world = World::new(Terms::default());
     let (folder, authority) = (world.deployment.folder(), world.authority.pem());
-    let port = || std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let (listen, metrics) = (port(), port());
+    let (listen, metrics) = (free_port(), free_port());
     let text = std::fs::read_to_string(folder.join("coordinator.toml")).unwrap();
     let text = text.replace(
         "listen = \"127.0.0.1:0\"",

@@ -42,7 +42,7 @@ mod process;
 mod state;
 mod sums;
 
-use deployed::{Raw, all, builder, constant, deployment, devices, finished, reason};
+use deployed::{Raw, all, builder, constant, deployment, devices, finished, free_port, reason};
 use proxy::{Lie, Proxy};
 
 fn now() -> u64 {

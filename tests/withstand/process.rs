@@ -31,8 +31,8 @@ fn process(deployment: &Deployment, listen: &str, more: &str) -> Process {
     Process(command.unwrap())
 }
 
-fn free_port() -> String {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
+fn free_address() -> String {
+    format!("127.0.0.1:{}", free_port())
 }
 
 /// Status line and body of a GET request.
@@ -48,7 +48,7 @@ fn get(address: &str, path: &str) -> Option<(String, String)> {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_metrics_listener_tells_whether_the_process_lives_and_is_ready() {
     let deployment = deployment(1);
-    let (listen, metrics) = (free_port(), free_port());
+    let (listen, metrics) = (free_address(), free_address());
     let mut process = process(&deployment, &listen, &format!("metrics_listen = \"{metrics}\""));
     let stderr = process.0.stderr.take().unwrap();
     std::thread::spawn(move || BufReader::new(stderr).lines().for_each(drop));
@@ -114,7 +114,7 @@ fn sigterm_while_the_coordinator_loads_is_a_clean_stop() {
     let roster = deployment.folder().join("roster.bin");
     std::fs::remove_file(&roster).unwrap();
     assert!(Command::new("mkfifo").arg(&roster).status().unwrap().success());
-    let mut process = process(&deployment, &free_port(), "");
+    let mut process = process(&deployment, &free_address(), "");
     std::thread::sleep(Duration::from_millis(1_500));
     assert!(process.0.try_wait().unwrap().is_none(), "it loads");
     assert!(Command::new("kill").arg(process.0.id().to_string()).status().unwrap().success());
